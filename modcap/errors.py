@@ -1,0 +1,23 @@
+"""What can go wrong for a reason the user can mend, and the exit codes that say so."""
+
+from __future__ import annotations
+
+__all__ = ["GateRefused", "InputError", "ModcapError"]
+
+
+class ModcapError(Exception):
+    """Base of every error that modcap raises on purpose; ``exit_code`` is the command's."""
+
+    exit_code = 1
+
+
+class InputError(ModcapError):
+    """The user's input is wrong. The message is one line: what, where, how to mend it."""
+
+    exit_code = 2
+
+
+class GateRefused(ModcapError):
+    """A promotion gate refused; the message is the reason."""
+
+    exit_code = 3

@@ -1,0 +1,67 @@
+"""A set of images as jobs read it: raw pixels, labels and the normalisation, as bytes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from modcap.results import DamagedResult, digest
+
+__all__ = ["ImageSet"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images at the network's size, with labels.
+
+    Attributes:
+        pixels: (N, C, H, W) uint8 (0 to 255) or float32 (0 to 1).
+        labels: (N,) int64.
+        mean, std: per channel, applied to pixels on the scale 0 to 1.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def normalized(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Images start to stop as the network takes them: (n, C, H, W) float32."""
+        x = self.pixels[start:stop]
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return (x - mean[:, None, None]) / std[:, None, None]
+
+    def to_bytes(self) -> bytes:
+        """safetensors, the same for the same images."""
+        header = {"normalization": json.dumps({"mean": self.mean, "std": self.std})}
+        tensors = {"labels": self.labels.contiguous(), "pixels": self.pixels.contiguous()}
+        return save(tensors, header)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ImageSet:
+        """The inverse of :meth:`to_bytes`; raises :class:`modcap.results.DamagedResult`."""
+        try:
+            tensors = load(data)
+            length = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + length])["__metadata__"]["normalization"]
+            stated = json.loads(header)
+            return cls(
+                tensors["pixels"], tensors["labels"], tuple(stated["mean"]), tuple(stated["std"])
+            )
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise DamagedResult(f"not a set of images: {error}") from error
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of :meth:`to_bytes`."""
+        return digest(self.to_bytes())

@@ -1,0 +1,253 @@
+"""What each kind of job computes: pure functions of parameters, inputs and earlier results."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from modcap import artifact, capacity, oscillation, selection
+from modcap.images import ImageSet
+from modcap.network import Network
+from modcap.plan import Job, Kind
+from modcap.quantized import Bits, attach, restore, state_of
+from modcap.reconstruct import Inputs, Progress, calibrate, chain, harden, reconstruct
+from modcap.recipe import CapacityScale, Homogeneity, Method, Optimiser
+from modcap.results import Result
+from modcap.selection import Span
+
+__all__ = ["Workbench", "run"]
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class Workbench:
+    """Reads inputs by digest and keeps the last few in memory, parsed.
+
+    ``fetch`` returns the bytes of an input; it is asked once per digest while that is kept.
+    """
+
+    fetch: Callable[[str], bytes]
+    _kept: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def holding(cls, inputs: dict[str, Any]) -> Workbench:
+        """A workbench on which a few parsed inputs lie already, and which can fetch no other."""
+        return cls(inputs.__getitem__, dict(inputs))
+
+    def _keep(self, digest: str, parse: Callable[[bytes], _T]) -> _T:
+        if digest not in self._kept:
+            while len(self._kept) >= 6:
+                del self._kept[next(iter(self._kept))]
+            self._kept[digest] = parse(self.fetch(digest))
+        value: _T = self._kept[digest]
+        return value
+
+    def network(self, job: Job) -> Network:
+        return self._keep(job.inputs["network"], Network.from_bytes)
+
+    def images(self, job: Job, role: str) -> ImageSet:
+        return self._keep(job.inputs[role], ImageSet.from_bytes)
+
+
+def run(
+    job: Job,
+    bench: Workbench,
+    needs: Sequence[Result],
+    progress: Progress | None = None,
+) -> Result:
+    """Computes ``job``.
+
+    Args:
+        job: what to do.
+        bench: where its inputs come from.
+        needs: results of ``job.needs``, in that order.
+        progress: told of the loss while a group is reconstructed.
+    """
+    start = time.perf_counter()
+    torch.set_num_threads(job.threads)
+    result = _RUNNERS[job.kind](job, bench, needs, progress)
+    seconds = round(time.perf_counter() - start, 4)
+    return Result(result.tensors, result.meta | {"seconds": seconds, "label": job.label})
+
+
+def _layer_bits(params: Mapping[str, Any]) -> list[list[Bits]]:
+    return [[Bits(*pair) for pair in module] for module in params["bits"]]
+
+
+@torch.no_grad()
+def _capacity(
+    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
+) -> Result:
+    p = job.params
+    modules = bench.network(job).partition.modules
+    index: int = p["module"]
+    if p["measure"] == "data-free":
+        bits = [Bits(*pair) for pair in p["bits"]]
+        return Result(meta={"capacity": capacity.data_free(modules[index], bits, p["alpha"])})
+    x = bench.images(job, "calibration").normalized(0, p["images"])
+    x_quantized = x
+    for module, bits in zip(modules, _layer_bits(p), strict=False):
+        quantized = attach(module, bits)
+        calibrate([quantized], x, p["p"])
+        harden([quantized])
+        x, x_quantized = chain([module], x), chain([quantized], x_quantized)
+    return Result(meta={"capacity": capacity.data_dependent(x_quantized, x)})
+
+
+def _select(
+    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
+) -> Result:
+    p = job.params
+    partition = bench.network(job).partition
+    count = len(partition.modules)
+    values = [float(result.meta["capacity"]) for result in needs]
+    compared = values
+    if p.get("capacity_scale") == CapacityScale.LOG.value:
+        compared = [math.copysign(math.log(max(abs(v), 1e-30)), 1) for v in values]
+    differences = capacity.differentials(compared) if values else [0.0] * (count - 1)
+    allowed = [True] * (count - 1)
+    if p.get("homogeneity") == Homogeneity.PAPER.value:
+        signatures = [capacity.signature(module) for module in partition.modules]
+        allowed = [a == b for a, b in zip(signatures, signatures[1:], strict=False)]
+    mask = _mask(p, differences, allowed, partition.names, bool(values))
+    return Result(
+        meta={
+            "capacities": values,
+            "differentials": differences,
+            "allowed": allowed,
+            "selected": list(mask),
+            "k": sum(mask),
+            "groups": [list(span) for span in selection.spans(mask)],
+        }
+    )
+
+
+def _mask(
+    p: Mapping[str, Any],
+    differences: Sequence[float],
+    allowed: Sequence[bool],
+    names: Sequence[str],
+    measured: bool,
+) -> tuple[bool, ...]:
+    if p["selection"] == "explicit":
+        return selection.explicit(p["groups"], names)
+    k = p["k"]
+    if k is None:
+        k = selection.automatic_k(differences, allowed) if measured else 0
+    if p["selection"] == "random":
+        return selection.random_k(k, allowed, p["seed"])
+    return selection.top_k(differences, k, allowed)
+
+
+def _reconstruct(
+    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
+) -> Result:
+    p = job.params
+    span, bits = Span(p["start"], p["stop"]), _layer_bits(p)
+    floats = bench.network(job).partition.modules
+    x = bench.images(job, "calibration").normalized()
+    full = chain(floats[: span.start], x)
+    quantized = full if not needs else chain(_restored(floats, bits, needs, span.start), x)
+    inputs = Inputs(quantized, full, chain(floats[span.start : span.stop], full))
+    group = [attach(floats[i], bits[i]) for i in range(*span)]
+    calibrate(group, full, p["p"])
+    outcome = reconstruct(
+        group,
+        inputs,
+        Method(p["method"]),
+        Optimiser(**p.get("optimiser", {"iterations": 0})),
+        _group_seed(p),
+        progress,
+    )
+    tensors = {
+        f"{index}.{name}": tensor
+        for index, module in zip(range(*span), group, strict=True)
+        for name, tensor in state_of(module)
+    }
+    meta = {"start": span.start, "stop": span.stop, "error": outcome.error}
+    return Result(tensors | {"curve": outcome.curve}, meta)
+
+
+def _group_seed(params: Mapping[str, Any]) -> int:
+    """One seed per group, so that no group's draws depend on which ran before it."""
+    text = f"{params.get('seed', 0)}/{params['start']}/{params['stop']}/{params.get('wave', 0)}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def _restored(
+    floats: Sequence[nn.Module], bits: list[list[Bits]], needs: Sequence[Result], stop: int
+) -> list[nn.Module]:
+    """The first ``stop`` modules, quantized as the results of their groups say."""
+    tensors: dict[str, Tensor] = {}
+    for result in needs:
+        tensors |= result.tensors
+    modules: list[nn.Module] = []
+    for index in range(stop):
+        module = attach(floats[index], bits[index])  # type: ignore[arg-type]
+        prefix = f"{index}."
+        restore(
+            module,
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)},
+        )
+        modules.append(module)
+    return modules
+
+
+def _assemble(
+    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
+) -> Result:
+    states: dict[str, Tensor] = {}
+    for result in needs:
+        states |= {n: t for n, t in result.tensors.items() if n != "curve"}
+    data = artifact.pack_network(bench.network(job), states, _layer_bits(job.params))
+    packed = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    digest = hashlib.sha256(data).hexdigest()
+    return Result({"artifact": packed}, {"artifact": digest, "artifact_bytes": len(data)})
+
+
+@torch.no_grad()
+def _evaluate(
+    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
+) -> Result:
+    network, images = bench.network(job), bench.images(job, "evaluation")
+    if not needs:
+        return Result(meta={"top1": top1(network, images), "images": len(images)})
+    quantized = artifact.unpack_network(needs[0].tensors["artifact"].numpy().tobytes())
+    x = bench.images(job, "calibration").normalized(0, 256)
+    losses = oscillation.losses(network.partition.modules, quantized.modules_in_order, x)
+    return Result(
+        meta={
+            "top1": top1(quantized, images),
+            "images": len(images),
+            "losses": losses,
+            "oscillation": oscillation.oscillation(losses),
+            "final_error": losses[-1],
+        }
+    )
+
+
+@torch.no_grad()
+def top1(model: Callable[[Tensor], Tensor], images: ImageSet, batch: int = 250) -> float:
+    """Percentage of images whose largest logit is their label's."""
+    hits = 0
+    for start in range(0, len(images), batch):
+        logits = model(images.normalized(start, start + batch))
+        hits += int((logits.argmax(1) == images.labels[start : start + batch]).sum())
+    return 100 * hits / len(images)
+
+
+_RUNNERS = {
+    Kind.CAPACITY: _capacity,
+    Kind.SELECT: _select,
+    Kind.RECONSTRUCT: _reconstruct,
+    Kind.ASSEMBLE: _assemble,
+    Kind.EVALUATE: _evaluate,
+}

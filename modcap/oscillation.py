@@ -1,0 +1,39 @@
+"""Oscillation of the loss over depth, measured alike for all methods (DESIGN.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from modcap.reconstruct import chain, relative_error
+
+__all__ = ["losses", "oscillation"]
+
+
+@torch.no_grad()
+def losses(full: Sequence[nn.Module], quantized: Sequence[nn.Module], x: Tensor) -> list[float]:
+    """Loss of each module's output with everything up to it quantized, over its FP energy.
+
+    Args:
+        full: the full-precision modules of a network, in order.
+        quantized: the same, quantized.
+        x: (N, C, H, W) input images.
+
+    Returns:
+        ||y_q - y||^2 / ||y||^2 for each module.
+    """
+    y, y_quantized, found = x, x, []
+    for module, quantized_module in zip(full, quantized, strict=True):
+        y, y_quantized = chain([module], y), chain([quantized_module], y_quantized)
+        found.append(relative_error(y_quantized, y))
+    return found
+
+
+def oscillation(values: Sequence[float]) -> float:
+    """Mean absolute difference of adjacent losses over the mean loss; 0 for a flat curve."""
+    if len(values) < 2 or not sum(values):
+        return 0.0
+    steps = [abs(a - b) for a, b in zip(values, values[1:], strict=False)]
+    return (sum(steps) / len(steps)) / (sum(values) / len(values))

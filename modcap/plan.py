@@ -1,0 +1,249 @@
+"""The plan: a directed acyclic graph of pure, content-addressed jobs.
+
+A single run, a sweep and a scheduled scan are all a list of cells. Planning is pure: it turns the
+cells, and the results that are already known, into jobs. What depends on a selection that has not
+run yet cannot be planned; the plan then says so (``open``) and is made again once it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+from modcap.network import Network
+from modcap.quantized import Bits, bits_of
+from modcap.recipe import CapacityKind, Method, Recipe, Schedule, Selection
+from modcap.results import Result, canonical, digest
+from modcap.selection import Span
+
+__all__ = ["Cell", "CellPlan", "Job", "Kind", "Plan", "plan"]
+
+REVISION = 1
+"""Of the algorithm: raise it when the same job would give other bytes than before."""
+
+
+class Kind(str, Enum):
+    """What a job computes."""
+
+    CAPACITY = "capacity"
+    SELECT = "select"
+    RECONSTRUCT = "reconstruct"
+    ASSEMBLE = "assemble"
+    EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pure unit of work; equal keys are equal work.
+
+    Attributes:
+        kind: what it computes.
+        params: JSON that decides the result.
+        inputs: role (network, calibration, evaluation) to digest.
+        needs: keys of the jobs whose results it reads, in order.
+        label: for people; not part of the key.
+        threads: CPU threads it runs with; part of the key through ``params`` where it matters.
+    """
+
+    kind: Kind
+    params: dict[str, Any]
+    inputs: dict[str, str]
+    needs: tuple[str, ...] = ()
+    label: str = field(default="", compare=False)
+    threads: int = field(default=1, compare=False)
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of kind, revision, parameters, inputs and the keys it needs."""
+        identity = {
+            "kind": self.kind.value,
+            "revision": REVISION,
+            "params": self.params,
+            "inputs": self.inputs,
+            "needs": list(self.needs),
+        }
+        return digest(canonical(identity))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One quantization to make: a network, its images (by digest) and a recipe."""
+
+    network: Network
+    calibration: str
+    evaluation: str
+    recipe: Recipe
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """The jobs of one cell by role; empty where the selection is not known yet."""
+
+    cell: Cell
+    capacities: tuple[str, ...]
+    select: str
+    groups: tuple[Span, ...] = ()
+    reconstructs: tuple[str, ...] = ()
+    assemble: str = ""
+    evaluate: str = ""
+    evaluate_full: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Unique jobs in an order in which each comes after those it needs."""
+
+    jobs: tuple[Job, ...]
+    cells: tuple[CellPlan, ...]
+    open: bool
+
+
+def plan(cells: Iterable[Cell], known: Callable[[str], Result | None]) -> Plan:
+    """Plans as far as the known results reach.
+
+    Args:
+        cells: what to quantize.
+        known: the result of a key, or None; asked for selections only.
+    """
+    jobs: dict[str, Job] = {}
+
+    def add(job: Job) -> str:
+        jobs.setdefault(job.key, job)
+        return job.key
+
+    planned = tuple(_plan_cell(cell, add, known) for cell in cells)
+    return Plan(tuple(jobs.values()), planned, open=any(not c.assemble for c in planned))
+
+
+def _plan_cell(
+    cell: Cell, add: Callable[[Job], str], known: Callable[[str], Result | None]
+) -> CellPlan:
+    capacities = tuple(add(job) for job in _capacity_jobs(cell))
+    select = add(_select_job(cell, capacities))
+    full = add(_evaluate_full_job(cell))
+    selected = known(select)
+    if selected is None:
+        return CellPlan(cell, capacities, select, evaluate_full=full)
+    groups = tuple(Span(*span) for span in selected.meta["groups"])
+    needs: tuple[str, ...] = ()
+    for wave in range(_waves(cell.recipe)):
+        needs = _add_wave(cell, groups, wave, needs, add)
+    inputs = {"network": cell.network.digest}
+    params = {"bits": _bits(cell)}
+    assemble = add(Job(Kind.ASSEMBLE, params, inputs, needs, label=f"assemble {cell.name}"))
+    images = {"calibration": cell.calibration, "evaluation": cell.evaluation}
+    threads = cell.recipe.threads
+    evaluate = add(
+        Job(
+            Kind.EVALUATE,
+            {"of": "quantized"},
+            inputs | images,
+            (assemble,),
+            label=f"evaluate {cell.name}",
+            threads=threads,
+        )
+    )
+    return CellPlan(cell, capacities, select, groups, needs, assemble, evaluate, full)
+
+
+def _waves(recipe: Recipe) -> int:
+    return recipe.waves if recipe.schedule is Schedule.WAVES else 1
+
+
+def _add_wave(
+    cell: Cell,
+    groups: Sequence[Span],
+    wave: int,
+    before: tuple[str, ...],
+    add: Callable[[Job], str],
+) -> tuple[str, ...]:
+    """Adds the reconstruct jobs of one wave; ``before`` are the keys of the last one's."""
+    keys: list[str] = []
+    independent = cell.recipe.schedule is Schedule.WAVES or cell.recipe.method is Method.RTN
+    for index, span in enumerate(groups):
+        needs = before[: index + 1] if wave else () if independent else tuple(keys)
+        keys.append(add(_reconstruct_job(cell, span, wave, needs)))
+    return tuple(keys)
+
+
+def _bits(cell: Cell) -> list[list[Bits]]:
+    r = cell.recipe
+    return bits_of(cell.network.partition, r.w_bits, r.a_bits, r.edge_bits)
+
+
+def _capacity_jobs(cell: Cell) -> list[Job]:
+    recipe, names = cell.recipe, cell.network.partition.names
+    if recipe.capacity is CapacityKind.NONE or recipe.method is Method.RTN:
+        return []
+    bits = _bits(cell)
+    inputs = {"network": cell.network.digest}
+    jobs = []
+    for index, name in enumerate(names):
+        params: dict[str, Any] = {"measure": recipe.capacity.value, "module": index}
+        if recipe.capacity is CapacityKind.DATA_FREE:
+            params |= {"bits": bits[index], "alpha": recipe.stride_coefficient}
+        else:
+            params |= {
+                "bits": bits[: index + 1],
+                "images": recipe.capacity_images,
+                "p": recipe.scale_exponent,
+            }
+            inputs = inputs | {"calibration": cell.calibration}
+        jobs.append(Job(Kind.CAPACITY, params, inputs, label=f"capacity {name}"))
+    return jobs
+
+
+def _select_job(cell: Cell, capacities: tuple[str, ...]) -> Job:
+    recipe = cell.recipe
+    params: dict[str, Any] = {"selection": recipe.selection.value, "k": recipe.k}
+    if recipe.selection is Selection.EXPLICIT:
+        params = {"selection": "explicit", "groups": recipe.groups}
+    elif recipe.method is Method.RTN:
+        params["k"] = 0
+    else:
+        params["homogeneity"] = recipe.homogeneity.value
+        params["capacity_scale"] = recipe.capacity_scale.value
+        if recipe.selection is Selection.RANDOM:
+            params["seed"] = recipe.seed
+    inputs = {"network": cell.network.digest}
+    return Job(Kind.SELECT, params, inputs, capacities, label=f"select {cell.name}")
+
+
+def _reconstruct_job(cell: Cell, span: Span, wave: int, needs: tuple[str, ...]) -> Job:
+    recipe = cell.recipe
+    params: dict[str, Any] = {
+        "start": span.start,
+        "stop": span.stop,
+        "bits": _bits(cell)[: span.stop],
+        "method": recipe.method.value,
+        "p": recipe.scale_exponent,
+    }
+    if recipe.method is not Method.RTN:
+        params |= {
+            "optimiser": recipe.optimiser.model_dump(mode="json"),
+            "seed": recipe.seed,
+            "threads": recipe.threads,
+            "input": "prefix" if needs else "full",
+        }
+    if wave:
+        params["wave"] = wave
+    names = cell.network.partition.names
+    title = names[span.start]
+    if span.stop - span.start > 1:
+        title += f"+{names[span.stop - 1]}" if span.stop - span.start == 2 else "…" + names[span.stop - 1]
+    inputs = {"network": cell.network.digest, "calibration": cell.calibration}
+    label = f"{recipe.method.value} W{recipe.w_bits}A{recipe.a_bits} {title}"
+    if recipe.schedule is Schedule.WAVES:
+        label += f" wave {wave + 1}"
+    return Job(Kind.RECONSTRUCT, params, inputs, needs, label=label, threads=recipe.threads)
+
+
+def _evaluate_full_job(cell: Cell) -> Job:
+    inputs = {"network": cell.network.digest, "evaluation": cell.evaluation}
+    params = {"of": "full precision"}
+    threads = cell.recipe.threads
+    return Job(Kind.EVALUATE, params, inputs, label="evaluate full precision", threads=threads)

@@ -1,0 +1,255 @@
+"""A module with quantizers: the float graph, its weight layers wrapped, their inputs quantized.
+
+Every tensor that a weight layer consumes is quantized once, in front of all of its consumers, so
+the shortcut of a residual block sees what its convolution sees. A module owns the quantizers of
+its weights and of the values that it consumes, its input among them: all of its state is local.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from modcap.partition import Partition, weight_layers
+from modcap.quantizer import dequantize, levels, quantize, search_scale
+
+__all__ = ["ActivationQuantizer", "Bits", "QuantLayer", "attach", "bits_of", "quantizers"]
+
+GAMMA, ZETA = -0.1, 1.1  # stretch of the rectified sigmoid (AdaRound, eq. 23)
+
+
+class Bits(NamedTuple):
+    """Bit-widths of one weight layer and of its input."""
+
+    weight: int
+    activation: int
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Quantized x, where ``keep``; gradients pass straight through the rounding (LSQ, eq. 3-5)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, top: int, keep: Tensor | None
+    ) -> Tensor:
+        ratio = x / scale
+        shifted = torch.round(ratio) + zero
+        q = torch.clamp(shifted, 0, top)
+        y = (q - zero) * scale
+        if keep is not None:
+            y = torch.where(keep, y, x)
+        inside = shifted == q
+        slope = torch.where(inside, q - zero - ratio, q - zero)
+        ctx.save_for_backward(inside, slope, keep)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inside, slope, keep = ctx.saved_tensors
+        (grad,) = grads
+        through = inside if keep is None else inside | ~keep
+        active = grad if keep is None else grad * keep
+        return grad * through, (active * slope).sum().reshape(()), None, None, None
+
+
+class ActivationQuantizer(nn.Module):
+    """Per-tensor affine quantization with a learned scale.
+
+    ``enabled`` False passes values through; ``keep_probability`` below 1 leaves each element
+    unquantized with the remaining probability (QDrop, eq. 8), drawn from ``generator``.
+    """
+
+    scale: nn.Parameter
+    zero_point: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("zero_point", torch.zeros(()))
+        self.enabled = True
+        self.keep_probability = 1.0
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return x
+        keep = None
+        if self.keep_probability < 1:
+            draw = torch.rand(x.shape, generator=self.generator, device=x.device)
+            keep = draw < self.keep_probability
+        top = levels(self.bits)
+        return cast(Tensor, _FakeQuantize.apply(x, self.scale, self.zero_point, top, keep))
+
+    def calibrate(self, values: Tensor, p: float) -> None:
+        """Sets scale and zero point by the search of :func:`search_scale` on ``values``."""
+        scale, zero = search_scale(values.reshape(1, -1), self.bits, p)
+        self.scale.data.copy_(scale[0])
+        self.zero_point.copy_(zero[0])
+
+
+class QuantLayer(nn.Module):
+    """A convolution or linear layer whose weight is quantized per output channel.
+
+    Three states: *float* (``integers`` and ``rounding`` are None), *soft* (``rounding`` holds the
+    variables of the rectified sigmoid) and *hard* (``integers`` hold the weight, the ``layer`` its
+    float image).
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, layer: nn.Module, bits: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.bits = bits
+        weight = self.weight
+        self.axis = 1 if getattr(layer, "transposed", False) else 0
+        channels = weight.shape[self.axis]
+        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("zero_point", torch.zeros(channels))
+        self.rounding: nn.Parameter | None = None
+        self.stretch: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        self.integers: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        return cast(Tensor, self.layer.weight)
+
+    def _spread(self, per_channel: Tensor) -> Tensor:
+        shape = [1] * self.weight.ndim
+        shape[self.axis] = -1
+        return per_channel.reshape(shape)
+
+    def calibrate(self, p: float) -> None:
+        """Searches scale and zero point of each output channel."""
+        rows = self.weight.detach().transpose(0, self.axis).flatten(1)
+        scale, zero = search_scale(rows, self.bits, p)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero)
+
+    def soften(self) -> None:
+        """Creates the rounding variables V with h(V) = the fraction that rounding down drops."""
+        ratio = self.weight.detach() / self._spread(self.scale)
+        self._floor = torch.floor(ratio) + self._spread(self.zero_point)
+        fraction = ratio - torch.floor(ratio)
+        self.rounding = nn.Parameter(-torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1))
+        self.stretch = nn.Parameter(torch.zeros_like(self.scale))
+        if getattr(self.layer, "bias", None) is not None:
+            self.bias = nn.Parameter(cast(Tensor, self.layer.bias).detach().clone())
+
+    def up(self) -> Tensor:
+        """h(V) in [0, 1]: how far each weight is rounded up (AdaRound, eq. 23)."""
+        assert self.rounding is not None
+        return torch.clamp(torch.sigmoid(self.rounding) * (ZETA - GAMMA) + GAMMA, 0, 1)
+
+    def soft_weight(self) -> Tensor:
+        assert self.stretch is not None
+        q = torch.clamp(self._floor + self.up(), 0, levels(self.bits))
+        scale = self._spread(self.scale * torch.exp(self.stretch))
+        return dequantize(q, scale, self._spread(self.zero_point))
+
+    def harden(self) -> None:
+        """Rounds to integers; afterwards ``layer`` computes with their float image."""
+        scale, zero = self._spread(self.scale), self._spread(self.zero_point)
+        if self.rounding is None:
+            q = quantize(self.weight.detach(), scale, zero, self.bits)
+        else:
+            assert self.stretch is not None
+            q = torch.clamp(self._floor + (self.rounding.detach() >= 0), 0, levels(self.bits))
+            self.scale = (self.scale * torch.exp(self.stretch.detach())).contiguous()
+        bias = None if self.bias is None else self.bias.detach()
+        self.restore(q.to(torch.uint8), self.scale, self.zero_point, bias)
+
+    def restore(
+        self, integers: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None
+    ) -> None:
+        """Puts the layer into the hard state with the given integers, scale, zero point, bias."""
+        self.integers, self.scale, self.zero_point = integers, scale, zero_point
+        self.rounding = self.stretch = self.bias = None
+        image = dequantize(integers.float(), self._spread(scale), self._spread(zero_point))
+        self.weight.data = image.to(self.weight.dtype)
+        if bias is not None:
+            cast(Tensor, self.layer.bias).data = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rounding is None:
+            return cast(Tensor, self.layer(x))
+        state = {"weight": self.soft_weight()}
+        if self.bias is not None:
+            state["bias"] = self.bias
+        return cast(Tensor, functional_call(self.layer, state, (x,)))
+
+
+def bits_of(partition: Partition, w_bits: int, a_bits: int, edge_bits: int) -> list[list[Bits]]:
+    """Bits of each weight layer of each module: ``edge_bits`` for the first and last layer."""
+    bits = [[Bits(w_bits, a_bits) for _ in weight_layers(m)] for m in partition.modules]
+    bits[0][0] = bits[-1][-1] = Bits(edge_bits, edge_bits)
+    return bits
+
+
+def attach(module: fx.GraphModule, bits: list[Bits]) -> fx.GraphModule:
+    """A copy of ``module`` with quantizers, in the float state (activation quantizers enabled).
+
+    Where layers of different bits share an input, the larger width is taken.
+    """
+    copied = copy.deepcopy(module)
+    graph = copied.graph
+    inputs: dict[fx.Node, int] = {}
+    for node, layer_bits in zip(weight_layers(copied), bits, strict=True):
+        target = cast(str, node.target)
+        copied.set_submodule(target, QuantLayer(copied.get_submodule(target), layer_bits.weight))
+        source = cast(fx.Node, node.args[0])
+        inputs[source] = max(inputs.get(source, 0), layer_bits.activation)
+    for index, (source, width) in enumerate(inputs.items()):
+        name = f"input_quantizer_{index}"
+        copied.add_module(name, ActivationQuantizer(width))
+        with graph.inserting_after(source):
+            quantized = graph.call_module(name, (source,))
+        source.replace_all_uses_with(quantized, delete_user_cb=lambda n, q=quantized: n is not q)
+    copied.recompile()
+    return copied
+
+
+def quantizers(module: nn.Module) -> tuple[dict[str, QuantLayer], dict[str, ActivationQuantizer]]:
+    """The weight layers and the activation quantizers of an attached module, by name, in order."""
+    named = dict(module.named_modules())
+    layers = {n: m for n, m in named.items() if isinstance(m, QuantLayer)}
+    activations = {n: m for n, m in named.items() if isinstance(m, ActivationQuantizer)}
+    return layers, activations
+
+
+def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a hard module: integers, scales, zero points and biases."""
+    layers, activations = quantizers(module)
+    for name, layer in layers.items():
+        assert layer.integers is not None
+        yield f"{name}.integers", layer.integers
+        yield f"{name}.scale", layer.scale
+        yield f"{name}.zero_point", layer.zero_point.to(torch.uint8)
+        if getattr(layer.layer, "bias", None) is not None:
+            yield f"{name}.bias", cast(Tensor, layer.layer.bias).detach()
+    for name, quantizer in activations.items():
+        yield f"{name}.scale", quantizer.scale.detach()
+        yield f"{name}.zero_point", quantizer.zero_point.to(torch.uint8)
+
+
+def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse of :func:`state_of`, onto a freshly attached module."""
+    layers, activations = quantizers(module)
+    for name, layer in layers.items():
+        layer.restore(
+            state[f"{name}.integers"],
+            state[f"{name}.scale"],
+            state[f"{name}.zero_point"].float(),
+            state.get(f"{name}.bias"),
+        )
+    for name, quantizer in activations.items():
+        quantizer.scale.data.copy_(state[f"{name}.scale"])
+        quantizer.zero_point.copy_(state[f"{name}.zero_point"])

@@ -1,0 +1,192 @@
+"""The recipe: all that decides the result of a quantization, as one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from modcap.errors import InputError
+from modcap.results import canonical, digest
+
+__all__ = [
+    "PRESETS",
+    "CapacityKind",
+    "Homogeneity",
+    "Method",
+    "Optimiser",
+    "Recipe",
+    "Schedule",
+    "Selection",
+]
+
+
+class Method(str, Enum):
+    """How the weights of a group are rounded."""
+
+    RTN = "rtn"
+    ADAROUND = "adaround"
+    BRECQ = "brecq"
+    QDROP = "qdrop"
+
+
+class CapacityKind(str, Enum):
+    """How the capacity of a module is computed; ``none`` joins nothing."""
+
+    DATA_FREE = "data-free"
+    DATA_DEPENDENT = "data-dependent"
+    NONE = "none"
+
+
+class Selection(str, Enum):
+    """How boundaries are chosen, given the differentials."""
+
+    TOP_K = "top-k"
+    RANDOM = "random"
+    EXPLICIT = "explicit"
+
+
+class Homogeneity(str, Enum):
+    """Which neighbours may be compared: those with equal strides and groups, or any."""
+
+    PAPER = "paper"
+    ANY = "any"
+
+
+class CapacityScale(str, Enum):
+    """The scale on which capacities are compared: as they are, or their logarithms."""
+
+    RAW = "raw"
+    LOG = "log"
+
+
+class Schedule(str, Enum):
+    """In which order the groups of one checkpoint are reconstructed."""
+
+    SEQUENTIAL = "sequential"
+    WAVES = "waves"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Optimiser(_Frozen):
+    """The optimisation of one group (defaults: the published experiments)."""
+
+    iterations: int = Field(20_000, ge=0, description="Adam steps per group")
+    batch_size: int = Field(32, ge=1, description="images per step")
+    rounding_rate: float = Field(1e-3, gt=0, description="learning rate of rounding variables")
+    scale_rate: float = Field(4e-5, ge=0, description="learning rate of activation scales")
+    relative_scale_rate: bool = Field(
+        False, description="scale_rate counts in units of the scale that the search found"
+    )
+    weight_scale_rate: float = Field(
+        0.0, ge=0, description="relative learning rate of weight scales; 0 keeps them as searched"
+    )
+    bias_rate: float = Field(0.0, ge=0, description="learning rate of biases; 0 keeps them")
+    rounding_decay: bool = Field(False, description="cosine decay of rounding_rate too")
+    regulariser: float = Field(0.01, ge=0, description="weight of the rounding regulariser")
+    warm_up: float = Field(0.2, ge=0, lt=1, description="fraction of steps without regulariser")
+    beta_start: float = Field(20.0, gt=0)
+    beta_end: float = Field(2.0, gt=0)
+    keep_probability: float = Field(
+        0.5, ge=0, le=1, description="qdrop: probability that an element is quantized"
+    )
+
+
+class Recipe(_Frozen):
+    """All that decides the result. Equal recipes, checkpoints and images give equal bytes.
+
+    Example:
+        >>> Recipe(w_bits=2, a_bits=4, k=3).w_bits
+        2
+        >>> Recipe.preset("quick", w_bits=3).optimiser.iterations < 20_000
+        True
+    """
+
+    w_bits: int = Field(4, ge=2, le=8, description="bits of weights")
+    a_bits: int = Field(4, ge=2, le=8, description="bits of activations")
+    edge_bits: int = Field(8, ge=2, le=8, description="bits of the first and the last layer")
+    method: Method = Method.QDROP
+    capacity: CapacityKind = CapacityKind.DATA_FREE
+    capacity_scale: CapacityScale = CapacityScale.RAW
+    capacity_images: int = Field(256, ge=1, description="images for data-dependent capacity")
+    stride_coefficient: float = Field(1.6, gt=0, description="alpha of stride-2 convolutions")
+    homogeneity: Homogeneity = Homogeneity.PAPER
+    selection: Selection = Selection.TOP_K
+    k: int | None = Field(None, ge=0, description="boundaries to select; None chooses")
+    groups: tuple[tuple[str, ...], ...] = Field((), description="selection explicit: joined modules")
+    schedule: Schedule = Schedule.SEQUENTIAL
+    waves: int = Field(1, ge=1, description="schedule waves: how many")
+    scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
+    optimiser: Optimiser = Optimiser()
+    calibration: int = Field(1024, ge=1, description="calibration images")
+    seed: int = 0
+    threads: int = Field(1, ge=1, description="CPU threads per job; another number, other bytes")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if (self.selection is Selection.EXPLICIT) != bool(self.groups):
+            raise ValueError("selection explicit and groups go together: give both or neither")
+        if self.optimiser.batch_size > self.calibration:
+            raise ValueError(
+                f"batch_size {self.optimiser.batch_size} is more than the {self.calibration} "
+                "calibration images"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the recipe's canonical JSON."""
+        return digest(canonical(self.model_dump(mode="json")))
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
+        """Overlays ``values`` (nested, as in a recipe file) on ``base`` and validates the whole.
+
+        Raises:
+            InputError: a field is unknown or out of range; the message names field and bounds.
+        """
+        start = base.model_dump(mode="json") if base else {}
+        try:
+            return cls.model_validate(_overlay(start, values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "recipe"
+            given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
+            raise InputError(f"recipe: {where}: {first['msg']}{given}") from None
+
+    @classmethod
+    def preset(cls, name: str, **values: Any) -> Recipe:
+        """The preset ``name`` (``paper`` or ``quick``) with ``values`` laid over it."""
+        if name not in PRESETS:
+            raise InputError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
+        return cls.make(values, PRESETS[name])
+
+
+def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in values.items():
+        below = merged.get(name)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[name] = _overlay(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+PRESETS: dict[str, Recipe] = {
+    "paper": Recipe(),
+    "quick": Recipe(
+        optimiser=Optimiser(
+            iterations=500,
+            rounding_rate=1e-2,
+            scale_rate=1e-3,
+            relative_scale_rate=True,
+            weight_scale_rate=1e-3,
+            bias_rate=1e-3,
+            rounding_decay=True,
+        ),
+    ),
+}

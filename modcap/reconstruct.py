@@ -1,0 +1,244 @@
+"""Reconstruction: the rounding of one group, optimised to reproduce its full-precision output.
+
+Minimises, over rounding variables V and activation scales s of all modules of the group,
+
+    mean ||f(x; V, s) - y||^2 + lambda * sum (1 - |2 h(V) - 1|^beta)
+
+(AdaRound eq. 21-24; BRECQ eq. 10; QDrop algorithm 1), with x the group's input behind the
+quantized prefix and y its full-precision output. Joining modules makes one sum with one loss at
+the end of the group (MRECG, section 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modcap.quantized import ActivationQuantizer, QuantLayer, quantizers
+from modcap.recipe import Method, Optimiser
+
+__all__ = ["Inputs", "Outcome", "Progress", "calibrate", "chain", "reconstruct", "relative_error"]
+
+Progress = Callable[[int, int, float], None]
+"""Called with (step, steps, reconstruction loss) now and then."""
+
+_REPORTS = 50  # points of a loss curve
+_BATCH = 256  # images per forward pass where no gradient is needed
+_OBSERVED = 64  # images an activation's scale is searched on
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a group sees: its input behind the quantized prefix, and in full precision, and the
+    full-precision output it should reproduce. Each (N, ...), float32."""
+
+    quantized: Tensor
+    full: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Loss over steps (points, 2) as (step, loss), and the relative error after hardening."""
+
+    curve: Tensor
+    error: float
+
+
+@torch.no_grad()
+def chain(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """The output of ``modules`` one after another on x (N, ...), in batches."""
+    if not modules:
+        return x
+    parts = []
+    for part in x.split(_BATCH):
+        for module in modules:
+            part = module(part)
+        parts.append(part)
+    return torch.cat(parts)
+
+
+def relative_error(output: Tensor, target: Tensor) -> float:
+    """||output - target||^2 / ||target||^2."""
+    energy = float(target.double().square().sum())
+    return float((output.double() - target.double()).square().sum()) / max(energy, 1e-30)
+
+
+@torch.no_grad()
+def calibrate(modules: Sequence[nn.Module], full: Tensor, p: float) -> None:
+    """Searches the scales of weights, and of activations on full-precision values (N, ...)."""
+    step = max(1, len(full) // _OBSERVED)
+    x = full[::step][:_OBSERVED]
+    for module in modules:
+        layers, activations = quantizers(module)
+        handles = [q.register_forward_pre_hook(_observe(p)) for q in activations.values()]
+        for quantizer in activations.values():
+            quantizer.enabled = False
+        x = module(x)
+        for handle in handles:
+            handle.remove()
+        for quantizer in activations.values():
+            quantizer.enabled = True
+        for layer in layers.values():
+            layer.calibrate(p)
+
+
+def _observe(p: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(quantizer, ActivationQuantizer)
+        quantizer.calibrate(args[0], p)
+
+    return hook
+
+
+def harden(modules: Sequence[nn.Module]) -> None:
+    """Rounds every weight of the group to integers."""
+    for module in modules:
+        for layer in quantizers(module)[0].values():
+            layer.harden()
+
+
+def reconstruct(
+    modules: Sequence[nn.Module],
+    inputs: Inputs,
+    method: Method,
+    settings: Optimiser,
+    seed: int,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Optimises the calibrated ``modules`` jointly and hardens them in place.
+
+    Args:
+        modules: attached modules (:func:`modcap.quantized.attach`), scales searched.
+        inputs: see :class:`Inputs`.
+        method: ``rtn`` rounds to nearest; ``adaround`` optimises rounding with full-precision
+            activations; ``brecq`` adds quantized activations with learned scales; ``qdrop`` mixes
+            quantized and full-precision values, in the input and inside, while optimising.
+        settings: steps, batch size, rates, regulariser.
+        seed: of batches and drops.
+        progress: told of the loss about fifty times.
+    """
+    curve: list[tuple[int, float]] = []
+    if method is not Method.RTN and settings.iterations:
+        curve = _optimise(modules, inputs, method, settings, seed, progress)
+    harden(modules)
+    error = relative_error(chain(modules, inputs.quantized), inputs.target)
+    return Outcome(torch.tensor(curve, dtype=torch.float64).reshape(-1, 2), error)
+
+
+class _Group:
+    """The trainable parts of a group, and its forward pass."""
+
+    def __init__(self, modules: Sequence[nn.Module], method: Method, settings: Optimiser) -> None:
+        self.modules = modules
+        found = [quantizers(module) for module in modules]
+        self.layers: list[QuantLayer] = [x for layers, _ in found for x in layers.values()]
+        self.activations = [x for _, activations in found for x in activations.values()]
+        self.method, self.settings = method, settings
+
+    def prepare(self, generator: torch.Generator) -> None:
+        for layer in self.layers:
+            layer.soften()
+        for quantizer in self.activations:
+            quantizer.enabled = self.method is not Method.ADAROUND
+            if self.method is Method.QDROP:
+                quantizer.keep_probability = self.settings.keep_probability
+                quantizer.generator = generator
+
+    def finish(self) -> None:
+        for quantizer in self.activations:
+            quantizer.enabled, quantizer.keep_probability = True, 1.0
+            quantizer.generator = None
+            quantizer.scale.data.abs_()
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        s = self.settings
+        groups: list[dict[str, object]] = [
+            {"params": [x.rounding for x in self.layers], "lr": s.rounding_rate}
+        ]
+        if s.weight_scale_rate:
+            stretches = [x.stretch for x in self.layers]
+            groups.append({"params": stretches, "lr": s.weight_scale_rate})
+        if s.bias_rate:
+            biases = [x.bias for x in self.layers if x.bias is not None]
+            groups.append({"params": biases, "lr": s.bias_rate})
+        if s.scale_rate and self.method is not Method.ADAROUND:
+            for quantizer in self.activations:
+                unit = float(quantizer.scale.detach()) if s.relative_scale_rate else 1.0
+                groups.append({"params": [quantizer.scale], "lr": s.scale_rate * unit})
+        return groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.modules:
+            x = module(x)
+        return x
+
+    def penalty(self, beta: float) -> Tensor:
+        """sum over weights of 1 - |2 h(V) - 1|^beta (AdaRound, eq. 24)."""
+        terms = [(1 - (2 * layer.up() - 1).abs().pow(beta)).sum() for layer in self.layers]
+        return torch.stack(terms).sum()
+
+
+def _optimise(
+    modules: Sequence[nn.Module],
+    inputs: Inputs,
+    method: Method,
+    settings: Optimiser,
+    seed: int,
+    progress: Progress | None,
+) -> list[tuple[int, float]]:
+    generator = torch.Generator(inputs.target.device).manual_seed(seed)
+    group = _Group(modules, method, settings)
+    group.prepare(generator)
+    parameters = group.parameter_groups()
+    optimizer = torch.optim.Adam(parameters, fused=True)
+    rates = [float(p["lr"]) for p in optimizer.param_groups]
+    curve: list[tuple[int, float]] = []
+    for step in range(settings.iterations):
+        for index, (rate, place) in enumerate(zip(rates, optimizer.param_groups, strict=True)):
+            if index or settings.rounding_decay:
+                place["lr"] = rate * _cosine(step / settings.iterations)
+        x, y = _batch(inputs, method, settings, generator)
+        loss = (group.forward(x) - y).square().sum(1).mean()
+        total = loss
+        beta = _beta(step / settings.iterations, settings)
+        if beta is not None:
+            total = loss + settings.regulariser * group.penalty(beta)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if step % max(1, settings.iterations // _REPORTS) == 0 or step == settings.iterations - 1:
+            curve.append((step, float(loss.detach())))
+            if progress is not None:
+                progress(step + 1, settings.iterations, curve[-1][1])
+    group.finish()
+    return curve
+
+
+def _batch(
+    inputs: Inputs, method: Method, settings: Optimiser, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    device = inputs.target.device
+    size = min(settings.batch_size, len(inputs.target))
+    index = torch.randperm(len(inputs.target), generator=generator, device=device)[:size]
+    x = inputs.quantized[index]
+    if method is Method.QDROP:
+        draw = torch.rand(x.shape, generator=generator, device=device)
+        x = torch.where(draw < settings.keep_probability, x, inputs.full[index])
+    return x, inputs.target[index]
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _beta(done: float, settings: Optimiser) -> float | None:
+    """The exponent of the regulariser, annealed by a cosine; None during the warm-up."""
+    if done < settings.warm_up or not settings.regulariser:
+        return None
+    share = (done - settings.warm_up) / (1 - settings.warm_up)
+    return settings.beta_end + (settings.beta_start - settings.beta_end) * _cosine(share)

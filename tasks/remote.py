@@ -1,0 +1,98 @@
+"""One Ray task per job: read what it needs from the store, compute, write the result back."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from functools import cache
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import ray
+
+from modcap.errors import ModcapError
+from modcap.jobs import Workbench, run
+from modcap.plan import Job
+from modcap.results import Result
+from tasks.store import Store
+
+__all__ = ["MissingResult", "ProgressBoard", "run_job"]
+
+_KEPT_RESULTS = 64
+_REPORT_SECONDS = 0.3  # least time between two reports of one job
+
+
+class MissingResult(ModcapError):
+    """A result that the plan counted on is gone or damaged: plan again."""
+
+
+@ray.remote(num_cpus=0)
+class ProgressBoard:
+    """Where running jobs say how far they are; the driver reads it."""
+
+    def __init__(self) -> None:
+        self._state: dict[str, tuple[int, int, float]] = {}
+
+    def report(self, key: str, step: int, steps: int, loss: float) -> None:
+        self._state[key] = (step, steps, loss)
+
+    def read(self) -> dict[str, tuple[int, int, float]]:
+        return dict(self._state)
+
+
+class _Worker:
+    """What one worker process keeps between jobs: parsed inputs and recent results."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        cache_dir = Path(gettempdir()) / "modcap-inputs"
+        self.bench = Workbench(lambda digest: store.fetch_input(digest, cache_dir).read_bytes())
+        self._results: OrderedDict[str, Result] = OrderedDict()
+
+    def result(self, key: str) -> Result:
+        found = self._results.pop(key, None) or self.store.get(key)
+        if found is None:
+            raise MissingResult(f"the result of job {key[:12]} is not in the store any more")
+        self.keep(key, found)
+        return found
+
+    def keep(self, key: str, result: Result) -> None:
+        self._results[key] = result
+        while len(self._results) > _KEPT_RESULTS:
+            self._results.popitem(last=False)
+
+
+@cache
+def _worker(store: Store) -> _Worker:
+    return _Worker(store)
+
+
+def _reporter(board: Any, key: str) -> Any:
+    last = 0.0
+
+    def report(step: int, steps: int, loss: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _REPORT_SECONDS or step == steps:
+            last = now
+            board.report.remote(key, step, steps, loss)
+
+    return report
+
+
+@ray.remote
+def run_job(job: Job, store: Store, board: Any) -> dict[str, Any]:
+    """Computes ``job``, stores its result and returns the result's meta (small).
+
+    Raises:
+        MissingResult: a needed result is gone; computing it again mends that.
+    """
+    worker = _worker(store)
+    done = store.get(job.key)  # somebody else may have computed it since it was planned
+    if done is None:
+        needs = [worker.result(key) for key in job.needs]
+        done = run(job, worker.bench, needs, _reporter(board, job.key))
+        store.put(job.key, done)
+    worker.keep(job.key, done)
+    return done.meta

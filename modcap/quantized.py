@@ -38,23 +38,31 @@ class _FakeQuantize(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, top: int, keep: Tensor | None
     ) -> Tensor:
         ratio = x / scale
-        shifted = torch.round(ratio) + zero
-        q = torch.clamp(shifted, 0, top)
-        y = (q - zero) * scale
-        if keep is not None:
-            y = torch.where(keep, y, x)
-        inside = shifted == q
-        slope = torch.where(inside, q - zero - ratio, q - zero)
-        ctx.save_for_backward(inside, slope, keep)
-        return y
+        rounded = torch.round(ratio)
+        steps = torch.clamp(rounded, -zero, top - zero)
+        y = steps * scale
+        ctx.save_for_backward(ratio, steps, rounded == steps, keep)
+        return y if keep is None else torch.where(keep, y, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inside, slope, keep = ctx.saved_tensors
+        ratio, steps, inside, keep = ctx.saved_tensors
         (grad,) = grads
-        through = inside if keep is None else inside | ~keep
         active = grad if keep is None else grad * keep
-        return grad * through, (active * slope).sum().reshape(()), None, None, None
+        through = active * inside
+        slope = torch.dot(active.flatten(), steps.flatten())
+        slope -= torch.dot(through.flatten(), ratio.flatten())
+        if keep is not None:
+            through += grad - active
+        return through, slope, None, None, None
+
+
+def draw(shape: torch.Size, probability: float, like: Tensor, generator: Any) -> Tensor:
+    """True with ``probability`` (to 1/256) for each element; eight elements per random number."""
+    words = torch.empty((shape.numel() + 7) // 8, dtype=torch.int64, device=like.device)
+    words.random_(-(2**63), None, generator=generator)
+    octets = words.view(torch.uint8)[: shape.numel()]
+    return (octets < round(256 * probability)).reshape(shape)
 
 
 class ActivationQuantizer(nn.Module):
@@ -81,8 +89,7 @@ class ActivationQuantizer(nn.Module):
             return x
         keep = None
         if self.keep_probability < 1:
-            draw = torch.rand(x.shape, generator=self.generator, device=x.device)
-            keep = draw < self.keep_probability
+            keep = draw(x.shape, self.keep_probability, x, self.generator)
         top = levels(self.bits)
         return cast(Tensor, _FakeQuantize.apply(x, self.scale, self.zero_point, top, keep))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["dequantize", "fake_quantize", "levels", "quantize", "search_scale"]
 
 _SHRINKS = 90  # candidate ranges: 100 % down to 11 % of the range seen
-_SAMPLE = 1 << 17  # values a per-tensor search looks at
+_SAMPLE = 1 << 14  # values a per-tensor search looks at
 _CHUNK = 1 << 22  # values in memory at once, during the search
 
 

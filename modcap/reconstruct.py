@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modcap.quantized import ActivationQuantizer, QuantLayer, quantizers
+from modcap.quantized import ActivationQuantizer, QuantLayer, draw, quantizers
 from modcap.recipe import Method, Optimiser
 
 __all__ = ["Inputs", "Outcome", "Progress", "calibrate", "chain", "reconstruct", "relative_error"]
@@ -227,8 +227,8 @@ def _batch(
     index = torch.randperm(len(inputs.target), generator=generator, device=device)[:size]
     x = inputs.quantized[index]
     if method is Method.QDROP:
-        draw = torch.rand(x.shape, generator=generator, device=device)
-        x = torch.where(draw < settings.keep_probability, x, inputs.full[index])
+        keep = draw(x.shape, settings.keep_probability, x, generator)
+        x = torch.where(keep, x, inputs.full[index])
     return x, inputs.target[index]
 
 

@@ -1,0 +1,46 @@
+"""Connects a driver to the services: those that the environment names, or the local stack."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from infra import local
+from modcap.errors import InputError
+from tasks.store import Store
+
+__all__ = ["connected", "use_services"]
+
+
+def use_services() -> None:
+    """Starts what is missing of the local stack and puts every address into this environment.
+
+    Must run before Prefect or MLflow are imported: they read their addresses at import.
+    """
+    os.environ.update(local.up().environment())
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[Store]:
+    """The store, with Ray connected; leaves Ray as it was found."""
+    store = Store.from_environment()
+    store.ensure_bucket()
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(
+                address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR
+            )
+        except (ConnectionError, RuntimeError, TimeoutError) as error:
+            address = os.environ["RAY_ADDRESS"]
+            first = str(error).splitlines()[0]
+            raise InputError(f"Ray at {address} cannot be reached ({first}): check RAY_ADDRESS") from None
+    try:
+        yield store
+    finally:
+        if ours:
+            ray.shutdown()

@@ -1,0 +1,28 @@
+"""Evaluation of a packed artifact, outside any plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.request import images_of, local_path
+from modcap import artifact, data
+from modcap.errors import InputError
+from modcap.jobs import top1
+from modcap.preprocess import Preprocess
+
+__all__ = ["evaluate_artifact"]
+
+
+def evaluate_artifact(
+    address: str, spec: str, preprocess: str | None, limit: int | None
+) -> dict[str, Any]:
+    """Top-1 of the artifact at a local path or s3:// address on the test images of ``spec``."""
+    network = artifact.load(local_path(address))
+    if preprocess is None:
+        raise InputError("--preprocess is missing: an artifact does not know how images were scaled")
+    transform = Preprocess.parse(preprocess)
+    tests = data.load(spec, split="evaluation", preprocess=transform)
+    if limit is not None:
+        tests = tests.take(range(min(limit, len(tests.labels))))
+    images = images_of(tests, transform)
+    return {"artifact": address, "top1": top1(network, images), "images": len(images)}

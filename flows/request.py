@@ -1,0 +1,150 @@
+"""What a user asks for, and its preparation: checkpoint and images become a cell of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from modcap import checkpoint as checkpoints
+from modcap import data
+from modcap.capacity import signature
+from modcap.errors import InputError
+from modcap.images import ImageSet
+from modcap.network import Network, build
+from modcap.plan import Cell
+from modcap.preprocess import Preprocess
+from modcap.recipe import CapacityKind, Homogeneity, Method, Recipe, Selection
+from tasks.store import Store, fetch
+
+__all__ = ["Prepared", "Request", "prepare"]
+
+
+class Request(BaseModel):
+    """One quantization, as the command line, a deployment or a schedule asks for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: str = Field(description="local path or s3:// address of .pt2, .safetensors, .pt, .pth")
+    arch: str | None = Field(
+        None, description="torchvision:NAME, timm:NAME or package.module:factory; not for .pt2"
+    )
+    data: str = Field(description="fashion-mnist[:DIR], an ImageFolder directory, or an .npz")
+    eval_data: str | None = Field(None, description="where test images come from, if elsewhere")
+    eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
+    preprocess: str | None = Field(None, description="such as 'mean=0.286,std=0.353'")
+    name: str | None = Field(None, description="registered model; by default the file's stem")
+    recipe: Recipe = Recipe()
+
+    @property
+    def model_name(self) -> str:
+        stem = self.checkpoint.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        return self.name or stem
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request whose input was read and found good."""
+
+    request: Request
+    cell: Cell
+    calibration: ImageSet
+    evaluation: ImageSet
+    source: dict[str, str]
+    fp_bytes: int
+
+    def upload(self, store: Store) -> None:
+        """Puts what jobs read into the store, each once, under its digest."""
+        for value in (self.cell.network, self.calibration, self.evaluation):
+            store.upload_input(value.digest, value.to_bytes())
+
+    def with_recipe(self, recipe: Recipe, name: str) -> Prepared:
+        """The same checkpoint and images by another recipe (of equal calibration and seed)."""
+        cell = Cell(self.cell.network, self.cell.calibration, self.cell.evaluation, recipe, name)
+        request = self.request.model_copy(update={"recipe": recipe})
+        return Prepared(
+            request, cell, self.calibration, self.evaluation, self.source, self.fp_bytes
+        )
+
+
+def local_path(address: str) -> Path:
+    """A local path of what may lie in S3."""
+    if address.startswith("s3://"):
+        return fetch(address, Path(gettempdir()) / "modcap-fetched")
+    return Path(address)
+
+
+def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
+    return ImageSet(
+        torch.from_numpy(images.images),
+        torch.from_numpy(images.labels),
+        tuple(preprocess.mean),
+        tuple(preprocess.std),
+    )
+
+
+def prepare(request: Request) -> Prepared:
+    """Reads checkpoint and images and checks that they, and the recipe, fit each other.
+
+    Raises:
+        InputError: with one line that says what is wrong, where, and how to mend it.
+    """
+    recipe = request.recipe
+    checkpoint = checkpoints.load(local_path(request.checkpoint), request.arch)
+    preprocess = (
+        Preprocess.parse(request.preprocess)
+        if request.preprocess
+        else Preprocess.for_architecture(checkpoint.architecture)
+    )
+    pool = data.load(_data(request.data), split="calibration", preprocess=preprocess)
+    chosen = data.calibration(pool, recipe.calibration, recipe.seed)
+    tests = data.load(
+        _data(request.eval_data or request.data), split="evaluation", preprocess=preprocess
+    )
+    if request.eval_images is not None:
+        tests = tests.take(range(min(request.eval_images, len(tests.labels))))
+    calibration, evaluation = images_of(chosen, preprocess), images_of(tests, preprocess)
+    checkpoints.check_input(checkpoint, calibration.normalized(0, 2))
+    source = {
+        "checkpoint": request.checkpoint,
+        "checkpoint_digest": checkpoint.digest,
+        "architecture": checkpoint.architecture,
+        "data": request.data,
+        "preprocess": str(preprocess),
+    }
+    network = build(checkpoint.model, calibration.normalized(0, 2), source)
+    check_selection(network, recipe)
+    name = f"{request.model_name} W{recipe.w_bits}A{recipe.a_bits} {recipe.method.value}"
+    cell = Cell(network, calibration.digest, evaluation.digest, recipe, name)
+    return Prepared(request, cell, calibration, evaluation, source, _fp_bytes(network))
+
+
+def _data(spec: str) -> str:
+    return str(local_path(spec)) if spec.startswith("s3://") else spec
+
+
+def _fp_bytes(network: Network) -> int:
+    """Bytes of the folded network's weights in float32: what quantization is compared with."""
+    modules: Sequence[torch.nn.Module] = network.partition.modules
+    return sum(p.numel() * 4 for module in modules for p in module.parameters())
+
+
+def check_selection(network: Network, recipe: Recipe) -> None:
+    """Refuses, before any work is spent, a k that the network's boundaries cannot meet."""
+    if recipe.k is None or recipe.method is Method.RTN or recipe.selection is Selection.EXPLICIT:
+        return
+    if recipe.k and recipe.selection is Selection.TOP_K and recipe.capacity is CapacityKind.NONE:
+        raise InputError("--capacity none measures nothing to select by: use --k 0, or a capacity")
+    marks = [signature(module) for module in network.partition.modules]
+    same = [a == b for a, b in zip(marks, marks[1:], strict=False)]
+    allowed = sum(same) if recipe.homogeneity is Homogeneity.PAPER else len(same)
+    if recipe.k > allowed:
+        hint = f"; {len(same)} with homogeneity 'any'" if allowed < len(same) else ""
+        raise InputError(
+            f"--k {recipe.k} is larger than the {allowed} boundaries that may be selected{hint}: "
+            f"choose --k 0 to {allowed}"
+        )

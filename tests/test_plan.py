@@ -1,0 +1,123 @@
+"""Plans: equal work has equal keys, and what differs in the result differs in the key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from modcap.network import Network, build
+from modcap.plan import Cell, Job, Kind, Plan, plan
+from modcap.recipe import Recipe
+from modcap.results import Result
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(3 if not i else 4, 4, 3, padding=1), nn.ReLU()) for i in range(4)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    return build(model.eval(), torch.zeros(2, 3, 8, 8))
+
+
+def cell(network: Network, **values: Any) -> Cell:
+    return Cell(network, "calibration", "evaluation", Recipe.make(values))
+
+
+def selected(*groups: tuple[int, int]) -> Result:
+    return Result(meta={"groups": [list(group) for group in groups]})
+
+
+def complete(cells: list[Cell], groups: dict[int, list[tuple[int, int]]]) -> Plan:
+    """The whole plan, where a cell's selection answers by its k."""
+    by_select = {
+        planned.select: selected(*groups[c.recipe.k or 0])
+        for c, planned in zip(cells, plan(cells, lambda _: None).cells, strict=True)
+    }
+    return plan(cells, by_select.get)
+
+
+APART = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+LAST_JOINED = [(0, 1), (1, 2), (2, 3), (3, 5)]
+
+
+def kinds(found: Plan) -> list[str]:
+    return [job.kind.value for job in found.jobs]
+
+
+def test_plan_stays_open_until_the_selection_is_known(network: Network) -> None:
+    first = plan([cell(network, k=0)], lambda _: None)
+    assert first.open
+    assert set(kinds(first)) == {"capacity", "select", "evaluate"}
+    assert kinds(first).count("capacity") == len(network.partition.names)
+    assert not complete([cell(network, k=0)], {0: APART}).open
+
+
+def test_every_job_comes_after_those_it_needs(network: Network) -> None:
+    for schedule in ("sequential", "waves"):
+        found = complete([cell(network, k=0, schedule=schedule, waves=2)], {0: APART})
+        seen: set[str] = set()
+        for job in found.jobs:
+            assert set(job.needs) <= seen
+            seen.add(job.key)
+
+
+def test_cells_share_what_is_equal(network: Network) -> None:
+    cells = [cell(network, k=0), cell(network, k=1)]
+    both = complete(cells, {0: APART, 1: LAST_JOINED})
+    # the prefix of three single modules is shared; the joined group is new
+    assert kinds(both).count("reconstruct") == 6
+    assert kinds(both).count("capacity") == 5
+    assert len({job.key for job in both.jobs}) == len(both.jobs)
+
+
+def test_edge_layers_are_shared_between_bit_widths(network: Network) -> None:
+    cells = [cell(network, k=0, w_bits=bits) for bits in (2, 3, 4)]
+    found = complete(cells, {0: APART})
+    first = {p.reconstructs[0] for p in found.cells}
+    assert len(first) == 1
+    assert len({p.reconstructs[1] for p in found.cells}) == 3
+
+
+def test_waves_are_independent_and_later_ones_need_the_prefix(network: Network) -> None:
+    found = complete([cell(network, k=0, schedule="waves", waves=2)], {0: APART})
+    jobs = [job for job in found.jobs if job.kind is Kind.RECONSTRUCT]
+    assert [len(job.needs) for job in jobs] == [0] * 5 + [1, 2, 3, 4, 5]
+
+
+def test_first_group_is_shared_between_schedules(network: Network) -> None:
+    cells = [cell(network, k=0, schedule=s) for s in ("sequential", "waves")]
+    found = complete(cells, {0: APART})
+    a, b = found.cells
+    assert a.reconstructs[0] == b.reconstructs[0]
+    assert a.reconstructs[1] != b.reconstructs[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"w_bits": 3},
+        {"a_bits": 3},
+        {"method": "brecq"},
+        {"threads": 2},
+        {"optimiser": {"iterations": 7}},
+        {"scale_exponent": 2.0},
+    ],
+)
+def test_whatever_decides_the_result_changes_the_key(
+    network: Network, change: dict[str, Any]
+) -> None:
+    cells = [cell(network, k=0), cell(network, k=0, **change)]
+    a, b = complete(cells, {0: APART}).cells
+    assert a.reconstructs[2] != b.reconstructs[2]
+
+
+def test_label_does_not_change_the_key() -> None:
+    a = Job(Kind.SELECT, {"k": 1}, {"network": "n"}, label="a")
+    assert a.key == Job(Kind.SELECT, {"k": 1}, {"network": "n"}, label="b").key
+    assert a.key != Job(Kind.SELECT, {"k": 2}, {"network": "n"}).key
+    assert a.key != Job(Kind.SELECT, {"k": 1}, {"network": "m"}).key
+    assert a.key != Job(Kind.SELECT, {"k": 1}, {"network": "n"}, needs=("x",)).key

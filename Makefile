@@ -1,0 +1,48 @@
+# make quantize | test | lint | lock | clean. Needs Python 3.10 or later, and pip.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.10,$(if $(shell python$(v) -c '' 2>&1 || echo no),,python$(v))) python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export MODCAP_HOME ?= $(CURDIR)/.modcap
+
+CHECKPOINT ?= examples/fashion_mnist/checkpoints/mobilenet_v2_x0_5.safetensors
+ARCH ?= modcap.zoo:mobilenet_v2_x0_5
+
+.PHONY: help env quantize test lint lock clean
+
+help: ## Show the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+env: $(STAMP) ## Make the environment, with pip alone
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("modcap needs Python 3.10 or later: make PYTHON=…")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster,dev]'
+	@touch $@
+
+quantize: env ## Quantize the shipped MobileNetV2 x0.5 to W2A4, with everything that it needs
+	$(BIN)/modcap quantize $(CHECKPOINT) --arch $(ARCH) --data fashion-mnist \
+	  --w-bits 2 --a-bits 4 --method qdrop --capacity data-free --k auto --compare
+
+test: env ## Run all tests, also those against real servers
+	$(BIN)/python -m pytest
+
+lint: env ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: env ## Write constraints.txt again, for all platforms, from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	printf 'torch==2.13.0\ntorchvision==0.28.0\n' | $(BIN)/uv pip compile pyproject.toml - \
+	  --universal --python-version 3.10 --all-extras --no-emit-index-url --no-annotate \
+	  --custom-compile-command 'make lock' --output-file constraints.txt
+
+clean: ## Remove the environment and caches; data in .modcap stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modcap import _torchvision
+from modcap.preprocess import Preprocess
 
-__all__ = ["mobilenet_v2_x0_5", "regnet_tiny", "resnet18_narrow", "vgg_tiny"]
+__all__ = ["PREPROCESS", "mobilenet_v2_x0_5", "regnet_tiny", "resnet18_narrow", "vgg_tiny"]
+
+PREPROCESS = Preprocess(mean=(0.2860,), std=(0.3530,))
+"""What the shipped checkpoints were trained with, on Fashion-MNIST."""
 
 
 def mobilenet_v2_x0_5(num_classes: int = 10) -> nn.Module:

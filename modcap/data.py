@@ -173,7 +173,7 @@ def _read_idx(file: Path) -> NDArray[np.uint8]:
 
 def _read_npz(file: Path, source: str) -> Images:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
     except FileNotFoundError as error:
         raise InputError(f"data {file} does not exist: check the path") from error

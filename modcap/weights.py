@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = ["read"]
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_CODE = re.compile(r"global|reduce|allowlist|build", re.IGNORECASE)  # what torch refuses to call
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 
 
@@ -54,7 +56,7 @@ def _read_pickled(file: Path, data: bytes) -> Any:
     try:
         return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "nsupported" not in str(error):
+        if not _CODE.search(str(error)):
             raise _damaged(file, error) from error
         raise InputError(
             f"checkpoint {file} is a pickle that needs code to load, which modcap never executes: "

@@ -1,0 +1,282 @@
+"""Images: disjoint splits, the same choice everywhere, and one clear line for bad input."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from modcap import _torchvision, data
+from modcap.data import Images
+from modcap.errors import InputError
+from modcap.preprocess import Preprocess
+from modcap.zoo import PREPROCESS
+
+GRAY = Preprocess(mean=(0.5,), std=(0.25,))
+FULL = Path("/usr/share/datasets/fashion-mnist")
+SHIPPED = Path(data.__file__).parents[1] / "examples" / "fashion_mnist" / "data"
+
+
+def refused(spec: str, *words: str, preprocess: Preprocess = GRAY) -> None:
+    with pytest.raises(InputError) as caught:
+        data.load(spec, split="calibration", preprocess=preprocess)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def write_npz(path: Path, count: int = 40, **changes: object) -> str:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "images": rng.integers(0, 256, (count, 1, 6, 5), np.uint8),
+        "labels": np.arange(count),
+    }
+    np.savez(path, **(arrays | changes))  # type: ignore[arg-type]
+    return str(path)
+
+
+def write_folder(root: Path, count: int = 4, size: tuple[int, int] = (12, 10)) -> None:
+    for label, name in enumerate(("bag", "coat", "shirt")):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.full((size[1], size[0], 3), 40 * label + index, np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+
+
+# --- Fashion-MNIST
+
+
+def test_shipped_subset() -> None:
+    pool = data.load(f"fashion-mnist:{SHIPPED}", split="calibration", preprocess=PREPROCESS)
+    tests = data.load(f"fashion-mnist:{SHIPPED}", split="evaluation", preprocess=PREPROCESS)
+    assert pool.images.shape == (data.POOL, 1, 28, 28)
+    assert tests.images.shape == (10_000, 1, 28, 28)
+    assert (np.bincount(tests.labels) == 1000).all()
+    assert set(pool.labels) == set(range(10))
+    assert not {i.tobytes() for i in pool.images} & {i.tobytes() for i in tests.images}
+
+
+@pytest.mark.skipif(not FULL.is_dir(), reason="the full set is not installed")
+def test_full_set_and_subset_give_the_same_images() -> None:
+    for split in ("calibration", "evaluation"):
+        full, subset = (
+            data.load(f"fashion-mnist:{folder}", split=split, preprocess=PREPROCESS)  # type: ignore[arg-type]
+            for folder in (FULL, SHIPPED)
+        )
+        assert full.digest == subset.digest
+        assert data.calibration(full, 64, 1).digest == data.calibration(subset, 64, 1).digest
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_files(tmp_path: Path, suffix: str) -> None:
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
+    labels = np.array([2, 0, 1], np.uint8)
+    for name, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+        header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        raw = header + array.tobytes()
+        packed = gzip.compress(raw) if suffix else raw
+        (tmp_path / f"t10k-{name}-ubyte{suffix}").write_bytes(packed)
+    spec = f"fashion-mnist:{tmp_path}"
+    found = data.load(spec, split="evaluation", preprocess=GRAY)
+    assert (found.images[:, 0] == pixels).all()
+    assert (found.labels == labels).all()
+    broken = tmp_path / f"t10k-images-idx3-ubyte{suffix}"
+    broken.write_bytes(broken.read_bytes()[:-3])
+    with pytest.raises(InputError, match="damaged"):
+        data.load(spec, split="evaluation", preprocess=GRAY)
+
+
+def test_fashion_mnist_elsewhere(tmp_path: Path) -> None:
+    refused(f"fashion-mnist:{tmp_path}", str(tmp_path), "fashion-mnist:DIR")
+
+
+# --- arrays
+
+
+@pytest.mark.parametrize("count", [3, 40, 3 * data.POOL])
+def test_splits_of_one_source_are_disjoint_and_complete(tmp_path: Path, count: int) -> None:
+    spec = write_npz(tmp_path / "d.npz", count)
+    pool, rest, whole = (
+        data.load(spec, split=split, preprocess=GRAY)  # type: ignore[arg-type]
+        for split in ("calibration", "evaluation", "all")
+    )
+    assert len(pool) == min(data.POOL, count // 2)
+    assert sorted([*pool.labels, *rest.labels]) == sorted(whole.labels) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"labels": np.arange(3)}, "labels"),
+        ({"labels": np.zeros(40)}, "integer"),
+        ({"images": np.zeros((40, 6, 5), np.uint8)}, "(N, C, H, W)"),
+        ({"images": np.zeros((40, 1, 6, 5))}, "float64"),
+        ({"images": np.full((40, 1, 6, 5), 255, np.float32)}, "scale them"),
+        ({"images": np.full((40, 1, 6, 5), np.nan, np.float32)}, "nan"),
+        ({"images": np.zeros((40, 3, 6, 5), np.uint8)}, "3 channels"),
+        ({"images": np.array([{}] * 40)}, "cannot be read"),
+    ],
+)
+def test_bad_arrays(tmp_path: Path, changes: dict[str, object], word: str) -> None:
+    refused(write_npz(tmp_path / "d.npz", 40, **changes), word)
+
+
+def test_bad_npz_files(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    refused(str(path), "does not exist")
+    data_ = Path(write_npz(path)).read_bytes()
+    for damaged in (b"", data_[:200], b"noise" * 99):
+        path.write_bytes(damaged)
+        refused(str(path), "cannot be read")
+    np.savez(path, images=np.zeros((2, 1, 2, 2), np.uint8))
+    refused(str(path), "labels")
+
+
+# --- folders
+
+
+def test_folder_without_splits(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    rgb = Preprocess(crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+    pool, rest = (
+        data.load(str(tmp_path), split=split, preprocess=rgb)  # type: ignore[arg-type]
+        for split in ("calibration", "evaluation")
+    )
+    assert len(pool) == len(rest) == 6
+    assert pool.images.shape[1:] == (3, 8, 8)
+    for found in (pool, rest):
+        assert (found.images[:, 0, 0, 0] // 40 == found.labels).all()
+    seen = [int(image[0, 0, 0]) for image in (*pool.images, *rest.images)]
+    assert len(set(seen)) == 12
+
+
+def test_folder_with_splits_and_gray_images(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", count=5)
+    write_folder(tmp_path / "val", count=2)
+    sizes = [
+        len(data.load(str(tmp_path), split=split, preprocess=GRAY))  # type: ignore[arg-type]
+        for split in ("calibration", "evaluation", "all")
+    ]
+    assert sizes == [15, 6, 6]
+    assert data.load(str(tmp_path), split="all", preprocess=GRAY).images.shape == (6, 1, 10, 12)
+
+
+def test_resize_and_crop_are_torchvisions(tmp_path: Path) -> None:
+    _torchvision.models()
+    from torchvision.transforms import v2
+
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (37, 53, 3), np.uint8))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        picture.save(tmp_path / name / "0.png")
+    for method in ("bilinear", "bicubic"):
+        ours = Preprocess(resize=24, crop=21, interpolation=method, mean=(0.0,) * 3, std=(1.0,) * 3)
+        found = data.load(str(tmp_path), split="all", preprocess=ours).images[0]
+        resize = v2.Resize(24, interpolation=v2.InterpolationMode(method))
+        expected = np.asarray(v2.CenterCrop(21)(resize(picture))).transpose(2, 0, 1)
+        assert (found == expected).all()
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    refused(str(tmp_path / "none"), "does not exist")
+    refused(str(tmp_path), "no images")
+    write_folder(tmp_path)
+    refused(str(tmp_path), "crop=99", preprocess=Preprocess(crop=99, mean=(0.0,), std=(1.0,)))
+    Image.new("L", (3, 4)).save(tmp_path / "bag" / "0.png")
+    with pytest.raises(InputError, match="resize="):
+        data.load(str(tmp_path), split="all", preprocess=GRAY)
+    (tmp_path / "bag" / "0.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"bag/0\.png cannot be read"):
+        data.load(str(tmp_path), split="all", preprocess=GRAY)
+
+
+# --- the choice for calibration
+
+
+@given(st.integers(data.FLOOR, 100), st.integers(0, 2**32 - 1))
+def test_calibration_is_a_seeded_choice_without_repeats(count: int, seed: int) -> None:
+    images = Images(np.zeros((100, 1, 1, 1), np.uint8), np.arange(100), "test")
+    chosen = data.calibration(images, count, seed)
+    assert len(set(chosen.labels)) == count
+    assert chosen.digest == data.calibration(images, count, seed).digest
+    larger = data.calibration(images, 100, seed)
+    assert (larger.labels[:count] == chosen.labels).all()
+
+
+def test_calibration_sets_that_are_too_small() -> None:
+    images = Images(np.zeros((20, 1, 1, 1), np.uint8), np.zeros(20, np.int64), "test")
+    for source, count, words in [
+        (images, 21, "has 20 images"),
+        (images, data.FLOOR - 1, "too small"),
+        (images.take([]), 32, "has 0 images"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            data.calibration(source, count, 0)
+
+
+def test_the_permutation_never_changes() -> None:
+    assert data.permutation(60_000, 0)[:5].tolist() == [3048, 19563, 58303, 8870, 40228]
+
+
+# --- preprocessing
+
+
+def test_parse_is_the_inverse_of_str() -> None:
+    for text in ("mean=0.286,std=0.353", "resize=256,crop=224,mean=0.1/0.2/0.3,std=1.0/2.0/3.0"):
+        assert str(Preprocess.parse(text)) == text
+    imagenet = Preprocess.parse("imagenet")
+    assert Preprocess.parse(str(imagenet)) == imagenet
+    assert (imagenet.resize, imagenet.crop, imagenet.channels) == (256, 224, 3)
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.yaml"])
+def test_parse_reads_files(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text('{"mean": [0.5], "std": [0.25]}')
+    assert Preprocess.parse(str(file)) == GRAY
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        "mean=0.5",
+        "mean=0.5,std=0",
+        "mean=a,std=1",
+        "mean=0.5/0.5,std=1",
+        "mean=nan,std=1",
+        "mean=0,std=1,crop=0",
+        "mean=0,std=1,size=3",
+        "missing.json",
+    ],
+)
+def test_preprocessing_that_is_not_understood(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Preprocess.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_published_transforms() -> None:
+    assert Preprocess.for_architecture("modcap.zoo:vgg_tiny") == PREPROCESS
+    resnet = Preprocess.for_architecture("torchvision:resnet18")
+    assert (resnet.resize, resnet.crop, resnet.mean) == (256, 224, (0.485, 0.456, 0.406))
+    efficient = Preprocess.for_architecture("torchvision:efficientnet_b0")
+    assert efficient.interpolation == "bicubic"
+    for architecture in ("pt2", "json:dumps"):
+        with pytest.raises(InputError, match="--preprocess"):
+            Preprocess.for_architecture(architecture)
+
+
+def test_normalize() -> None:
+    bytes_ = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
+    expected = torch.tensor([-2.0, 2.0]).reshape(2, 1, 1, 1)
+    assert torch.equal(GRAY.normalize(bytes_), expected)
+    assert torch.equal(GRAY.normalize((bytes_ / 255).astype(np.float32)), expected)

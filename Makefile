@@ -21,6 +21,7 @@ help: ## Show the targets
 env: $(STAMP) ## Make the environment, with pip alone
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV): some minutes, 2.5 GB'
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("modcap needs Python 3.10 or later: make PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster,dev]'

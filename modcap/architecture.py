@@ -135,7 +135,8 @@ def _timm_factory(name: str) -> Factory:
 
 
 def timm_library() -> Any:
-    """The module ``timm``."""
+    """The module ``timm``, which imports torchvision."""
+    _torchvision.models()
     try:
         return import_module("timm")
     except ModuleNotFoundError as error:

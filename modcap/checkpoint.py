@@ -110,7 +110,7 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], complaint: str) -> None:
     """Puts ``weights`` into ``model``, which must match them name by name and shape by shape."""
     expected = model.state_dict()
     missing = [n for n in expected if n not in weights and not n.endswith(_UNUSED)]
-    unexpected = [n for n in weights if n not in expected and not n.endswith(_UNUSED)]
+    unexpected = sorted(n for n in weights if n not in expected and not n.endswith(_UNUSED))
     other = [
         f"{n} is {tuple(weights[n].shape)} for {tuple(expected[n].shape)}"
         for n in expected

@@ -9,6 +9,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +336,12 @@ def test_unknown_architecture(model: nn.Module, arch: str, word: str, tmp_path: 
     with pytest.raises(InputError, match=re.escape(word)) as caught:
         checkpoint.load(path, arch)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+def test_timm_that_is_not_installed(model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pip install timm"):
+        checkpoint.load(save_as("safetensors", weights(model), tmp_path), "timm:resnet18")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,0 +1,214 @@
+"""Capture: any vision network becomes one functional graph whose weight layers are modules.
+
+torch.fx traces first, since its graph keeps the author's layers; where that fails (data-dependent
+control flow) torch.export captures, and its convolutions, linear layers and batch norms over
+parameters are lifted back into ``nn`` modules, so that all that follows knows one dialect.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from modcap._messages import first_line
+from modcap.errors import InputError
+from modcap.lift import lift_layers
+from modcap.partition import WEIGHT_LAYERS
+
+__all__ = ["capture"]
+
+_IN_PLACE: dict[Any, Any] = {
+    getattr(operator, f"i{name}"): getattr(operator, name)
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+}
+_NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+def capture(model: nn.Module | ExportedProgram, example: Tensor) -> fx.GraphModule:
+    """The graph of ``model`` in eval mode: one tensor in, one tensor out, nothing in place.
+
+    Args:
+        model: left as it is; the graph is over copies of its tensors.
+        example: (N, C, H, W) with N of at least 2; the graph takes any N.
+
+    Raises:
+        InputError: the model cannot be captured, or a weight layer of it cannot be quantized.
+    """
+    if isinstance(model, ExportedProgram):
+        graph = _functional_program(model)
+    else:
+        own = copy.deepcopy(model).eval().requires_grad_(False)
+        graph = _traced(own) or _exported(own, example)
+    _make_functional(graph)
+    lift_layers(graph)
+    _drop_no_ops(graph)
+    _localise_batch_size(graph)
+    _check(graph, example)
+    return graph.requires_grad_(False)
+
+
+def _traced(model: nn.Module) -> fx.GraphModule | None:
+    try:
+        return fx.symbolic_trace(model)
+    except Exception:
+        return None
+
+
+def _exported(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    error: Exception | None = None
+    for batch in (Dim.DYNAMIC, Dim.AUTO):
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+            return _functional_program(program)
+        except Exception as caught:
+            error = error or caught
+    assert error is not None
+    raise InputError(
+        f"the model cannot be captured by torch.fx nor by torch.export ({first_line(error)}): "
+        "make its forward free of control flow over data"
+    )
+
+
+def _functional_program(program: ExportedProgram) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = cast(fx.GraphModule, program.run_decompositions({}).module())
+    for node in list(graph.graph.nodes):  # what checks the shapes of the inputs
+        if node.op == "call_module" and not node.users and node.target == "_guards_fn":
+            graph.graph.erase_node(node)
+    graph.graph.set_codegen(fx.graph.CodeGen())
+    return fx.GraphModule(graph, graph.graph)
+
+
+def _make_functional(graph: fx.GraphModule) -> None:
+    """Replaces what works in place; later readers of the old value read the new one."""
+    for module in graph.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+    order = {node: index for index, node in enumerate(graph.graph.nodes)}
+    for node in list(graph.graph.nodes):
+        if not _was_in_place(node):
+            continue
+        source = cast(fx.Node, node.args[0])
+        source.replace_all_uses_with(
+            node, delete_user_cb=lambda user, node=node: order.get(user, 0) > order[node]
+        )
+    graph.recompile()
+
+
+def _was_in_place(node: fx.Node) -> bool:
+    """Whether ``node`` changed its first argument; mends it so that it does so no more."""
+    if node.op == "call_function" and node.target in _IN_PLACE:
+        node.target = _IN_PLACE[node.target]
+        return True
+    if node.op == "call_method" and str(node.target).endswith("_") and str(node.target)[-2:] != "__":
+        node.target = str(node.target)[:-1]
+        return True
+    if node.op == "call_function" and node.kwargs.get("inplace"):
+        node.kwargs = {**node.kwargs, "inplace": False}
+        return True
+    name = getattr(node.target, "__name__", "")
+    if node.op == "call_function" and name.endswith("_") and hasattr(torch, name[:-1]):
+        node.target = getattr(torch, name[:-1])
+        return True
+    return False
+
+
+def _drop_no_ops(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if _is_no_op(graph, node):
+            node.replace_all_uses_with(cast(fx.Node, node.args[0]))
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
+def _is_no_op(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), _NO_OPS)
+    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"):
+        return not node.kwargs.get("training", len(node.args) > 2 and node.args[2])
+    return name == "stochastic_depth" and not node.kwargs.get("training", node.args[-1])
+
+
+def _localise_batch_size(graph: fx.GraphModule) -> None:
+    """Reads the batch size off the tensor at hand instead of carrying it from the input.
+
+    A size that lives from the input to the head would keep a second value alive at every boundary.
+    """
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node in list(graph.graph.nodes):
+        if not _is_batch_size(node) or node.args[0] not in inputs:
+            continue
+        for user in list(node.users):
+            tensors = [n for n in user.all_input_nodes if n is not node and not _is_batch_size(n)]
+            if not tensors:
+                continue
+            with graph.graph.inserting_before(user):
+                local = graph.graph.call_method("size", (tensors[0], 0))
+            local.meta = dict(user.meta)
+            user.replace_input_with(node, local)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _is_batch_size(node: fx.Node) -> bool:
+    if node.op == "call_function" and node.target is torch.ops.aten.sym_size.int:
+        return node.args[1] == 0
+    return node.op == "call_method" and node.target == "size" and node.args[1:] == (0,)
+
+
+def _check(graph: fx.GraphModule, example: Tensor) -> None:
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    unused = [node for node in inputs if not node.users]
+    if len(inputs) - len(unused) != 1:
+        raise InputError(f"the model takes {len(inputs)} inputs: give one with a single image tensor")
+    for node in unused:
+        graph.graph.erase_node(node)
+    _unwrap_output(graph)
+    seen: dict[str, fx.Node] = {}
+    for node in graph.graph.nodes:
+        if node.op != "call_module":
+            continue
+        target = str(node.target)
+        if target in seen and isinstance(graph.get_submodule(target), WEIGHT_LAYERS):
+            raise InputError(f"layer '{target}' is called twice: shared weights cannot be quantized yet")
+        seen[target] = node
+    graph.graph.lint()
+    graph.recompile()
+    with torch.no_grad():
+        result = _run(graph, example)
+    if not isinstance(result, Tensor):
+        raise InputError(f"the model returns a {type(result).__name__}: give one that returns logits")
+
+
+def _unwrap_output(graph: fx.GraphModule) -> None:
+    """A tuple of one tensor, as torch.export returns it, becomes the tensor."""
+    (output,) = [node for node in graph.graph.nodes if node.op == "output"]
+    value = output.args[0]
+    if isinstance(value, tuple | list) and len(value) == 1:
+        output.args = (value[0],)
+    if not isinstance(output.args[0], fx.Node):
+        kind = type(output.args[0]).__name__
+        raise InputError(f"the model returns a {kind}: give one that returns the logits alone")
+
+
+def _run(graph: Callable[[Tensor], Any], example: Tensor) -> Any:
+    try:
+        return graph(example)
+    except Exception as error:
+        raise InputError(
+            f"the captured model fails on an input of shape {tuple(example.shape)} "
+            f"({first_line(error)}): check the size of the images"
+        ) from None

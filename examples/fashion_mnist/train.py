@@ -123,6 +123,9 @@ def main() -> None:
     record = {"settings": settings, "torch": torch.__version__, "epochs": log}
     (args.out / f"{args.network}.train.json").write_text(json.dumps(record, indent=1) + "\n")
     parameters = sum(p.numel() for p in model.parameters())
+    options = ("epochs", "batch", "lr", "weight_decay", "seed", "threads")
+    flags = " ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in options)
+    command = f"python examples/fashion_mnist/train.py {args.network} {flags}"
     (args.out / f"{args.network}.md").write_text(
         f"""# {args.network}
 
@@ -136,7 +139,7 @@ def main() -> None:
 | top-1, 10,000 test images | **{log[-1]["test_top1"]:.2f} %** (last epoch; no checkpoint was picked by test accuracy) |
 | data | Fashion-MNIST (arXiv 1708.07747, MIT licence), 60,000 training images, random shifts and flips |
 | training | {args.epochs} epochs of SGD with one-cycle schedule, batch {args.batch}, peak rate {args.lr}, seed {args.seed} |
-| command | `python examples/fashion_mnist/train.py {args.network} --epochs {args.epochs} --seed {args.seed}` |
+| command | `{command}` |
 | log | `{args.network}.train.json` |
 
 Meant for showing and testing quantization; not for deciding anything about people.

@@ -8,7 +8,6 @@ activation quantizer A: ``i.A.scale``, ``i.A.zero_point``; and what stayed float
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +18,12 @@ from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from modcap.errors import InputError
-from modcap.graph_json import graph_from_json, graph_to_json
+from modcap.graph_json import graph_from_json, graph_to_json, tensors_of
 from modcap.network import Network
 from modcap.packing import pack, unpack
 from modcap.partition import weight_layers
 from modcap.quantized import Bits, attach, quantizers, restore
-from modcap.results import canonical
+from modcap.results import canonical, header_of
 
 __all__ = ["QuantizedNetwork", "load", "pack_network", "unpack_network"]
 
@@ -66,7 +65,7 @@ def _layer_names(module: fx.GraphModule) -> list[str]:
 def _floats(module: fx.GraphModule) -> dict[str, Tensor]:
     """What stays float: the tensors that belong to no weight layer."""
     layers = _layer_names(module)
-    state: dict[str, Tensor] = module.state_dict()
+    state = tensors_of(module)
     return {name: t for name, t in state.items() if name.rpartition(".")[0] not in layers}
 
 
@@ -104,10 +103,7 @@ def unpack_network(data: bytes) -> QuantizedNetwork:
         InputError: the bytes are no artifact, or damaged.
     """
     try:
-        length = int.from_bytes(data[:8], "little")
-        header: dict[str, Any] = json.loads(
-            json.loads(data[8 : 8 + length])["__metadata__"]["modcap"]
-        )
+        header: dict[str, Any] = header_of(data, "modcap")
         tensors = load_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"not a modcap artifact, or a damaged one ({error})") from None

@@ -56,9 +56,12 @@ def capture(model: nn.Module | ExportedProgram, example: Tensor) -> fx.GraphModu
 
 def _traced(model: nn.Module) -> fx.GraphModule | None:
     try:
-        return fx.symbolic_trace(model)
-    except Exception:
+        graph = fx.symbolic_trace(model)
+    except Exception:  # whatever the author's code raises when it is traced
         return None
+    called = [n.target for n in graph.graph.nodes if n.op == "call_module"]
+    opaque = any(any(graph.get_submodule(str(target)).children()) for target in called)
+    return None if opaque else graph  # attention as one leaf, say: export looks inside
 
 
 def _exported(model: nn.Module, example: Tensor) -> fx.GraphModule:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from modcap.results import DamagedResult, digest
+from modcap.results import DamagedResult, digest, header_of
 
 __all__ = ["ImageSet"]
 
@@ -51,10 +51,7 @@ class ImageSet:
     def from_bytes(cls, data: bytes) -> ImageSet:
         """The inverse of :meth:`to_bytes`; raises :class:`modcap.results.DamagedResult`."""
         try:
-            tensors = load(data)
-            length = int.from_bytes(data[:8], "little")
-            header = json.loads(data[8 : 8 + length])["__metadata__"]["normalization"]
-            stated = json.loads(header)
+            tensors, stated = load(data), header_of(data, "normalization")
             return cls(
                 tensors["pixels"], tensors["labels"], tuple(stated["mean"]), tuple(stated["std"])
             )

@@ -59,10 +59,13 @@ class _FakeQuantize(torch.autograd.Function):
 
 def draw(shape: torch.Size, probability: float, like: Tensor, generator: Any) -> Tensor:
     """True with ``probability`` (to 1/256) for each element; eight elements per random number."""
+    threshold = round(256 * probability)
+    if threshold == 0:
+        return torch.zeros(shape, dtype=torch.bool, device=like.device)
     words = torch.empty((shape.numel() + 7) // 8, dtype=torch.int64, device=like.device)
     words.random_(-(2**63), None, generator=generator)
     octets = words.view(torch.uint8)[: shape.numel()]
-    return (octets < round(256 * probability)).reshape(shape)
+    return (octets <= threshold - 1).reshape(shape)
 
 
 class ActivationQuantizer(nn.Module):
@@ -181,9 +184,9 @@ class QuantLayer(nn.Module):
         self.integers, self.scale, self.zero_point = integers, scale, zero_point
         self.rounding = self.stretch = self.bias = None
         image = dequantize(integers.float(), self._spread(scale), self._spread(zero_point))
-        self.weight.data = image.to(self.weight.dtype)
+        self.layer.weight = nn.Parameter(image, requires_grad=False)
         if bias is not None:
-            cast(Tensor, self.layer.bias).data = bias
+            self.layer.bias = nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rounding is None:

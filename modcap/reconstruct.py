@@ -154,6 +154,7 @@ class _Group:
             quantizer.enabled, quantizer.keep_probability = True, 1.0
             quantizer.generator = None
             quantizer.scale.data.abs_()
+            quantizer.scale.grad = None
 
     def parameter_groups(self) -> list[dict[str, object]]:
         s = self.settings

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modcap.errors import ModcapError
 
-__all__ = ["DamagedResult", "Result", "canonical", "decode", "digest", "encode"]
+__all__ = ["DamagedResult", "Result", "canonical", "decode", "digest", "encode", "header_of"]
 
 
 class DamagedResult(ModcapError):
@@ -76,3 +76,9 @@ def decode(document: bytes, tensors: bytes) -> Result:
         return Result(load(tensors), body["meta"])
     except SafetensorError as error:
         raise DamagedResult(f"the tensors do not parse: {error}") from error
+
+
+def header_of(data: bytes, name: str) -> Any:
+    """The JSON value under ``name`` in the metadata of safetensors bytes."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][name])

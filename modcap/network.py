@@ -1,0 +1,106 @@
+"""A network as jobs read it: captured, folded, partitioned; one file without code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from modcap.capture import capture
+from modcap.fold import fold_batch_norms
+from modcap.graph_json import graph_from_json, graph_to_json, tensors_of
+from modcap.partition import Partition, partition
+from modcap.results import DamagedResult, canonical, digest, header_of
+
+__all__ = ["Network", "build"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A full-precision network, cut into modules.
+
+    Attributes:
+        partition: the chain of modules.
+        input_shape: (C, H, W) of the images it takes.
+        source: where it comes from, for people; not part of its identity.
+    """
+
+    partition: Partition
+    input_shape: tuple[int, int, int]
+    source: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of preprocessed images (N, C, H, W)."""
+        return self.partition(x)
+
+    def to_bytes(self) -> bytes:
+        """safetensors: tensors, and the graphs as JSON in the header; equal for equal networks."""
+        header = {
+            "graphs": [graph_to_json(module) for module in self.partition.modules],
+            "input_shape": self.input_shape,
+            "names": self.partition.names,
+        }
+        tensors = {
+            f"{index}.{name}": tensor.detach().clone()
+            for index, module in enumerate(self.partition.modules)
+            for name, tensor in tensors_of(module).items()
+        }
+        ordered = {name: tensors[name].contiguous() for name in sorted(tensors)}
+        return save(ordered, {"network": canonical(header).decode()})
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of :meth:`to_bytes`."""
+        return digest(self.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Network:
+        """The inverse of :meth:`to_bytes`, bit-equal in its outputs.
+
+        Raises:
+            DamagedResult: the bytes do not parse.
+            InputError: the graph names something other than tensor operations.
+        """
+        try:
+            header, tensors = header_of(data, "network"), load(data)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise DamagedResult(f"not a network: {error}") from error
+        modules = []
+        for index, document in enumerate(header["graphs"]):
+            prefix = f"{index}."
+            own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            modules.append(_filled(document, own))
+        chain = Partition(tuple(modules), tuple(header["names"]))
+        return cls(chain, tuple(header["input_shape"]))
+
+
+def _filled(document: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
+    module = graph_from_json(document)
+    module.load_state_dict(tensors, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def build(
+    model: nn.Module | ExportedProgram, example: Tensor, source: Mapping[str, str] | None = None
+) -> Network:
+    """Captures, folds and partitions ``model``, which is left as it is.
+
+    Args:
+        model: in float32; see :func:`modcap.capture.capture`.
+        example: (N, C, H, W) preprocessed images, N of at least 2.
+        source: recorded with the network.
+
+    Raises:
+        InputError: the model cannot be captured, partitioned or written without code.
+    """
+    channels, height, width = example.shape[1:]
+    found = partition(fold_batch_norms(capture(model, example)))
+    network = Network(found, (channels, height, width), dict(source or {}))
+    _ = network.digest  # refuses here what could not be written later
+    return network

@@ -1,0 +1,145 @@
+"""The embedded default: SeaweedFS, MLflow, Prefect and Ray on loopback, started when missing.
+
+Services whose address the environment names are used as they are and never started. What is
+started outlives the command, until ``modcap stack down``; data, ports and credentials stay under
+``$MODCAP_HOME``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.local import process
+from infra.local.home import Home
+from infra.local.services import NAMES, QUIET, Service, failed, service
+
+__all__ = ["Endpoints", "ServiceStatus", "down", "status", "up"]
+
+_VARIABLES = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MODCAP_BUCKET"),
+    "mlflow": ("MLFLOW_TRACKING_URI",),
+    "prefect": ("PREFECT_API_URL",),
+    "ray": ("RAY_ADDRESS",),
+}
+_START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Addresses and credentials of what runs, as environment variables."""
+
+    exports: dict[str, str]
+
+    def environment(self) -> dict[str, str]:
+        """What a driver needs in its environment; holds secrets."""
+        return {**QUIET, **self.exports}
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """A service as a person sees it; ``state`` is running, stopped or configured."""
+
+    name: str
+    state: str
+    address: str
+    pid: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _configured(name: str, own: Service | None = None) -> str | None:
+    """The address that the environment names, unless it is that of the stack itself."""
+    address = next((os.environ[v] for v in _VARIABLES[name] if os.environ.get(v)), None)
+    return None if own and address == own.address else address
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def up(
+    home: Path | None = None,
+    services: Sequence[str] = NAMES,
+    report: Callable[[str], None] = _say_nothing,
+) -> Endpoints:
+    """Starts what is missing of ``services`` and waits until all of it works.
+
+    Raises:
+        ModcapError: a service did not come up; the message holds the end of its log.
+    """
+    place = Home.at(home)
+    with place.locked():
+        state = place.read()
+        exports: dict[str, str] = {}
+        started: list[Service] = []
+        for name in (n for n in NAMES if n in services):
+            own = service(name, place, state, exports)
+            if _configured(name, own):
+                continue
+            exports |= own.exports
+            if not process.alive(state["processes"].get(name)):
+                report(f"starting {name} at {own.address}")
+                process.stop(state["processes"].get(name), patience=1)  # what a crash left behind
+                state["processes"][name] = process.start(
+                    own.command, {**QUIET, **own.environment}, place.log(name)
+                )
+                started.append(own)
+            place.write(state)
+        _await(started, place, state)
+    return Endpoints(exports)
+
+
+def _await(started: Sequence[Service], place: Home, state: dict[str, Any]) -> None:
+    def wait(own: Service) -> bool:
+        return process.wait_until(own.ready, state["processes"][own.name], _START_SECONDS)
+
+    with ThreadPoolExecutor(len(NAMES)) as pool:
+        for own, works in zip(started, pool.map(wait, started), strict=True):
+            if not works:
+                log = place.log(own.name)
+                process.stop(state["processes"].pop(own.name), patience=1)
+                place.forget_ports(state, own.name)  # somebody may have taken one
+                place.write(state)
+                raise failed(own, log, process.tail(log))
+
+
+def down(home: Path | None = None) -> list[str]:
+    """Stops everything that :func:`up` started, and returns the names; data stays."""
+    place = Home.at(home)
+    with place.locked():
+        state = place.read()
+        known = {n: state["processes"].pop(n, None) for n in reversed(NAMES)}
+        with ThreadPoolExecutor(len(NAMES)) as pool:
+            stopped = list(pool.map(lambda item: process.stop(item, patience=4), known.values()))
+        place.write(state)
+    return [name for name, there in zip(known, stopped, strict=True) if there]
+
+
+def status(home: Path | None = None) -> list[ServiceStatus]:
+    """What runs, what does not, and what the environment configures."""
+    place = Home.at(home)
+    state = place.read()
+    found = []
+    for name in NAMES:
+        known = state["processes"].get(name)
+        address = _address(name, state)
+        other = _configured(name)
+        if other and other != address:
+            found.append(ServiceStatus(name, "configured", other))
+        elif process.alive(known):
+            found.append(ServiceStatus(name, "running", address, known["pid"]))
+        else:
+            found.append(ServiceStatus(name, "stopped", ""))
+    return found
+
+
+def _address(name: str, state: dict[str, Any]) -> str:
+    port = state["ports"].get("ray-port" if name == "ray" else name, "")
+    suffix = "/api" if name == "prefect" else ""
+    return f"127.0.0.1:{port}" if name == "ray" else f"http://127.0.0.1:{port}{suffix}"

@@ -1,0 +1,273 @@
+"""The store: results of jobs, inputs and artifacts in S3, written once and verified on read.
+
+Layout, under an optional prefix::
+
+    jobs/<key>/<sha256>.safetensors   tensors of a result, named by their content
+    jobs/<key>/result.json            meta and checksums; its conditional put is the commit
+    inputs/<sha256>                   networks and images that jobs read
+    artifacts/<sha256>.safetensors    packed quantized networks
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+from modcap.errors import InputError
+from modcap.results import DamagedResult, Result, decode, digest, encode
+
+__all__ = ["Store", "fetch"]
+
+_PATIENCE_SECONDS = 30  # an S3 server may take this long to come back
+_CONFIG = Config(
+    retries={"mode": "standard", "total_max_attempts": 3},
+    connect_timeout=5,
+    read_timeout=60,
+    max_pool_connections=32,
+    s3={"addressing_style": "path"},
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+)
+_GONE = ("NoSuchKey", "404", "NoSuchBucket", "NotFound")
+_TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+
+patiently = retry(
+    retry=retry_if_exception_type((ConnectionError, HTTPClientError)),
+    stop=stop_after_delay(_PATIENCE_SECONDS),
+    wait=wait_exponential_jitter(0.5, 4),
+    reraise=True,
+)
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@cache
+def _client(endpoint: str | None, process: int) -> Any:
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=_CONFIG)
+
+
+def client(endpoint: str | None = None) -> Any:
+    """One client per process; credentials come from the environment or the AWS configuration."""
+    return _client(endpoint, os.getpid())
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where results of jobs live. A value: it ships to workers as its three fields."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> Store:
+        """``MODCAP_BUCKET``, ``MODCAP_PREFIX`` and the endpoint that boto3 itself reads.
+
+        Raises:
+            InputError: no bucket is named.
+        """
+        bucket = os.environ.get("MODCAP_BUCKET")
+        if not bucket:
+            raise InputError("MODCAP_BUCKET is not set: name the S3 bucket for results")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return cls(bucket, os.environ.get("MODCAP_PREFIX", ""), endpoint)
+
+    @property
+    def _s3(self) -> Any:
+        return client(self.endpoint)
+
+    def _name(self, name: str) -> str:
+        return f"{self.prefix.strip('/')}/{name}" if self.prefix else name
+
+    def ensure_bucket(self) -> None:
+        """Creates the bucket where it is missing.
+
+        Raises:
+            InputError: S3 cannot be reached, or refuses.
+        """
+        try:
+            self._ensure_bucket()
+        except (BotoCoreError, ClientError) as error:
+            where = self.endpoint or "AWS"
+            raise InputError(
+                f"S3 at {where}, bucket '{self.bucket}': {str(error).splitlines()[0]}: "
+                "check the endpoint, the credentials and that the server runs"
+            ) from None
+
+    @patiently
+    def _ensure_bucket(self) -> None:
+        try:
+            self._s3.head_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            if _code(error) not in _GONE:
+                raise
+            self._s3.create_bucket(Bucket=self.bucket)
+
+    @patiently
+    def _put(self, name: str, data: bytes, *, once: bool = False) -> bool:
+        condition = {"IfNoneMatch": "*"} if once else {}
+        try:
+            self._s3.put_object(Bucket=self.bucket, Key=self._name(name), Body=data, **condition)
+        except ClientError as error:
+            if once and _code(error) in _TAKEN:
+                return False
+            raise
+        return True
+
+    @patiently
+    def _get(self, name: str) -> bytes | None:
+        try:
+            found = self._s3.get_object(Bucket=self.bucket, Key=self._name(name))
+            data: bytes = found["Body"].read()
+        except ClientError as error:
+            if _code(error) in _GONE:
+                return None
+            raise
+        return data
+
+    @patiently
+    def _exists(self, name: str) -> bool:
+        try:
+            self._s3.head_object(Bucket=self.bucket, Key=self._name(name))
+        except ClientError as error:
+            if _code(error) in _GONE:
+                return False
+            raise
+        return True
+
+    def put(self, key: str, result: Result) -> bool:
+        """Stores a result once; False where somebody else was first."""
+        document, tensors = encode(result)
+        self._put(f"jobs/{key}/{digest(tensors)}.safetensors", tensors)
+        return self._put(f"jobs/{key}/result.json", document, once=True)
+
+    def get(self, key: str) -> Result | None:
+        """The verified result, or None; a damaged one is set aside, to be computed again."""
+        document = self._get(f"jobs/{key}/result.json")
+        if document is None:
+            return None
+        try:
+            return self._complete(key, document)
+        except DamagedResult as error:
+            self._set_aside(key, document, str(error))
+            return None
+
+    def _complete(self, key: str, document: bytes) -> Result:
+        stated = decode_checksum(document)
+        tensors = self._get(f"jobs/{key}/{stated}.safetensors")
+        if tensors is None:
+            raise DamagedResult("its tensors are missing")
+        return decode(document, tensors)
+
+    def _set_aside(self, key: str, document: bytes, reason: str) -> None:
+        warnings.warn(f"result of job {key[:12]} is damaged ({reason}): set aside", stacklevel=3)
+        self._put(f"jobs/{key}/damaged-{time.time_ns()}.json", document)
+        self._s3.delete_object(Bucket=self.bucket, Key=self._name(f"jobs/{key}/result.json"))
+
+    def done(self, keys: Iterable[str]) -> set[str]:
+        """Those of ``keys`` that have a result."""
+        wanted = list(keys)
+        with ThreadPoolExecutor(16) as pool:
+            found = pool.map(lambda key: self._exists(f"jobs/{key}/result.json"), wanted)
+            return {key for key, there in zip(wanted, found, strict=True) if there}
+
+    def upload_input(self, name: str, data: bytes) -> None:
+        """Stores an input under its sha256, unless it is there."""
+        if not self._exists(f"inputs/{name}"):
+            self._put(f"inputs/{name}", data)
+
+    def fetch_input(self, name: str, folder: Path) -> Path:
+        """A verified local copy of an input, in ``folder``, fetched once.
+
+        Raises:
+            DamagedResult: the input is missing, or not what its digest says.
+        """
+        local = folder / name
+        if not local.exists():
+            data = self._get(f"inputs/{name}")
+            if data is None or digest(data) != name:
+                raise DamagedResult(f"input {name[:12]} is missing or damaged in the store")
+            _write(local, data)
+        return local
+
+    def put_file(self, name: str, data: bytes) -> str:
+        """Stores an object and returns its s3:// address."""
+        self._put(name, data)
+        return f"s3://{self.bucket}/{self._name(name)}"
+
+    def keys(self) -> Iterator[str]:
+        """Keys of all jobs that have a result."""
+        pages = self._s3.get_paginator("list_objects_v2")
+        start = self._name("jobs/")
+        for page in pages.paginate(Bucket=self.bucket, Prefix=start):
+            for entry in page.get("Contents", []):
+                key, _, name = entry["Key"].removeprefix(start).partition("/")
+                if name == "result.json":
+                    yield key
+
+    def verify(self) -> Iterator[tuple[str, str]]:
+        """(key, what is wrong) for every stored result whose checksums do not hold."""
+        for key in self.keys():
+            document = self._get(f"jobs/{key}/result.json")
+            if document is None:
+                continue
+            try:
+                self._complete(key, document)
+            except DamagedResult as error:
+                yield key, str(error)
+
+
+def decode_checksum(document: bytes) -> str:
+    """The checksum of the tensors that a result's JSON states."""
+    import json
+
+    try:
+        return str(json.loads(document)["tensors_sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedResult(f"the JSON part does not parse: {error}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    Path(file.name).replace(path)
+
+
+def fetch(address: str, folder: Path) -> Path:
+    """A local copy of the object at an s3:// address, named after its content's version.
+
+    Raises:
+        InputError: it does not exist or cannot be read.
+    """
+    parsed = urlparse(address)
+    bucket, key = parsed.netloc, parsed.path.lstrip("/")
+    s3 = client(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+    try:
+        tag = patiently(s3.head_object)(Bucket=bucket, Key=key)["ETag"]
+        stamp = hashlib.sha256(f"{address} {tag}".encode()).hexdigest()[:16]
+        local = folder / stamp / Path(key).name
+        if not local.exists():
+            _write(local, patiently(s3.get_object)(Bucket=bucket, Key=key)["Body"].read())
+    except (BotoCoreError, ClientError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{address}: cannot be read ({reason}): check address and rights") from None
+    return local

@@ -103,7 +103,9 @@ def prepare(request: Request) -> Prepared:
     pool = data.load(_data(request.data), split="calibration", preprocess=preprocess)
     chosen = data.calibration(pool, recipe.calibration, recipe.seed)
     tests = data.load(
-        _data(request.eval_data or request.data), split="evaluation", preprocess=preprocess
+        _data(request.eval_data or request.data),
+        split="all" if request.eval_data else "evaluation",
+        preprocess=preprocess,
     )
     if request.eval_images is not None:
         tests = tests.take(range(min(request.eval_images, len(tests.labels))))

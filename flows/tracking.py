@@ -1,0 +1,305 @@
+"""MLflow: one run and one registered version for each finished cell, logged once, ever."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flows import plots
+from modcap.artifact import unpack_network
+from modcap.errors import InputError
+from modcap.recipe import Recipe
+from modcap.selection import Span
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # read when mlflow is imported
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+__all__ = ["Finished", "Published", "publish"]
+
+PUBLISH_KEY = "modcap.publish_key"
+ALIAS = "candidate"
+_BATCH = 900  # metrics per request; the server takes a thousand
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished cell: all that is worth logging."""
+
+    key: str
+    name: str
+    recipe: Recipe
+    source: Mapping[str, str]
+    input_shape: tuple[int, int, int]
+    modules: tuple[str, ...]
+    groups: tuple[Span, ...]
+    capacities: tuple[float, ...]
+    differentials: tuple[float, ...]
+    allowed: tuple[bool, ...]
+    selected: tuple[bool, ...]
+    curves: Mapping[str, Tensor]
+    errors: Mapping[str, float]
+    losses: tuple[float, ...]
+    oscillation: float
+    baseline_losses: Mapping[str, tuple[float, ...]]
+    fp_top1: float
+    top1: float
+    artifact: bytes
+    artifact_digest: str
+    fp_bytes: int
+    seconds: float
+    report: Mapping[str, Any]
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a consumer of the registry looks for."""
+        return {
+            PUBLISH_KEY: self.key,
+            "bits": f"W{self.recipe.w_bits}A{self.recipe.a_bits}",
+            "k": str(sum(self.selected)),
+            "method": self.recipe.method.value,
+            "schedule": self.recipe.schedule.value,
+            "fp_top1": f"{self.fp_top1:.4f}",
+            "top1": f"{self.top1:.4f}",
+            "drop": f"{self.fp_top1 - self.top1:.4f}",
+            "oscillation": f"{self.oscillation:.4f}",
+            "artifact_bytes": str(len(self.artifact)),
+            "artifact_digest": self.artifact_digest,
+            "source_digest": self.source["checkpoint_digest"],
+            "source_uri": self.source["checkpoint"],
+            "preprocess": self.source["preprocess"],
+            "recipe_digest": self.recipe.digest,
+            "modcap_version": _version(),
+        }
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a cell is found in MLflow."""
+
+    run_id: str
+    run_url: str
+    model_name: str
+    model_version: str
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("modcap")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
+
+
+def publish(
+    finished: Finished, *, experiment: str, model_name: str, parent_run_id: str | None = None
+) -> Published:
+    """Logs ``finished`` and registers its model, unless that was done before.
+
+    A run that an earlier attempt left unfinished is deleted and made again.
+
+    Raises:
+        InputError: MLflow cannot be reached.
+    """
+    client = MlflowClient()
+    try:
+        experiment_id = _experiment(client, experiment)
+        run_id = _finished_run(client, experiment_id, finished.key)
+        if run_id is None:
+            run_id = _log(client, experiment_id, finished, parent_run_id)
+        version = _register(client, finished, model_name, run_id)
+    except MlflowException as error:
+        if "API request to" not in str(error) and "Max retries" not in str(error):
+            raise
+        where = mlflow.get_tracking_uri()
+        raise InputError(
+            f"MLflow at {where} cannot be reached: check MLFLOW_TRACKING_URI and that it runs"
+        ) from None
+    url = f"{mlflow.get_tracking_uri().rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return Published(run_id, url, model_name, version)
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:  # somebody else was first
+            found = client.get_experiment_by_name(name)
+            assert found is not None
+    elif found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def _finished_run(client: MlflowClient, experiment_id: str, key: str) -> str | None:
+    """The finished run of ``key``; deletes what was left half made long enough ago."""
+    runs = client.search_runs([experiment_id], f"tags.`{PUBLISH_KEY}` = '{key}'")
+    for run in runs:
+        if run.info.status == "FINISHED":
+            return str(run.info.run_id)
+    for run in runs:
+        client.delete_run(run.info.run_id)
+    return None
+
+
+def _log(
+    client: MlflowClient, experiment_id: str, finished: Finished, parent: str | None
+) -> str:
+    tags = dict(finished.tags)
+    if parent:
+        tags["mlflow.parentRunId"] = parent
+    run = client.create_run(experiment_id, run_name=finished.name, tags=tags)
+    run_id = str(run.info.run_id)
+    params = [Param(k, v[:6000]) for k, v in _flat(finished.recipe.model_dump(mode="json"))]
+    client.log_batch(run_id, params=params)
+    metrics = list(_metrics(finished))
+    for start in range(0, len(metrics), _BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+    with tempfile.TemporaryDirectory() as folder:
+        _write_files(Path(folder), finished)
+        client.log_artifacts(run_id, folder)
+    client.log_batch(run_id, tags=[RunTag("mlflow.note.content", _description(finished))])
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value)
+
+
+def _metrics(finished: Finished) -> Iterator[Metric]:
+    now = int(time.time() * 1000)
+    single = {
+        "top1": finished.top1,
+        "fp_top1": finished.fp_top1,
+        "drop": finished.fp_top1 - finished.top1,
+        "oscillation": finished.oscillation,
+        "artifact_bytes": len(finished.artifact),
+        "compression": finished.fp_bytes / len(finished.artifact),
+        "seconds": finished.seconds,
+        "k": sum(finished.selected),
+    }
+    for name, value in single.items():
+        yield Metric(name, float(value), now, 0)
+    for step, loss in enumerate(finished.losses):
+        yield Metric("loss_over_depth", loss, now, step)
+    for name, points in finished.curves.items():
+        for step, loss in points.tolist():
+            yield Metric(f"loss/{_legal(name)}", loss, now, int(step))
+    for name, error in finished.errors.items():
+        yield Metric(f"error/{_legal(name)}", error, now, 0)
+
+
+def _legal(name: str) -> str:
+    return re.sub(r"[^\w.\- /]", "-", name)
+
+
+def _write_files(folder: Path, finished: Finished) -> None:
+    lines = {"this run": finished.losses, **finished.baseline_losses}
+    pictures = {"oscillation": plots.oscillation(lines, finished.modules, finished.groups)}
+    if finished.capacities:
+        pictures["capacity"] = plots.capacity(
+            finished.capacities,
+            finished.differentials,
+            finished.selected,
+            finished.allowed,
+            finished.modules,
+        )
+    if any(len(points) for points in finished.curves.values()):
+        pictures["reconstruction"] = plots.curves(finished.curves)
+    (folder / "plots").mkdir()
+    for name, figure in pictures.items():
+        (folder / "plots" / f"{name}.png").write_bytes(plots.png(figure))
+    (folder / "report.json").write_text(json.dumps(finished.report, indent=1))
+    _save_model(folder / "model", finished)
+
+
+def _save_model(folder: Path, finished: Finished) -> None:
+    example = np.zeros((1, *finished.input_shape), np.float32)
+    with torch.no_grad():
+        logits = unpack_network(finished.artifact)(torch.from_numpy(example))
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype(np.float32), (-1, *finished.input_shape))]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, *logits.shape[1:]))]),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        packed = Path(scratch) / "network.safetensors"
+        packed.write_bytes(finished.artifact)
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(Path(__file__).with_name("registered_model.py")),
+            artifacts={"network": str(packed)},
+            signature=signature,
+            pip_requirements=_requirements(),
+        )
+    np.save(folder / "input_example.npy", example)
+
+
+def _requirements() -> list[str]:
+    """What a consumer needs, pinned to what made the model."""
+    names = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
+    pins = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
+    return [f"modcap=={_version()}", *pins]
+
+
+def _description(finished: Finished) -> str:
+    tags = finished.tags
+    joined = [finished.modules[a:b] for a, b in finished.groups if b - a > 1]
+    groups = "; ".join(" + ".join(names) for names in joined) or "none"
+    return (
+        f"**{tags['bits']}** by {tags['method']}, k = {tags['k']}, from `{tags['source_uri']}`.\n\n"
+        f"Top-1 {finished.top1:.2f} % (full precision {finished.fp_top1:.2f} %), "
+        f"{len(finished.artifact):,} bytes ({finished.fp_bytes / len(finished.artifact):.1f} times "
+        f"smaller), oscillation {finished.oscillation:.3f}.\n\nReconstructed jointly: {groups}.\n\n"
+        f"Input: (N, {', '.join(map(str, finished.input_shape))}) float32, preprocessed with "
+        f"`{tags['preprocess']}`."
+    )
+
+
+def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) -> str:
+    """The version of ``name`` that holds this cell; made, and named candidate, when missing."""
+    own = _versions(client, name, finished.key)
+    if own:
+        return own[0]
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"{client.get_run(run_id).info.artifact_uri}/model"
+    made = client.create_model_version(
+        name, source, run_id, tags=finished.tags, description=_description(finished)
+    )
+    first, *others = _versions(client, name, finished.key)
+    if str(made.version) in others:  # two registered at once: the first one stays
+        client.delete_model_version(name, str(made.version))
+    client.set_registered_model_alias(name, ALIAS, first)
+    return first
+
+
+def _versions(client: MlflowClient, name: str, key: str) -> Sequence[str]:
+    found = client.search_model_versions(f"name = '{name}' and tags.`{PUBLISH_KEY}` = '{key}'")
+    return [str(v) for v in sorted(int(version.version) for version in found)]

@@ -24,8 +24,9 @@ CHECKPOINTS = HERE.parent / "examples/fashion_mnist/checkpoints"
 VARIANTS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn", "k": 0},
     "k=0": {"k": 0},
-    "top-k paper": {"k": None, "homogeneity": "paper"},
-    "top-k any": {"k": None, "homogeneity": "any"},
+    "top-k, paper": {"k": 2, "homogeneity": "paper"},
+    "top-k, any": {"k": 4, "homogeneity": "any"},
+    "top-k, any, log": {"k": 4, "homogeneity": "any", "capacity_scale": "log"},
 }
 
 
@@ -48,7 +49,7 @@ def measure(network: str, bits: tuple[int, int], variant: str, seed: int, preset
     chosen = data.calibration(pool, recipe.calibration, seed)
     tests = data.load("fashion-mnist", split="evaluation", preprocess=preprocess)
     images, test_images = (
-        ImageSet(torch.from_numpy(x.images), torch.from_numpy(x.labels), preprocess.mean, preprocess.std)
+        ImageSet(torch.tensor(x.images), torch.tensor(x.labels), preprocess.mean, preprocess.std)
         for x in (chosen, tests)
     )
     start = time.perf_counter()

@@ -7,8 +7,6 @@ import logging
 import os
 from collections.abc import Iterator
 
-import ray
-
 from infra import local
 from modcap.errors import InputError
 from tasks.store import Store
@@ -27,6 +25,8 @@ def use_services() -> None:
 @contextlib.contextmanager
 def connected() -> Iterator[Store]:
     """The store, with Ray connected; leaves Ray as it was found."""
+    import ray  # reads its address and token from the environment when it is imported
+
     store = Store.from_environment()
     store.ensure_bucket()
     ours = not ray.is_initialized()

@@ -19,7 +19,7 @@ class QuantizedClassifier(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self.network = artifact.load(context.artifacts["network"])
 
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow reads hints
         images = torch.from_numpy(np.array(model_input, dtype=np.float32))
         with torch.no_grad():
             return self.network(images).numpy()

@@ -80,8 +80,8 @@ def local_path(address: str) -> Path:
 
 def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
     return ImageSet(
-        torch.from_numpy(images.images),
-        torch.from_numpy(images.labels),
+        torch.tensor(images.images),
+        torch.tensor(images.labels),
         tuple(preprocess.mean),
         tuple(preprocess.std),
     )

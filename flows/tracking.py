@@ -26,6 +26,7 @@ from modcap.selection import Span
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 from mlflow import MlflowClient
@@ -253,9 +254,9 @@ def _save_model(folder: Path, finished: Finished) -> None:
             python_model=str(Path(__file__).with_name("registered_model.py")),
             artifacts={"network": str(packed)},
             signature=signature,
+            input_example=example,
             pip_requirements=_requirements(),
         )
-    np.save(folder / "input_example.npy", example)
 
 
 def _requirements() -> list[str]:

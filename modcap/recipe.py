@@ -181,7 +181,7 @@ PRESETS: dict[str, Recipe] = {
     "quick": Recipe(
         optimiser=Optimiser(
             iterations=500,
-            rounding_rate=1e-2,
+            rounding_rate=3e-2,
             scale_rate=1e-3,
             relative_scale_rate=True,
             weight_scale_rate=1e-3,

@@ -179,6 +179,7 @@ def _ray(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Servi
         "RAY_ADDRESS": f"127.0.0.1:{ports['port']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stay on loopback, as Ray does there
     }
     short = hashlib.sha256(str(home.path).encode()).hexdigest()[:8]  # sockets have short paths
     folder = Path(tempfile.gettempdir()) / f"modcap-ray-{short}"

@@ -30,7 +30,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(network: str, bits: tuple[int, int], variant: str, seed: int, preset: str) -> dict[str, Any]:
+def measure(
+    network: str, bits: tuple[int, int], variant: str, seed: int, preset: str
+) -> dict[str, Any]:
     """One cell, in a process of its own with one thread."""
     import torch
 
@@ -81,7 +83,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     keys = sorted({(r["network"], r["bits"], list(VARIANTS).index(r["variant"])) for r in rows})
     for network, bits, index in keys:
         variant = list(VARIANTS)[index]
-        some = [r for r in rows if (r["network"], r["bits"], r["variant"]) == (network, bits, variant)]
+        some = [
+            r for r in rows if (r["network"], r["bits"], r["variant"]) == (network, bits, variant)
+        ]
         top = [r["top1"] for r in some]
         mean = statistics.mean(top)
         lines.append(
@@ -94,7 +98,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=["mobilenet_v2_x0_5", "resnet18_narrow"])
     parser.add_argument("--bits", nargs="+", default=["2/4", "4/4"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
@@ -112,7 +118,12 @@ def main() -> None:
         for network in args.networks:
             for bits in (tuple(map(int, text.split("/"))) for text in args.bits):
                 for variant in args.variants:
-                    values = {"w_bits": bits[0], "a_bits": bits[1], "seed": seed, **VARIANTS[variant]}
+                    values = {
+                        "w_bits": bits[0],
+                        "a_bits": bits[1],
+                        "seed": seed,
+                        **VARIANTS[variant],
+                    }
                     recipe = Recipe.preset(args.preset, **values)
                     name = (network, f"W{bits[0]}A{bits[1]}", variant, seed, recipe.digest)
                     if name not in known:
@@ -123,7 +134,10 @@ def main() -> None:
             path.write_text(json.dumps(rows, indent=1) + "\n")
             path.with_suffix(".md").write_text(table(rows))
             last = rows[-1]
-            print({n: last[n] for n in ("network", "bits", "variant", "seed", "top1", "seconds")}, flush=True)
+            print(
+                {n: last[n] for n in ("network", "bits", "variant", "seed", "top1", "seconds")},
+                flush=True,
+            )
     print(table(rows))
 
 

@@ -33,7 +33,9 @@ Checkpoint = Annotated[str, typer.Argument(help="Local path or s3:// address of 
 Arch = Annotated[
     str | None, typer.Option(help="torchvision:NAME, timm:NAME or package.module:factory.")
 ]
-Data = Annotated[str, typer.Option(help="fashion-mnist[:DIR], an ImageFolder directory or an .npz.")]
+Data = Annotated[
+    str, typer.Option(help="fashion-mnist[:DIR], an ImageFolder directory or an .npz.")
+]
 Preprocess = Annotated[str | None, typer.Option(help="Such as 'mean=0.286,std=0.353'.")]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="YAML or JSON with recipe fields; flags win.")
@@ -144,7 +146,8 @@ def quantize(
 def _print_report(report: dict[str, Any]) -> None:
     console = Console()
     recipe = report["recipe"]
-    title = f"{report['model_name']} version {report['model_version']}: W{recipe['w_bits']}A{recipe['a_bits']}"
+    bits = f"W{recipe['w_bits']}A{recipe['a_bits']}"
+    title = f"{report['model_name']} version {report['model_version']}: {bits}"
     table = Table(title=title, title_justify="left")
     for heading in ("variant", "top-1 %", "drop", "oscillation", "groups", "bytes"):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
@@ -242,7 +245,9 @@ def stack_down(json_: Json = False) -> None:
     from infra import local
 
     stopped = local.down()
-    print(json.dumps({"stopped": stopped}) if json_ else f"stopped: {', '.join(stopped) or 'nothing'}")
+    print(
+        json.dumps({"stopped": stopped}) if json_ else f"stopped: {', '.join(stopped) or 'nothing'}"
+    )
 
 
 @stack.command("status")

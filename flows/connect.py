@@ -38,7 +38,9 @@ def connected() -> Iterator[Store]:
         except (ConnectionError, RuntimeError, TimeoutError) as error:
             address = os.environ["RAY_ADDRESS"]
             first = str(error).splitlines()[0]
-            raise InputError(f"Ray at {address} cannot be reached ({first}): check RAY_ADDRESS") from None
+            raise InputError(
+                f"Ray at {address} cannot be reached ({first}): check RAY_ADDRESS"
+            ) from None
     try:
         yield store
     finally:

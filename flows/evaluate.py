@@ -19,7 +19,9 @@ def evaluate_artifact(
     """Top-1 of the artifact at a local path or s3:// address on the test images of ``spec``."""
     network = artifact.load(local_path(address))
     if preprocess is None:
-        raise InputError("--preprocess is missing: an artifact does not know how images were scaled")
+        raise InputError(
+            "--preprocess is missing: an artifact does not know how images were scaled"
+        )
     transform = Preprocess.parse(preprocess)
     tests = data.load(spec, split="evaluation", preprocess=transform)
     if limit is not None:

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -91,7 +92,9 @@ def execute(cells: list[Cell], store: Store, progress: Progress) -> tuple[Plan, 
 
 def _refuse_impossible(jobs: list[Job]) -> None:
     """A request that no node can meet would wait for ever: refuse it at once."""
-    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    largest = max(
+        (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0
+    )
     for job in jobs:
         if job.threads > largest:
             raise InputError(
@@ -117,7 +120,7 @@ def _run_jobs(jobs: list[Job], done: set[str], store: Store, progress: Progress)
                 del waiting[key]
                 future = start(by_key[key])
                 running[key] = future
-                future.add_done_callback(lambda f, k=key: finished.put((k, f)))
+                future.add_done_callback(partial(_note, finished, key))
             with contextlib.suppress(queue.Empty):
                 key, future = finished.get(timeout=_POLL_SECONDS)
                 del running[key]
@@ -126,6 +129,14 @@ def _run_jobs(jobs: list[Job], done: set[str], store: Store, progress: Progress)
                     needs.discard(key)
                 progress.finished(by_key[key], meta)
             progress.running([by_key[k] for k in running], _read(board))
+
+
+def _note(
+    finished: queue.Queue[tuple[str, PrefectFuture[dict[str, Any]]]],
+    key: str,
+    future: PrefectFuture[dict[str, Any]],
+) -> None:
+    finished.put((key, future))
 
 
 def _prefect_job(
@@ -142,7 +153,9 @@ def _prefect_job(
         try:
             while not ray.wait([reference], timeout=_POLL_SECONDS)[0]:
                 if stop.is_set():
-                    raise ModcapError("stopped, because another job failed or the run was cancelled")
+                    raise ModcapError(
+                        "stopped, because another job failed or the run was cancelled"
+                    )
             found: dict[str, Any] = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None

@@ -14,7 +14,13 @@ from modcap.selection import Span
 
 __all__ = ["capacity", "curves", "oscillation", "png"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito: colour-blind safe
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+)  # Okabe and Ito: colour-blind safe
 _MARKS = "os^Dv"
 
 

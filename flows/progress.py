@@ -31,7 +31,10 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._bars = Bars(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=self.console
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=self.console,
         )
         self._bar = self._bars.add_task("jobs", total=None)
         self._live: Live | None = None
@@ -43,7 +46,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
-            self._live = Live(self._bars, console=self.console, refresh_per_second=4, transient=True)
+            self._live = Live(
+                self._bars, console=self.console, refresh_per_second=4, transient=True
+            )
             self._live.start()
         return self
 
@@ -104,7 +109,11 @@ class Progress:
         if not worked or left <= 0:
             return ""
         seconds = (time.monotonic() - self._start) / worked * left
-        return f", about {seconds / 60:.1f} min left" if seconds > 90 else f", about {seconds:.0f} s left"
+        return (
+            f", about {seconds / 60:.1f} min left"
+            if seconds > 90
+            else f", about {seconds:.0f} s left"
+        )
 
 
 def _steps(job: Job) -> int:

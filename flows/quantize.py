@@ -25,7 +25,10 @@ __all__ = ["quantize", "run_quantize"]
 EXPERIMENT = "modcap"
 
 
-@flow(name="quantize", task_runner=ThreadPoolTaskRunner(max_workers=64), log_prints=False)
+_THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
+
+
+@flow(name="quantize", task_runner=_THREADS)  # type: ignore[arg-type]
 def quantize(request: Request, compare: bool = True) -> dict[str, Any]:
     """Quantizes one checkpoint, registers the result and returns the report.
 
@@ -62,7 +65,9 @@ def run_quantize(
         "model_version": published.model_version,
         "seconds": round(time.monotonic() - start, 1),
     }
-    create_table_artifact(report["comparison"], key="comparison", description=cells["main"].cell.name)
+    create_table_artifact(
+        report["comparison"], key="comparison", description=cells["main"].cell.name
+    )
     return report
 
 
@@ -197,6 +202,11 @@ def _group_name(job: Job) -> str:
     return job.label.split(" ", 2)[2]
 
 
-@task(name="publish", task_run_name="publish {model_name}", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="publish",
+    task_run_name="publish {model_name}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def _publish(finished: Finished, model_name: str) -> Published:
     return publish(finished, experiment=EXPERIMENT, model_name=model_name)

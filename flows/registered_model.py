@@ -8,12 +8,11 @@ from typing import Any
 import mlflow
 import numpy as np
 import torch
-from mlflow.pyfunc import PythonModel
 
 from modcap import artifact
 
 
-class QuantizedClassifier(PythonModel):  # type: ignore[misc]
+class QuantizedClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined,unused-ignore]
     """Logits (N, classes) of preprocessed images (N, C, H, W), float32."""
 
     def load_context(self, context: Any) -> None:

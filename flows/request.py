@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,9 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoint: str = Field(description="local path or s3:// address of .pt2, .safetensors, .pt, .pth")
+    checkpoint: str = Field(
+        description="local path or s3:// address of .pt2, .safetensors, .pt, .pth"
+    )
     arch: str | None = Field(
         None, description="torchvision:NAME, timm:NAME or package.module:factory; not for .pt2"
     )
@@ -142,7 +145,7 @@ def check_selection(network: Network, recipe: Recipe) -> None:
     if recipe.k and recipe.selection is Selection.TOP_K and recipe.capacity is CapacityKind.NONE:
         raise InputError("--capacity none measures nothing to select by: use --k 0, or a capacity")
     marks = [signature(module) for module in network.partition.modules]
-    same = [a == b for a, b in zip(marks, marks[1:], strict=False)]
+    same = [a == b for a, b in itertools.pairwise(marks)]
     allowed = sum(same) if recipe.homogeneity is Homogeneity.PAPER else len(same)
     if recipe.k > allowed:
         hint = f"; {len(same)} with homogeneity 'any'" if allowed < len(same) else ""

@@ -162,9 +162,7 @@ def _finished_run(client: MlflowClient, experiment_id: str, key: str) -> str | N
     return None
 
 
-def _log(
-    client: MlflowClient, experiment_id: str, finished: Finished, parent: str | None
-) -> str:
+def _log(client: MlflowClient, experiment_id: str, finished: Finished, parent: str | None) -> str:
     tags = dict(finished.tags)
     if parent:
         tags["mlflow.parentRunId"] = parent

@@ -1,20 +1,23 @@
 """The artifact: a quantized network as one safetensors file, weights packed to their bits.
 
-The header holds the graph as JSON, so loading needs neither the code of the architecture nor
-pickle. Tensors, for weight layer L of module i: ``i.L.integers`` (bit stream, see
-:mod:`modcap.packing`), ``i.L.scale`` and ``i.L.zero_point`` (per output channel), ``i.L.bias``; for
-activation quantizer A: ``i.A.scale``, ``i.A.zero_point``; and what stayed float, under its name.
+The tensor ``header`` is compressed JSON that holds the graph, so loading needs neither the code of
+the architecture nor pickle. The other tensors are, for weight layer L of module i,
+``i.L.integers`` (bit stream, see :mod:`modcap.packing`), ``i.L.scale`` and ``i.L.zero_point`` (per
+output channel) and ``i.L.bias``; for activation quantizer A ``i.A.scale`` and ``i.A.zero_point``;
+and what stayed float, under its name.
 """
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from modcap.errors import InputError
@@ -23,7 +26,7 @@ from modcap.network import Network
 from modcap.packing import pack, unpack
 from modcap.partition import weight_layers
 from modcap.quantized import Bits, attach, quantizers, restore
-from modcap.results import canonical, header_of
+from modcap.results import canonical, encode_tensors
 
 __all__ = ["QuantizedNetwork", "load", "pack_network", "unpack_network"]
 
@@ -92,8 +95,9 @@ def pack_network(
         "input_shape": network.input_shape,
         "names": network.partition.names,
     }
-    ordered = {name: tensors[name].contiguous() for name in sorted(tensors)}
-    return save(ordered, {"modcap": canonical(header).decode()})
+    compressed = bytearray(zlib.compress(canonical(header), level=9))
+    tensors["header"] = torch.frombuffer(compressed, dtype=torch.uint8)
+    return encode_tensors(tensors)
 
 
 def unpack_network(data: bytes) -> QuantizedNetwork:
@@ -103,9 +107,9 @@ def unpack_network(data: bytes) -> QuantizedNetwork:
         InputError: the bytes are no artifact, or damaged.
     """
     try:
-        header: dict[str, Any] = header_of(data, "modcap")
         tensors = load_tensors(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+        header = json.loads(zlib.decompress(tensors.pop("header").numpy().tobytes()))
+    except (SafetensorError, ValueError, KeyError, zlib.error) as error:
         raise InputError(f"not a modcap artifact, or a damaged one ({error})") from None
     if header["format"] != FORMAT:
         raise InputError(f"artifact of format {header['format']}: this modcap reads {FORMAT}")

@@ -7,6 +7,7 @@ Two measures. *Data-free*: the sum over the weight layers of a module of
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,4 +76,4 @@ def data_dependent(quantized: Tensor, target: Tensor) -> float:
 
 def differentials(capacities: Sequence[float]) -> list[float]:
     """(CM_i - CM_{i+1})^2 for each boundary between module i and i + 1 (MRECG, eq. 12)."""
-    return [(a - b) ** 2 for a, b in zip(capacities, capacities[1:], strict=False)]
+    return [(a - b) ** 2 for a, b in itertools.pairwise(capacities)]

@@ -65,20 +65,16 @@ def _traced(model: nn.Module) -> fx.GraphModule | None:
 
 
 def _exported(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    error: Exception | None = None
-    for batch in (Dim.DYNAMIC, Dim.AUTO):
-        try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
-                program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-            return _functional_program(program)
-        except Exception as caught:
-            error = error or caught
-    assert error is not None
-    raise InputError(
-        f"the model cannot be captured by torch.fx nor by torch.export ({first_line(error)}): "
-        "make its forward free of control flow over data"
-    )
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            batch = ({0: Dim.AUTO},)  # free where the model allows it, and checked below
+            return _functional_program(torch.export.export(model, (example,), dynamic_shapes=batch))
+    except Exception as error:
+        raise InputError(
+            f"the model cannot be captured by torch.fx nor by torch.export ({first_line(error)}): "
+            "make its forward free of control flow over data"
+        ) from None
 
 
 def _functional_program(program: ExportedProgram) -> fx.GraphModule:
@@ -96,15 +92,14 @@ def _make_functional(graph: fx.GraphModule) -> None:
     """Replaces what works in place; later readers of the old value read the new one."""
     for module in graph.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
         if not _was_in_place(node):
             continue
         source = cast(fx.Node, node.args[0])
-        source.replace_all_uses_with(
-            node, delete_user_cb=lambda user, node=node: order.get(user, 0) > order[node]
-        )
+        for user in [user for user in source.users if order.get(user, 0) > order[node]]:
+            user.replace_input_with(source, node)
     graph.recompile()
 
 
@@ -113,7 +108,11 @@ def _was_in_place(node: fx.Node) -> bool:
     if node.op == "call_function" and node.target in _IN_PLACE:
         node.target = _IN_PLACE[node.target]
         return True
-    if node.op == "call_method" and str(node.target).endswith("_") and str(node.target)[-2:] != "__":
+    if (
+        node.op == "call_method"
+        and str(node.target).endswith("_")
+        and str(node.target)[-2:] != "__"
+    ):
         node.target = str(node.target)[:-1]
         return True
     if node.op == "call_function" and node.kwargs.get("inplace"):
@@ -168,7 +167,7 @@ def _localise_batch_size(graph: fx.GraphModule) -> None:
 
 def _is_batch_size(node: fx.Node) -> bool:
     if node.op == "call_function" and node.target is torch.ops.aten.sym_size.int:
-        return node.args[1] == 0
+        return bool(node.args[1] == 0)
     return node.op == "call_method" and node.target == "size" and node.args[1:] == (0,)
 
 
@@ -176,7 +175,9 @@ def _check(graph: fx.GraphModule, example: Tensor) -> None:
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     unused = [node for node in inputs if not node.users]
     if len(inputs) - len(unused) != 1:
-        raise InputError(f"the model takes {len(inputs)} inputs: give one with a single image tensor")
+        raise InputError(
+            f"the model takes {len(inputs)} inputs: give one with a single image tensor"
+        )
     for node in unused:
         graph.graph.erase_node(node)
     _unwrap_output(graph)
@@ -186,14 +187,18 @@ def _check(graph: fx.GraphModule, example: Tensor) -> None:
             continue
         target = str(node.target)
         if target in seen and isinstance(graph.get_submodule(target), WEIGHT_LAYERS):
-            raise InputError(f"layer '{target}' is called twice: shared weights cannot be quantized yet")
+            raise InputError(
+                f"layer '{target}' is called twice: shared weights cannot be quantized yet"
+            )
         seen[target] = node
     graph.graph.lint()
     graph.recompile()
     with torch.no_grad():
         result = _run(graph, example)
     if not isinstance(result, Tensor):
-        raise InputError(f"the model returns a {type(result).__name__}: give one that returns logits")
+        raise InputError(
+            f"the model returns a {type(result).__name__}: give one that returns logits"
+        )
 
 
 def _unwrap_output(graph: fx.GraphModule) -> None:
@@ -207,11 +212,19 @@ def _unwrap_output(graph: fx.GraphModule) -> None:
         raise InputError(f"the model returns a {kind}: give one that returns the logits alone")
 
 
-def _run(graph: Callable[[Tensor], Any], example: Tensor) -> Any:
+def _run(graph: Callable[[Tensor], Any], images: Tensor, captured: int) -> None:
     try:
-        return graph(example)
+        result = graph(images)
     except Exception as error:
+        if len(images) != captured:
+            raise InputError(
+                f"the model was captured for batches of {captured} images only "
+                f"({first_line(error)}): its forward must take any batch size"
+            ) from None
         raise InputError(
-            f"the captured model fails on an input of shape {tuple(example.shape)} "
+            f"the captured model fails on an input of shape {tuple(images.shape)} "
             f"({first_line(error)}): check the size of the images"
         ) from None
+    if not isinstance(result, Tensor) or len(result) != len(images):
+        kind = type(result).__name__
+        raise InputError(f"the model returns a {kind} that is not one row of logits per image")

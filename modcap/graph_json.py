@@ -13,7 +13,7 @@ import math
 import operator
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,17 +25,40 @@ from modcap.errors import InputError
 
 __all__ = ["graph_from_json", "graph_to_json", "tensors_of"]
 
-_OPERATORS = (
-    "add sub mul truediv floordiv mod pow neg pos abs matmul getitem "
-    "eq ne lt le gt ge and_ or_ xor invert not_"
-).split()
+_OPERATORS = [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "neg",
+    "pos",
+    "abs",
+    "matmul",
+    "getitem",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "and_",
+    "or_",
+    "xor",
+    "invert",
+    "not_",
+]
 _ATTRIBUTES = ("shape", "dtype", "device", "ndim")
 
 
 @cache
 def _functions() -> dict[str, Callable[..., Any]]:
     """Name to function, for everything that a ``call_function`` node may call."""
-    found: dict[str, Callable[..., Any]] = {f"operator.{n}": getattr(operator, n) for n in _OPERATORS}
+    found: dict[str, Callable[..., Any]] = {
+        f"operator.{n}": getattr(operator, n) for n in _OPERATORS
+    }
     overridable = get_overridable_functions()
     for prefix, module in (("torch", torch), ("torch.nn.functional", F)):
         for function in overridable[module]:
@@ -78,17 +101,16 @@ def graph_to_json(module: fx.GraphModule) -> dict[str, Any]:
     Raises:
         InputError: the graph calls something that is not on the list.
     """
-    nodes = []
-    for node in module.graph.nodes:
-        nodes.append(
-            {
-                "op": node.op,
-                "name": node.name,
-                "target": _target_name(node),
-                "args": _encode(node.args),
-                "kwargs": _encode(dict(node.kwargs)),
-            }
-        )
+    nodes = [
+        {
+            "op": node.op,
+            "name": node.name,
+            "target": _target_name(node),
+            "args": _encode(node.args),
+            "kwargs": _encode(dict(node.kwargs)),
+        }
+        for node in module.graph.nodes
+    ]
     called = [str(n.target) for n in module.graph.nodes if n.op == "call_module"]
     return {
         "nodes": nodes,
@@ -143,7 +165,8 @@ def _target_name(node: fx.Node) -> str:
         name = str(node.target)
         known = _aten(name) is node.target
     else:
-        name = "getattr" if node.target is getattr else _function_names().get(node.target, "")
+        called = cast(Callable[..., Any], node.target)
+        name = "getattr" if called is getattr else _function_names().get(called, "")
         known = bool(name)
     if not known:
         raise _refuse(f"operator {node.target}", f"node '{node.name}'")
@@ -222,7 +245,9 @@ def _describe(module: nn.Module, target: str) -> dict[str, Any]:
     _leaf_class(kind, target, type(module))
     arguments: dict[str, Any] = {}
     for name in inspect.signature(type(module).__init__).parameters:
-        if name in ("self", "device", "dtype", "inplace", "args", "kwargs") or not hasattr(module, name):
+        if name in ("self", "device", "dtype", "inplace", "args", "kwargs") or not hasattr(
+            module, name
+        ):
             continue
         value = getattr(module, name)
         arguments[name] = value is not None if name == "bias" else value
@@ -240,8 +265,7 @@ def _leaf_class(kind: str, target: str, actual: type[nn.Module] | None = None) -
     )
     if not leaf:
         raise _refuse(f"module of type {kind!r}", f"'{target}'")
-    kind_class: type[nn.Module] = found
-    return kind_class
+    return cast(type[nn.Module], found)
 
 
 def _construct(described: dict[str, Any], target: str) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,8 @@ from modcap.images import ImageSet
 from modcap.network import Network
 from modcap.plan import Job, Kind
 from modcap.quantized import Bits, attach, restore, state_of
-from modcap.reconstruct import Inputs, Progress, calibrate, chain, harden, reconstruct
 from modcap.recipe import CapacityScale, Homogeneity, Method, Optimiser
+from modcap.reconstruct import Inputs, Progress, calibrate, chain, harden, reconstruct
 from modcap.results import Result
 from modcap.selection import Span
 
@@ -116,7 +117,7 @@ def _select(
     allowed = [True] * (count - 1)
     if p.get("homogeneity") == Homogeneity.PAPER.value:
         signatures = [capacity.signature(module) for module in partition.modules]
-        allowed = [a == b for a, b in zip(signatures, signatures[1:], strict=False)]
+        allowed = [a == b for a, b in itertools.pairwise(signatures)]
     mask = _mask(p, differences, allowed, partition.names, bool(values))
     return Result(
         meta={

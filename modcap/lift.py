@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -90,7 +90,10 @@ def _replace(
 def _arguments(graph: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
     """Arguments by name, stored tensors in place of the nodes that fetch them."""
     normalized = normalize_function(
-        node.target, node.args, node.kwargs, normalize_to_only_use_kwargs=True
+        cast(Callable[..., Any], node.target),
+        node.args,
+        node.kwargs,
+        normalize_to_only_use_kwargs=True,
     )
     if normalized is None:
         raise InputError(f"{node.target} at {place(node)}: its arguments are not understood")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -35,5 +36,5 @@ def oscillation(values: Sequence[float]) -> float:
     """Mean absolute difference of adjacent losses over the mean loss; 0 for a flat curve."""
     if len(values) < 2 or not sum(values):
         return 0.0
-    steps = [abs(a - b) for a, b in zip(values, values[1:], strict=False)]
+    steps = [abs(a - b) for a, b in itertools.pairwise(values)]
     return (sum(steps) / len(steps)) / (sum(values) / len(values))

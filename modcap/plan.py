@@ -234,7 +234,11 @@ def _reconstruct_job(cell: Cell, span: Span, wave: int, needs: tuple[str, ...]) 
     names = cell.network.partition.names
     title = names[span.start]
     if span.stop - span.start > 1:
-        title += f"+{names[span.stop - 1]}" if span.stop - span.start == 2 else "…" + names[span.stop - 1]
+        title += (
+            f"+{names[span.stop - 1]}"
+            if span.stop - span.start == 2
+            else "…" + names[span.stop - 1]
+        )
     inputs = {"network": cell.network.digest, "calibration": cell.calibration}
     label = f"{recipe.method.value} W{recipe.w_bits}A{recipe.a_bits} {title}"
     if recipe.schedule is Schedule.WAVES:

@@ -94,7 +94,10 @@ class ActivationQuantizer(nn.Module):
         if self.keep_probability < 1:
             keep = draw(x.shape, self.keep_probability, x, self.generator)
         top = levels(self.bits)
-        return cast(Tensor, _FakeQuantize.apply(x, self.scale, self.zero_point, top, keep))
+        fake: Tensor = _FakeQuantize.apply(  # type: ignore[no-untyped-call]
+            x, self.scale, self.zero_point, top, keep
+        )
+        return fake
 
     def calibrate(self, values: Tensor, p: float) -> None:
         """Sets scale and zero point by the search of :func:`search_scale` on ``values``."""
@@ -222,7 +225,8 @@ def attach(module: fx.GraphModule, bits: list[Bits]) -> fx.GraphModule:
         copied.add_module(name, ActivationQuantizer(width))
         with graph.inserting_after(source):
             quantized = graph.call_module(name, (source,))
-        source.replace_all_uses_with(quantized, delete_user_cb=lambda n, q=quantized: n is not q)
+        for user in [user for user in source.users if user is not quantized]:
+            user.replace_input_with(source, quantized)
     copied.recompile()
     return copied
 

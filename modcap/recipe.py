@@ -118,7 +118,9 @@ class Recipe(_Frozen):
     homogeneity: Homogeneity = Homogeneity.PAPER
     selection: Selection = Selection.TOP_K
     k: int | None = Field(None, ge=0, description="boundaries to select; None chooses")
-    groups: tuple[tuple[str, ...], ...] = Field((), description="selection explicit: joined modules")
+    groups: tuple[tuple[str, ...], ...] = Field(
+        (), description="selection explicit: joined modules"
+    )
     schedule: Schedule = Schedule.SEQUENTIAL
     waves: int = Field(1, ge=1, description="schedule waves: how many")
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")

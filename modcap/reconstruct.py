@@ -210,7 +210,7 @@ def _optimise(
         if beta is not None:
             total = loss + settings.regulariser * group.penalty(beta)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         optimizer.step()
         if step % max(1, settings.iterations // _REPORTS) == 0 or step == settings.iterations - 1:
             curve.append((step, float(loss.detach())))

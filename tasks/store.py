@@ -11,6 +11,7 @@ Layout, under an optional prefix::
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 import time
@@ -24,8 +25,9 @@ from typing import Any
 from urllib.parse import urlparse
 
 import boto3
+from botocore import exceptions as botocore_errors
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from modcap.errors import InputError
@@ -47,7 +49,9 @@ _GONE = ("NoSuchKey", "404", "NoSuchBucket", "NotFound")
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
 patiently = retry(
-    retry=retry_if_exception_type((ConnectionError, HTTPClientError)),
+    retry=retry_if_exception_type(
+        (botocore_errors.ConnectionError, botocore_errors.HTTPClientError)
+    ),
     stop=stop_after_delay(_PATIENCE_SECONDS),
     wait=wait_exponential_jitter(0.5, 4),
     reraise=True,
@@ -236,8 +240,6 @@ class Store:
 
 def decode_checksum(document: bytes) -> str:
     """The checksum of the tensors that a result's JSON states."""
-    import json
-
     try:
         return str(json.loads(document)["tensors_sha256"])
     except (ValueError, KeyError, TypeError) as error:
@@ -269,5 +271,7 @@ def fetch(address: str, folder: Path) -> Path:
             _write(local, patiently(s3.get_object)(Bucket=bucket, Key=key)["Body"].read())
     except (BotoCoreError, ClientError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{address}: cannot be read ({reason}): check address and rights") from None
+        raise InputError(
+            f"{address}: cannot be read ({reason}): check address and rights"
+        ) from None
     return local

@@ -17,7 +17,9 @@ from modcap.results import Result
 @pytest.fixture(scope="module")
 def network() -> Network:
     torch.manual_seed(0)
-    layers = [nn.Sequential(nn.Conv2d(3 if not i else 4, 4, 3, padding=1), nn.ReLU()) for i in range(4)]
+    layers = [
+        nn.Sequential(nn.Conv2d(3 if not i else 4, 4, 3, padding=1), nn.ReLU()) for i in range(4)
+    ]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     return build(model.eval(), torch.zeros(2, 3, 8, 8))
 

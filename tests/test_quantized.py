@@ -73,7 +73,9 @@ def test_gradients_equal_those_of_the_composed_quantizer(keep: float) -> None:
 
 def test_draws_have_their_probability_and_their_seed() -> None:
     x = torch.zeros(())
-    masks = [draw(torch.Size((999, 101)), 0.25, x, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    masks = [
+        draw(torch.Size((999, 101)), 0.25, x, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    ]
     assert abs(float(masks[0].float().mean()) - 0.25) < 0.01
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])

@@ -83,5 +83,7 @@ def test_error_falls_with_bits() -> None:
     errors = []
     for bits in range(2, 9):
         scale, zero = search_scale(x, bits)
-        errors.append(float((x - fake_quantize(x, scale[:, None], zero[:, None], bits)).square().mean()))
+        errors.append(
+            float((x - fake_quantize(x, scale[:, None], zero[:, None], bits)).square().mean())
+        )
     assert errors == sorted(errors, reverse=True)

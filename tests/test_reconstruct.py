@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from modcap.quantized import Bits, attach, state_of
-from modcap.reconstruct import Inputs, _beta, calibrate, chain, harden, reconstruct, relative_error
 from modcap.recipe import Method, Optimiser
+from modcap.reconstruct import Inputs, _beta, calibrate, chain, harden, reconstruct, relative_error
 
 FAST = Optimiser(
     iterations=150, rounding_rate=1e-2, scale_rate=1e-3, relative_scale_rate=True, batch_size=32
@@ -20,7 +20,9 @@ FAST = Optimiser(
 
 def block(seed: int) -> fx.GraphModule:
     torch.manual_seed(seed)
-    layers = nn.Sequential(nn.Conv2d(4, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 4, 1), nn.ReLU())
+    layers = nn.Sequential(
+        nn.Conv2d(4, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 4, 1), nn.ReLU()
+    )
     return fx.symbolic_trace(layers.eval().requires_grad_(False))
 
 

@@ -3,7 +3,7 @@
     python examples/fashion_mnist/train.py mobilenet_v2_x0_5 --epochs 30
 
 Writes ``checkpoints/NAME.safetensors``, its log ``NAME.train.json`` and its model card ``NAME.md``.
-Needs the full 60,000 training images (Debian: ``dataset-fashion-mnist``); ``--data`` names their folder.
+Needs the full 60,000 training images (Debian: ``dataset-fashion-mnist``) in the folder ``--data``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("network", choices=zoo.__all__)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=256)
@@ -84,7 +86,10 @@ def main() -> None:
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD(
-        [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        [
+            {"params": decay, "weight_decay": args.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
         lr=args.lr,
         momentum=0.9,
         nesterov=True,
@@ -118,8 +123,14 @@ def main() -> None:
 
     args.out.mkdir(parents=True, exist_ok=True)
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, args.out / f"{args.network}.safetensors", {"architecture": f"modcap.zoo:{args.network}"})
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"}
+    save_file(
+        weights,
+        args.out / f"{args.network}.safetensors",
+        {"architecture": f"modcap.zoo:{args.network}"},
+    )
+    settings = {
+        k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"
+    }
     record = {"settings": settings, "torch": torch.__version__, "epochs": log}
     (args.out / f"{args.network}.train.json").write_text(json.dumps(record, indent=1) + "\n")
     parameters = sum(p.numel() for p in model.parameters())
@@ -136,9 +147,9 @@ def main() -> None:
 | architecture | `modcap.zoo:{args.network}` |
 | input | (N, 1, 28, 28) float32, (pixel / 255 - {MEAN}) / {STD} |
 | parameters | {parameters:,} |
-| top-1, 10,000 test images | **{log[-1]["test_top1"]:.2f} %** (last epoch; no checkpoint was picked by test accuracy) |
-| data | Fashion-MNIST (arXiv 1708.07747, MIT licence), 60,000 training images, random shifts and flips |
-| training | {args.epochs} epochs of SGD with one-cycle schedule, batch {args.batch}, peak rate {args.lr}, seed {args.seed} |
+| top-1, 10,000 test images | **{log[-1]["test_top1"]:.2f} %** (last epoch, not picked by accuracy) |
+| data | Fashion-MNIST (arXiv 1708.07747, MIT), 60,000 images, random shifts and flips |
+| training | SGD, one-cycle schedule; see the command |
 | command | `{command}` |
 | log | `{args.network}.train.json` |
 

@@ -165,9 +165,7 @@ def _prefect(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> S
     }
     command = (program("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port))
     exports = {"PREFECT_API_URL": address}
-    return Service(
-        "prefect", address, command, environment, exports, _answers(f"{address}/health")
-    )
+    return Service("prefect", address, command, environment, exports, _answers(f"{address}/health"))
 
 
 def _ray(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Service:

@@ -260,7 +260,7 @@ def _leaf_class(kind: str, target: str, actual: type[nn.Module] | None = None) -
         inspect.isclass(found)
         and issubclass(found, nn.Module)
         and found.__module__.startswith("torch.nn.modules.")
-        and not issubclass(found, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        and found not in (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
         and (actual is None or actual is found)
     )
     if not leaf:

@@ -147,7 +147,7 @@ def main() -> None:
 | architecture | `modcap.zoo:{args.network}` |
 | input | (N, 1, 28, 28) float32, (pixel / 255 - {MEAN}) / {STD} |
 | parameters | {parameters:,} |
-| top-1, 10,000 test images | **{log[-1]["test_top1"]:.2f} %** (last epoch, not picked by accuracy) |
+| top-1, 10,000 test images | **{log[-1]["test_top1"]:.2f} %** (last epoch, not a picked one) |
 | data | Fashion-MNIST (arXiv 1708.07747, MIT), 60,000 images, random shifts and flips |
 | training | SGD, one-cycle schedule; see the command |
 | command | `{command}` |

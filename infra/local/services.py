@@ -16,7 +16,6 @@ from typing import Any
 
 from infra.local.home import Home, write_private
 from modcap.errors import InputError, ModcapError
-from tasks.store import Store
 
 __all__ = ["NAMES", "Service", "service"]
 
@@ -138,7 +137,7 @@ def _can_write(exports: Mapping[str, str]) -> bool:
 def _mlflow(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Service:
     port = home.port(state, "mlflow")
     address = f"http://127.0.0.1:{port}"
-    bucket = clients.get("MODCAP_BUCKET") or Store.from_environment().bucket
+    bucket = clients.get("MODCAP_BUCKET") or os.environ.get("MODCAP_BUCKET", BUCKET)
     endpoint = clients.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL_S3", "")
     environment = {
         **clients,

@@ -1,0 +1,70 @@
+"""Networks that every part of the method is tried on; random weights, small images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modcap import _torchvision, zoo
+
+TORCHVISION = [
+    "resnet18",
+    "resnet50",
+    "regnet_x_400mf",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "mnasnet0_5",
+    "shufflenet_v2_x0_5",
+    "vgg11_bn",
+    "squeezenet1_1",
+    "densenet121",
+    "googlenet",
+]
+ZOO: dict[str, Callable[[], nn.Module]] = {
+    "zoo_mobilenet": zoo.mobilenet_v2_x0_5,
+    "zoo_resnet": zoo.resnet18_narrow,
+    "zoo_regnet": zoo.regnet_tiny,
+    "zoo_vgg": zoo.vgg_tiny,
+}
+MODULES = {  # the blocks of each architecture, and the layers outside them
+    "resnet18": 10,
+    "resnet50": 18,
+    "regnet_x_400mf": 24,
+    "mobilenet_v2": 20,
+    "mobilenet_v3_small": 15,
+    "efficientnet_b0": 19,
+    "mnasnet0_5": 21,
+    "shufflenet_v2_x0_5": 19,
+    "vgg11_bn": 11,
+    "squeezenet1_1": 10,
+    "densenet121": 9,
+    "googlenet": 13,
+    "zoo_mobilenet": 20,
+    "zoo_resnet": 10,
+    "zoo_regnet": 11,
+    "zoo_vgg": 8,
+}
+
+
+def make(name: str) -> tuple[nn.Module, Tensor]:
+    """The network in eval mode, its batch norms as if trained, and three images for it."""
+    torch.manual_seed(0)
+    if name in ZOO:
+        model, images = ZOO[name](), torch.randn(3, 1, 28, 28)
+    else:
+        options: dict[str, Any] = {"init_weights": False} if name == "googlenet" else {}
+        if name == "vgg11_bn":  # its 119 million head weights tell nothing here
+            options = {"init_weights": False}
+        model = getattr(_torchvision.models(), name)(**options)
+        images = torch.randn(3, 3, 64, 64)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval(), images

@@ -1,0 +1,135 @@
+"""Networks and artifacts as bytes: identity, and refusal of what is not a tensor operation."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from modcap.artifact import pack_network, unpack_network
+from modcap.errors import InputError, ModcapError
+from modcap.graph_json import graph_from_json, graph_to_json
+from modcap.images import ImageSet
+from modcap.jobs import top1
+from modcap.network import Network, build
+from modcap.quantized import attach, bits_of, state_of
+from modcap.reconstruct import calibrate, chain, harden
+from tests.networks import make
+
+NAMES = ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small", "densenet121", "zoo_vgg"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_bytes_give_the_same_network(name: str) -> None:
+    model, images = make(name)
+    network = build(model, images, {"architecture": name})
+    data = network.to_bytes()
+    again = Network.from_bytes(data)
+    assert torch.equal(network(images), again(images))
+    assert again.to_bytes() == data
+    assert again.digest == network.digest
+
+
+def test_source_is_not_part_of_the_identity() -> None:
+    model, images = make("zoo_vgg")
+    assert build(model, images, {"a": "1"}).digest == build(model, images, {"a": "2"}).digest
+
+
+@pytest.mark.parametrize("bits", [(2, 4), (3, 3), (8, 8)])
+@torch.no_grad()
+def test_artifact_loads_back_to_bit_equal_outputs(bits: tuple[int, int]) -> None:
+    model, images = make("zoo_mobilenet")
+    network = build(model, images)
+    widths = bits_of(network.partition, *bits, 8)
+    modules = [attach(m, b) for m, b in zip(network.partition.modules, widths, strict=True)]
+    x, states = images, {}
+    for index, module in enumerate(modules):
+        calibrate([module], x, 2.4)
+        harden([module])
+        x = chain([module], x)
+        states |= {f"{index}.{name}": tensor for name, tensor in state_of(module)}
+    data = pack_network(network, states, widths)
+    assert pack_network(network, states, widths) == data
+    loaded = unpack_network(data)
+    assert torch.equal(loaded(images), x)
+    weights = sum(
+        p.numel() for m in network.partition.modules for p in m.parameters() if p.ndim > 1
+    )
+    assert len(data) < weights * bits[0] / 8 + 120_000
+
+
+def test_damaged_artifact_is_refused_in_one_line() -> None:
+    for data in (b"", b"nonsense", bytes(100)):
+        with pytest.raises(InputError, match="not a modcap artifact"):
+            unpack_network(data)
+
+
+def test_damaged_network_is_refused() -> None:
+    model, images = make("zoo_vgg")
+    data = build(model, images).to_bytes()
+    for bad in (b"", data[:100], data[:-5]):
+        with pytest.raises(ModcapError):
+            Network.from_bytes(bad)
+
+
+def document() -> dict[str, Any]:
+    graph = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
+    return graph_to_json(graph)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"op": "call_function", "target": "torch.load"},
+        {"op": "call_function", "target": "torch.hub.load"},
+        {"op": "call_function", "target": "os.system"},
+        {"op": "call_function", "target": "operator.attrgetter"},
+        {"op": "call_function", "target": "operator.methodcaller"},
+        {"op": "call_function", "target": "aten.from_file.default"},
+        {"op": "call_function", "target": "aten.relu_.default"},
+        {"op": "call_function", "target": "prims.relu.default"},
+        {"op": "call_function", "target": "getattr", "args": {"tuple": ["x", "__class__"]}},
+        {"op": "call_method", "target": "__reduce__"},
+        {"op": "call_method", "target": "apply_"},
+        {"op": "call_method", "target": "map_"},
+        {"op": "call_method", "target": "requires_grad_hook"},
+    ],
+)
+def test_document_that_names_anything_else_is_refused(change: dict[str, Any]) -> None:
+    bad = copy.deepcopy(document())
+    bad["nodes"][2] |= change
+    with pytest.raises(InputError, match="is not supported"):
+        graph_from_json(bad)
+
+
+@pytest.mark.parametrize("kind", ["Sequential", "Module", "os", "__loader__", "functional"])
+def test_only_leaf_modules_of_torch_are_built(kind: str) -> None:
+    bad = copy.deepcopy(document())
+    next(iter(bad["modules"].values()))["type"] = kind
+    with pytest.raises(InputError, match="is not supported"):
+        graph_from_json(bad)
+
+
+def test_foreign_function_is_refused_when_written() -> None:
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(print, (graph.placeholder("x"),)))
+    with pytest.raises(InputError, match="operator <built-in function print> at node"):
+        graph_to_json(torch.fx.GraphModule(nn.Module(), graph))
+
+
+def test_images_survive_bytes_and_are_normalized() -> None:
+    pixels = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.arange(5), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    again = ImageSet.from_bytes(images.to_bytes())
+    assert again.digest == images.digest
+    expected = (pixels[1:3, 1].float() / 255 - 0.4) / 0.3
+    torch.testing.assert_close(again.normalized(1, 3)[:, 1], expected)
+
+
+def test_top1_counts_hits() -> None:
+    images = ImageSet(torch.zeros(4, 1, 1, 1), torch.tensor([0, 1, 1, 1]), (0.0,), (1.0,))
+    assert top1(lambda x: torch.tensor([[0.0, 1.0]]).repeat(len(x), 1), images) == 75.0

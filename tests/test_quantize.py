@@ -1,0 +1,130 @@
+"""The library's front door on real data: the shipped checkpoints, in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import modcap
+from modcap import checkpoint, data
+from modcap.images import ImageSet
+from modcap.jobs import top1
+from modcap.oscillation import losses, oscillation
+from modcap.preprocess import Preprocess
+from modcap.recipe import PRESETS
+from tests.networks import MODULES, make
+
+CHECKPOINTS = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"
+ARCH = "modcap.zoo:resnet18_narrow"
+
+
+def shipped(name: str) -> nn.Module:
+    loaded = checkpoint.load(CHECKPOINTS / f"{name}.safetensors", f"modcap.zoo:{name}").model
+    assert isinstance(loaded, nn.Module)
+    return loaded
+
+
+def images(split: Any, count: int) -> ImageSet:
+    preprocess = Preprocess.for_architecture(ARCH)
+    some = data.load("fashion-mnist", split=split, preprocess=preprocess).take(range(count))
+    return ImageSet(
+        torch.tensor(some.images), torch.tensor(some.labels), preprocess.mean, preprocess.std
+    )
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Tensor:
+    return images("calibration", 64).normalized()
+
+
+def quick(**values: Any) -> modcap.Recipe:
+    base = {"calibration": 64, "optimiser": {"iterations": 30, "batch_size": 16}}
+    return modcap.Recipe.preset("quick", **(base | values))
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("mobilenet_v2_x0_5", 92.5), ("resnet18_narrow", 93.0)]
+)
+def test_shipped_checkpoints_keep_their_promise(name: str, least: float) -> None:
+    with torch.no_grad():
+        assert top1(shipped(name), images("evaluation", 10_000)) >= least
+
+
+def test_reconstruction_beats_rounding_on_a_real_checkpoint(calibration: Tensor) -> None:
+    model, tests = shipped("mobilenet_v2_x0_5"), images("evaluation", 1000)
+    nearest = modcap.quantize(model, calibration, quick(w_bits=3, a_bits=4, method="rtn", k=0))
+    joined = modcap.quantize(model, calibration, quick(w_bits=3, a_bits=4, k=2))
+    assert sum(stop - start > 1 for start, stop in joined.groups) >= 1
+    assert joined.losses[-1] < nearest.losses[-1]
+    assert top1(joined.network, tests) > top1(nearest.network, tests) + 5
+    assert len(joined.artifact) == len(nearest.artifact)
+
+
+def test_same_seed_same_artifact(calibration: Tensor) -> None:
+    model = shipped("resnet18_narrow")
+    recipe = quick(w_bits=2, optimiser={"iterations": 4, "batch_size": 16})
+    first, second = (modcap.quantize(model, calibration, recipe).artifact for _ in range(2))
+    other = recipe.model_copy(update={"seed": 1})
+    assert first == second
+    assert modcap.quantize(model, calibration, other).artifact != first
+
+
+def test_artifact_file_is_all_a_consumer_needs(calibration: Tensor, tmp_path: Path) -> None:
+    recipe = quick(w_bits=2, method="rtn", k=0)
+    done = modcap.quantize(shipped("resnet18_narrow"), calibration, recipe)
+    (tmp_path / "network.safetensors").write_bytes(done.artifact)
+    loaded = modcap.load(tmp_path / "network.safetensors")
+    assert torch.equal(loaded(calibration), done.network(calibration))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_network_is_quantized(name: str) -> None:
+    """RTN at W8A8 stays close to the original; a few steps at W4A4 run."""
+    model, some = make(name)
+    network = modcap.build(model, some)
+    small = {"calibration": 3, "optimiser": {"iterations": 2, "batch_size": 2}}
+    eight = modcap.Recipe.preset("quick", w_bits=8, a_bits=8, method="rtn", k=0, **small)
+    done = modcap.quantize(network, some, eight)
+    assert done.losses[-1] < 0.05
+    four = modcap.Recipe.preset("quick", w_bits=4, a_bits=4, k=0, **small)
+    assert torch.isfinite(modcap.quantize(network, some, four).network(some)).all()
+
+
+def test_waves_run_and_refine(calibration: Tensor) -> None:
+    model = shipped("resnet18_narrow")
+    recipe = quick(w_bits=4, schedule="waves", waves=2)
+    done = modcap.quantize(model, calibration, recipe)
+    nearest = modcap.quantize(model, calibration, quick(w_bits=4, method="rtn", k=0))
+    assert done.losses[-1] < nearest.losses[-1]
+
+
+def test_too_few_images_are_refused(calibration: Tensor) -> None:
+    with pytest.raises(
+        modcap.InputError, match="8 calibration images are fewer than batch_size 16"
+    ):
+        modcap.quantize(shipped("resnet18_narrow"), calibration[:8], quick())
+
+
+def test_oscillation_is_the_mean_step_over_the_mean() -> None:
+    assert oscillation([1.0, 3.0, 2.0]) == pytest.approx(1.5 / 2.0)
+    assert oscillation([0.5]) == 0
+    assert oscillation([0.2, 0.2]) == 0
+
+
+def test_losses_are_relative_to_the_full_precision_energy() -> None:
+    full = [nn.Identity(), nn.Identity()]
+
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 2
+
+    found = losses(full, [Half(), Half()], torch.randn(4, 3))
+    assert found == pytest.approx([0.25, 0.5625])
+
+
+def test_quick_is_quicker_than_the_paper() -> None:
+    assert PRESETS["quick"].optimiser.iterations < PRESETS["paper"].optimiser.iterations

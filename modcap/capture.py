@@ -205,7 +205,7 @@ def _unwrap_output(graph: fx.GraphModule) -> None:
     if isinstance(value, tuple | list) and len(value) == 1:
         output.args = (value[0],)
     if not isinstance(output.args[0], fx.Node):
-        kind = type(output.args[0]).__name__
+        kind = type(output.args[0]).__name__.removeprefix("immutable_")
         raise InputError(f"the model returns a {kind}: give one that returns the logits alone")
 
 

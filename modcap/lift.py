@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.operator_schemas import normalize_function
+from torch._ops import OpOverload
 from torch.nn import functional as F
 
 from modcap.errors import InputError
@@ -17,6 +17,21 @@ from modcap.partition import place
 __all__ = ["lift_layers"]
 
 aten = torch.ops.aten
+_NAMES: dict[Any, Sequence[str]] = {  # of the positional arguments of torch's own functions
+    F.linear: ("input", "weight", "bias"),
+    F.batch_norm: (
+        *("input", "running_mean", "running_var", "weight", "bias"),
+        *("training", "momentum", "eps"),
+    ),
+    F.conv_transpose2d: (
+        *("input", "weight", "bias", "stride", "padding"),
+        *("output_padding", "groups", "dilation"),
+    ),
+}
+_NAMES |= dict.fromkeys(
+    (F.conv1d, F.conv2d, F.conv3d),
+    ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+)
 _CONVOLUTIONS: dict[Any, type[nn.Module]] = {
     F.conv1d: nn.Conv1d,
     F.conv2d: nn.Conv2d,
@@ -89,15 +104,12 @@ def _replace(
 
 def _arguments(graph: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
     """Arguments by name, stored tensors in place of the nodes that fetch them."""
-    normalized = normalize_function(
-        cast(Callable[..., Any], node.target),
-        node.args,
-        node.kwargs,
-        normalize_to_only_use_kwargs=True,
-    )
-    if normalized is None:
-        raise InputError(f"{node.target} at {place(node)}: its arguments are not understood")
-    return {name: _stored(graph, value) for name, value in normalized.kwargs.items()}
+    if isinstance(node.target, OpOverload):
+        names: Sequence[str] = [argument.name for argument in node.target._schema.arguments]
+    else:
+        names = _NAMES[node.target]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    return {name: _stored(graph, value) for name, value in given.items()}
 
 
 def _stored(graph: fx.GraphModule, value: Any) -> Any:
@@ -141,7 +153,7 @@ def _linear(a: dict[str, Any]) -> nn.Module:
 def _batch_norm(a: dict[str, Any]) -> nn.Module:
     mean: Tensor = a["running_mean"]
     affine = a.get("weight") is not None
-    layer = nn.BatchNorm2d(len(mean), eps=a["eps"], affine=affine)
+    layer = nn.BatchNorm2d(len(mean), eps=a.get("eps", 1e-5), affine=affine)
     layer.running_mean, layer.running_var = mean, a["running_var"]
     return _filled(layer, a) if affine else layer
 

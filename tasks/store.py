@@ -28,7 +28,7 @@ import boto3
 from botocore import exceptions as botocore_errors
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from modcap.errors import InputError
 from modcap.results import DamagedResult, Result, decode, digest, encode
@@ -53,7 +53,7 @@ patiently = retry(
         (botocore_errors.ConnectionError, botocore_errors.HTTPClientError)
     ),
     stop=stop_after_delay(_PATIENCE_SECONDS),
-    wait=wait_exponential_jitter(0.5, 4),
+    wait=wait_random_exponential(multiplier=0.5, max=4),
     reraise=True,
 )
 

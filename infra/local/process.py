@@ -15,6 +15,8 @@ import psutil
 
 __all__ = ["alive", "start", "stop"]
 
+_started: list[subprocess.Popen[bytes]] = []  # they outlive this process: never waited for
+
 
 def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> dict[str, Any]:
     """Starts ``command`` in a session of its own; returns what identifies it later."""
@@ -27,6 +29,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
             stderr=output,
             start_new_session=True,
         )
+    _started.append(process)
     return {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
 
 

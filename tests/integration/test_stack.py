@@ -1,0 +1,126 @@
+"""The embedded stack: loopback only, private credentials, reused, and gone after ``down``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra import local
+from modcap.results import Result
+from tasks.store import Store
+
+
+def members(home: Path) -> list[psutil.Process]:
+    """Every process of the stack's sessions."""
+    processes = json.loads((home / "stack.json").read_text())["processes"]
+    leaders = {known["pid"] for known in processes.values()}
+    return [process for process in psutil.process_iter() if session(process) in leaders]
+
+
+def session(process: psutil.Process) -> int:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:  # it ended meanwhile
+        return -1
+
+
+def test_everything_listens_on_loopback_only(stack: dict[str, str], home: Path) -> None:
+    listening = [
+        connection.laddr.ip
+        for process in members(home)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 8
+    assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
+
+
+def test_credentials_are_private_and_on_no_command_line(stack: dict[str, str], home: Path) -> None:
+    for name in ("credentials.json", "s3-identities.json", "ray-token"):
+        assert stat.S_IMODE((home / name).stat().st_mode) == 0o600
+    secrets = json.loads((home / "credentials.json").read_text()).values()
+    for process in members(home):
+        line = " ".join(process.cmdline())
+        assert not any(secret in line for secret in secrets)
+
+
+def test_what_runs_is_reused(stack: dict[str, str], home: Path) -> None:
+    before = [status.pid for status in local.status(home)]
+    assert all(before)
+    assert local.up(home).environment() == stack
+    assert [status.pid for status in local.status(home)] == before
+
+
+def test_configured_services_are_not_started(
+    stack: dict[str, str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    states = {status.name: status for status in local.status(home)}
+    assert (states["mlflow"].state, states["mlflow"].address) == (
+        "configured",
+        "http://mlflow.example:5000",
+    )
+    assert "MLFLOW_TRACKING_URI" not in local.up(home).exports
+
+
+@pytest.fixture
+def own_home(home: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="modcap-own-"))
+    yield folder
+    local.down(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def own_store(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Store:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Store(environment["MODCAP_BUCKET"], "own", environment["AWS_ENDPOINT_URL_S3"])
+
+
+def test_two_at_once_start_one_set_and_killed_servers_keep_data(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks.store as module
+
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: local.up(own_home, ["s3"]).environment(), range(2)))
+    assert both[0] == both[1]
+    module._client.cache_clear()
+    store = own_store(both[0], monkeypatch)
+    store.put("kept", Result(meta={"a": 1}))
+    (server,) = [s for s in local.status(own_home) if s.name == "s3"]
+    assert server.pid
+    os.kill(server.pid, signal.SIGKILL)
+    time.sleep(0.5)
+    for name in both[0]:
+        monkeypatch.delenv(name)
+    again = local.up(own_home, ["s3"]).environment()
+    assert again == both[0]
+    own_store(again, monkeypatch)
+    found = store.get("kept")
+    assert found is not None
+    assert found.meta == {"a": 1}
+    module._client.cache_clear()
+
+
+def test_down_leaves_no_process(own_home: Path) -> None:
+    local.up(own_home, ["s3"])
+    running = members(own_home)
+    assert running
+    start = time.monotonic()
+    assert local.down(own_home) == ["s3"]
+    assert time.monotonic() - start < 10
+    assert not [p for p in running if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert {s.state for s in local.status(own_home)} == {"stopped"}
+    assert local.down(own_home) == []

@@ -1,0 +1,112 @@
+"""The store on the real SeaweedFS: written once, verified, damage recovered."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from tenacity import stop_after_delay
+
+from modcap.errors import InputError
+from modcap.results import DamagedResult, Result, digest
+from tasks.store import Store, client, fetch
+
+RESULT = Result({"a": torch.arange(6).reshape(2, 3), "b": torch.tensor(0.5)}, {"x": [1, "é"]})
+
+
+def same(a: Result | None, b: Result) -> bool:
+    return (
+        a is not None
+        and a.meta == b.meta
+        and a.tensors.keys() == b.tensors.keys()
+        and all(torch.equal(a.tensors[name], b.tensors[name]) for name in b.tensors)
+    )
+
+
+def test_result_comes_back_and_is_written_once(store: Store) -> None:
+    assert store.get("k") is None
+    assert store.put("k", RESULT)
+    assert not store.put("k", Result(meta={"other": 1}))
+    assert same(store.get("k"), RESULT)
+    assert store.done(["k", "missing"]) == {"k"}
+    assert list(store.keys()) == ["k"]
+    assert list(store.verify()) == []
+
+
+def test_one_of_eight_writers_wins(store: Store) -> None:
+    results = [Result(meta={"writer": i}) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda result: store.put("race", result), results))
+    assert sum(won) == 1
+    found = store.get("race")
+    assert found is not None
+    assert found.meta == {"writer": won.index(True)}
+
+
+@pytest.mark.parametrize("part", ["result.json", "tensors"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "gone"])
+def test_damage_is_set_aside_and_computed_again(store: Store, part: str, damage: str) -> None:
+    store.put("k", RESULT)
+    s3 = client(store.endpoint)
+    listed = s3.list_objects_v2(Bucket=store.bucket, Prefix=store._name("jobs/k/"))["Contents"]
+    (name,) = (e["Key"] for e in listed if e["Key"].endswith(".json") == (part == "result.json"))
+    data = s3.get_object(Bucket=store.bucket, Key=name)["Body"].read()
+    if damage == "gone":
+        s3.delete_object(Bucket=store.bucket, Key=name)
+    else:
+        bad = data[:-3] if damage == "truncated" else data[:-2] + b"!!"
+        s3.put_object(Bucket=store.bucket, Key=name, Body=bad)
+    if part == "result.json" and damage == "gone":
+        assert store.get("k") is None
+    else:
+        assert [key for key, _ in store.verify()] == ["k"]
+        with pytest.warns(UserWarning, match="damaged .*: set aside"):
+            assert store.get("k") is None
+    assert store.put("k", RESULT)
+    assert same(store.get("k"), RESULT)
+
+
+def test_inputs_are_verified_copies(store: Store, tmp_path: Path) -> None:
+    name = digest(b"content")
+    store.upload_input(name, b"content")
+    local = store.fetch_input(name, tmp_path)
+    assert local.read_bytes() == b"content"
+    client(store.endpoint).put_object(
+        Bucket=store.bucket, Key=store._name(f"inputs/{name}"), Body=b"other"
+    )
+    assert store.fetch_input(name, tmp_path).read_bytes() == b"content"
+    with pytest.raises(DamagedResult, match="missing or damaged"):
+        store.fetch_input(name, tmp_path / "elsewhere")
+    assert not list((tmp_path / "elsewhere").glob("*"))
+
+
+def test_objects_are_fetched_by_address(store: Store, tmp_path: Path) -> None:
+    address = store.put_file("models/net.pth", b"one")
+    assert fetch(address, tmp_path).read_bytes() == b"one"
+    store.put_file("models/net.pth", b"two")
+    second = fetch(address, tmp_path)
+    assert (second.name, second.read_bytes()) == ("net.pth", b"two")
+    with pytest.raises(InputError, match=r"s3://.*nothing\.pth: cannot be read"):
+        fetch(address.replace("net", "nothing"), tmp_path)
+
+
+def test_wrong_credentials_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tasks.store as module
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    module._client.cache_clear()
+    try:
+        with pytest.raises(InputError, match=r"S3 at .*check the endpoint, the credentials"):
+            store.ensure_bucket()
+    finally:
+        module._client.cache_clear()
+
+
+def test_unreachable_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store._ensure_bucket.retry, "stop", stop_after_delay(2))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with pytest.raises(InputError, match=r"S3 at http://127\.0\.0\.1:9"):
+        Store("bucket", "", "http://127.0.0.1:9").ensure_bucket()

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +16,8 @@ from modcap.errors import InputError, ModcapError
 from modcap.recipe import CapacityKind, Method, Recipe, Schedule, Selection
 
 __all__ = ["app", "main"]
+
+_UsageError: Any = typer.BadParameter.__base__  # typer may carry a click of its own
 
 app = typer.Typer(
     name="modcap",
@@ -272,14 +273,11 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     try:
         code = app(args=arguments, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        code = 2
-    except click.ClickException as error:
+    except _UsageError as error:
         code = _fail(error.format_message(), 2)
     except ModcapError as error:
         code = _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted: start the same command again, finished jobs are kept", 1)
     sys.exit(code or 0)
 

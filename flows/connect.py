@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import urllib.request
 from collections.abc import Iterator
+
+from tenacity import retry, stop_after_attempt, wait_random_exponential
 
 from infra import local
 from modcap.errors import InputError
@@ -20,6 +23,23 @@ def use_services() -> None:
     Must run before Prefect or MLflow are imported: they read their addresses at import.
     """
     os.environ.update(local.up().environment())
+    _require_prefect(os.environ["PREFECT_API_URL"])
+
+
+def _require_prefect(address: str) -> None:
+    """Asks a Prefect server whether it is there, a few times."""
+    try:
+        _ask(f"{address.rstrip('/')}/health")
+    except OSError as error:
+        raise InputError(
+            f"Prefect at {address} cannot be reached ({error}): check PREFECT_API_URL and that it runs"
+        ) from None
+
+
+@retry(stop=stop_after_attempt(4), wait=wait_random_exponential(0.5, 4), reraise=True)
+def _ask(url: str) -> None:
+    with urllib.request.urlopen(url, timeout=5):
+        pass
 
 
 @contextlib.contextmanager

@@ -1,0 +1,179 @@
+"""The main job on real servers: S3, MLflow, Prefect and Ray, from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import modcap
+from modcap import checkpoint, data
+from modcap.preprocess import Preprocess
+from tasks.store import Store, fetch
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "examples/fashion_mnist/checkpoints/resnet18_narrow.safetensors"
+ARCH = "modcap.zoo:resnet18_narrow"
+SMALL: dict[str, Any] = {
+    "calibration": 64,
+    "optimiser": {"iterations": 5, "batch_size": 16},
+    "w_bits": 2,
+    "a_bits": 4,
+    "k": 2,
+    "homogeneity": "any",
+}
+
+
+def quantize(
+    stack: dict[str, str], folder: Path, *flags: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    recipe = folder / "recipe.json"
+    recipe.write_text(json.dumps(SMALL))
+    command = [
+        *(sys.executable, "-m", "flows.cli", "quantize", str(CHECKPOINT), "--arch", ARCH),
+        *("--data", "fashion-mnist", "--eval-images", "500", "--recipe", str(recipe), *flags),
+    ]
+    own = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    return subprocess.run(
+        command,
+        env=own | stack | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def report(stack: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    done = quantize(stack, tmp_path_factory.mktemp("run"), "--json", "--name", "pipeline")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_report_keeps_the_contract(report: dict[str, Any]) -> None:
+    promised = (
+        "checkpoint recipe modules groups fp_top1 top1 oscillation jobs artifact artifact_bytes "
+        "mlflow_run_id model_name model_version seconds"
+    )
+    assert set(promised.split()) <= set(report)
+    assert report["jobs"]["executed"] == report["jobs"]["planned"] > 30
+    assert [row["variant"] for row in report["comparison"]] == [
+        "full precision",
+        "rtn",
+        "qdrop k=0",
+        "qdrop top-k k=2",
+    ]
+    assert sum(len(group) > 1 for group in report["groups"]) >= 1
+    assert report["fp_top1"] > 90
+    assert report["artifact_bytes"] < report["fp_bytes"] / 8
+
+
+def test_second_run_reuses_everything(
+    stack: dict[str, str], report: dict[str, Any], tmp_path: Path
+) -> None:
+    done = quantize(stack, tmp_path, "--json", "--name", "pipeline")
+    again = json.loads(done.stdout)
+    assert again["jobs"]["executed"] == 0
+    for same in ("artifact", "mlflow_run_id", "model_version", "top1"):
+        assert again[same] == report[same]
+
+
+def test_distributed_artifact_is_that_of_the_library(
+    report: dict[str, Any],
+    store: Store,
+    tmp_path: Path,
+) -> None:
+    preprocess = Preprocess.for_architecture(ARCH)
+    pool = data.load("fashion-mnist", split="calibration", preprocess=preprocess)
+    images = preprocess.normalize(data.calibration(pool, 64, 0).images)
+    model = checkpoint.load(CHECKPOINT, ARCH).model
+    done = modcap.quantize(model, images, modcap.Recipe.preset("quick", **SMALL))
+    assert fetch(report["artifact"], tmp_path).read_bytes() == done.artifact
+    loaded = modcap.load(fetch(report["artifact"], tmp_path))
+    assert torch.equal(loaded(images), done.network(images))
+
+
+def test_registered_version_predicts_without_pickle(
+    stack: dict[str, str], report: dict[str, Any]
+) -> None:
+    code = (
+        "import mlflow, numpy, json\n"
+        "model = mlflow.pyfunc.load_model('models:/pipeline@candidate')\n"
+        "logits = model.predict(numpy.zeros((3, 1, 28, 28), numpy.float32))\n"
+        "print(json.dumps([list(logits.shape), model.metadata.run_id]))"
+    )
+    environment = os.environ | stack | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    environment = {k: v for k, v in environment.items() if not k.startswith("AWS_")}
+    asked = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout.splitlines()[-1])[0] == [3, 10]
+
+
+def test_mlflow_holds_one_run_and_one_version(
+    stack: dict[str, str], report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack["MLFLOW_TRACKING_URI"])
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    (version,) = client.search_model_versions("name = 'pipeline'")
+    run = client.get_run(report["mlflow_run_id"])
+    assert (version.run_id, version.tags["bits"], version.tags["k"]) == (
+        report["mlflow_run_id"],
+        "W2A4",
+        "2",
+    )
+    assert run.data.params["optimiser.iterations"] == "5"
+    assert run.data.metrics["top1"] == report["top1"]
+    curves = [name for name in run.data.metrics if name.startswith("loss/")]
+    assert len(curves) == len(report["groups"])
+    assert len(client.get_metric_history(run.info.run_id, curves[0])) == 5
+    plots = {file.path for file in client.list_artifacts(run.info.run_id, "plots")}
+    assert plots == {f"plots/{n}.png" for n in ("capacity", "oscillation", "reconstruction")}
+
+
+def test_prefect_shows_a_task_run_for_each_job(
+    stack: dict[str, str], report: dict[str, Any]
+) -> None:
+    import urllib.request
+
+    request = urllib.request.Request(
+        f"{stack['PREFECT_API_URL']}/task_runs/count",
+        data=json.dumps({"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        assert int(response.read()) >= report["jobs"]["planned"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "address"),
+    [
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9"),
+        ("MLFLOW_TRACKING_URI", "http://127.0.0.1:9"),
+        ("PREFECT_API_URL", "http://127.0.0.1:9/api"),
+    ],
+)
+def test_unreachable_service_is_one_line_and_exit_2(
+    stack: dict[str, str], report: dict[str, Any], tmp_path: Path, variable: str, address: str
+) -> None:
+    done = quantize(stack, tmp_path, "--name", "pipeline", "--no-compare", **{variable: address})
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("modcap: ")
+    assert address.removesuffix("/api") in last
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,170 @@
+"""The command line: its flags, and bad input that ends with exit 2 and one clear line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+
+from flows import cli
+from modcap.errors import InputError
+
+SHIPPED = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"
+GOOD = SHIPPED / "resnet18_narrow.safetensors"
+ARCH = ["--arch", "modcap.zoo:resnet18_narrow"]
+DATA = ["--data", "fashion-mnist"]
+FLAGS = {
+    "quantize": (
+        "a-bits arch calibration capacity compare data eval-data eval-images iterations json k "
+        "method name no-compare preprocess preset recipe schedule seed selection w-bits"
+    ),
+    "capacity": "arch capacity data json k preprocess preset recipe w-bits",
+    "evaluate": "data eval-images json preprocess",
+    "stack up": "json",
+    "stack down": "json",
+    "stack status": "json",
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input is refused before any server is started."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a server would have been started")
+
+    monkeypatch.setattr("infra.local.up", refuse)
+
+
+def run(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+def commands(group: Any, prefix: str = "") -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found |= commands(command, f"{prefix}{name} ")
+            continue
+        flags = {o for p in command.params for o in (*p.opts, *p.secondary_opts) if o[:2] == "--"}
+        found[f"{prefix}{name}"] = {flag.removeprefix("--") for flag in flags}
+    return found
+
+
+def test_flags_are_the_contract() -> None:
+    assert commands(typer.main.get_command(cli.app)) == {
+        n: set(f.split()) for n, f in FLAGS.items()
+    }
+
+
+class Canary:
+    """Unpickling it leaves a mark; nothing here must ever do that."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path(self.mark),))
+
+
+def truncated(folder: Path) -> Path:
+    (folder / "cut.safetensors").write_bytes(GOOD.read_bytes()[:5000])
+    return folder / "cut.safetensors"
+
+
+def with_nan(folder: Path) -> Path:
+    tensors = load_file(GOOD)
+    next(t for t in tensors.values() if t.ndim == 4)[0, 0, 0, 0] = torch.nan
+    save_file(tensors, folder / "nan.safetensors")
+    return folder / "nan.safetensors"
+
+
+def evil(folder: Path) -> Path:
+    with (folder / "evil.pth").open("wb") as file:
+        torch.save({"weight": Canary(str(folder / "mark"))}, file)
+    return folder / "evil.pth"
+
+
+def raw_pickle(folder: Path) -> Path:
+    (folder / "raw.pt").write_bytes(pickle.dumps(Canary(str(folder / "mark"))))
+    return folder / "raw.pt"
+
+
+def npz(folder: Path, count: int, channels: int = 1, size: int = 28) -> Path:
+    file = folder / "images.npz"
+    pixels = np.zeros((count, channels, size, size), np.uint8)
+    np.savez(file, images=pixels, labels=np.zeros(count, np.int64))
+    return file
+
+
+CASES: dict[str, Any] = {
+    "missing file": (lambda d: [d / "none.safetensors", *ARCH, *DATA], "none.safetensors"),
+    "directory": (lambda d: [d, *ARCH, *DATA], "director"),
+    "truncated": (lambda d: [truncated(d), *ARCH, *DATA], "cut.safetensors"),
+    "code in a checkpoint": (lambda d: [evil(d), *ARCH, *DATA], "evil.pth"),
+    "raw pickle": (lambda d: [raw_pickle(d), *ARCH, *DATA], "raw.pt"),
+    "NaN weights": (lambda d: [with_nan(d), *ARCH, *DATA], "NaN"),
+    "wrong architecture": (
+        lambda d: [GOOD, "--arch", "modcap.zoo:vgg_tiny", *DATA],
+        "resnet18_narrow.safetensors",
+    ),
+    "unknown architecture": (lambda d: [GOOD, "--arch", "torchvision:nosuch", *DATA], "nosuch"),
+    "no architecture": (lambda d: [GOOD, *DATA], "--arch"),
+    "unknown data": (lambda d: [GOOD, *ARCH, "--data", d / "nothing"], "nothing"),
+    "wrong size": (lambda d: [GOOD, *ARCH, "--data", npz(d, 3000, 3)], "3"),
+    "empty calibration": (lambda d: [GOOD, *ARCH, "--data", npz(d, 0)], "images.npz"),
+    "too few images": (lambda d: [GOOD, *ARCH, "--data", npz(d, 100)], "1024"),
+    "unknown bits": (lambda d: [GOOD, *ARCH, *DATA, "--w-bits", "9"], "w_bits"),
+    "one bit": (lambda d: [GOOD, *ARCH, *DATA, "--a-bits", "1"], "a_bits"),
+    "k too large": (lambda d: [GOOD, *ARCH, *DATA, "--k", "99"], "--k 99 is larger than"),
+    "k not a number": (lambda d: [GOOD, *ARCH, *DATA, "--k", "many"], "--k 'many'"),
+    "unknown method": (lambda d: [GOOD, *ARCH, *DATA, "--method", "magic"], "magic"),
+    "unknown preset": (lambda d: [GOOD, *ARCH, *DATA, "--preset", "slow"], "quick"),
+    "missing recipe": (lambda d: [GOOD, *ARCH, *DATA, "--recipe", d / "r.yaml"], "r.yaml"),
+    "unknown flag": (lambda d: [GOOD, *ARCH, *DATA, "--bits", "4"], "--bits"),
+    "missing data": (lambda d: [GOOD, *ARCH], "--data"),
+    "bad preprocess": (lambda d: [GOOD, *ARCH, *DATA, "--preprocess", "mean=x"], "mean"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line_and_exit_2(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, expected = CASES[case]
+    code, out, err = run("quantize", *arguments(tmp_path), capsys=capsys)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("modcap: ")
+    assert expected in err
+    assert not (tmp_path / "mark").exists()
+
+
+def test_recipe_file_is_read_and_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("w_bits: 3\na_bits: 3\noptimiser:\n  iterations: 7\n")
+    recipe = cli.make_recipe("quick", file, {"w_bits": 2, "a_bits": None})
+    assert (recipe.w_bits, recipe.a_bits, recipe.optimiser.iterations) == (2, 3, 7)
+    file.write_text("- a\n- b\n")
+    with pytest.raises(InputError, match="give a mapping"):
+        cli.make_recipe("quick", file, {})
+
+
+def test_capacity_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run("capacity", GOOD, *ARCH, *DATA, "--k", "2", "--json", capsys=capsys)
+    report = json.loads(out)
+    assert code == 0
+    assert len(report["capacities"]) == len(report["modules"]) == len(report["differentials"]) + 1
+    assert sum(report["selected"]) == report["k"] == 2
+    assert sorted(name for group in report["groups"] for name in group) == sorted(report["modules"])

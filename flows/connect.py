@@ -32,7 +32,7 @@ def _require_prefect(address: str) -> None:
         _ask(f"{address.rstrip('/')}/health")
     except OSError as error:
         raise InputError(
-            f"Prefect at {address} cannot be reached ({error}): check PREFECT_API_URL and that it runs"
+            f"Prefect at {address} cannot be reached ({error}): check PREFECT_API_URL"
         ) from None
 
 

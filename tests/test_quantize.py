@@ -86,7 +86,11 @@ def test_every_network_is_quantized(name: str) -> None:
     """RTN at W8A8 stays close to the original; a few steps at W4A4 run."""
     model, some = make(name)
     network = modcap.build(model, some)
-    small = {"calibration": 3, "optimiser": {"iterations": 2, "batch_size": 2}}
+    small = {
+        "calibration": 3,
+        "optimiser": {"iterations": 2, "batch_size": 2},
+        "scale_exponent": 2.0,  # a square is ten times faster than a power
+    }
     eight = modcap.Recipe.preset("quick", w_bits=8, a_bits=8, method="rtn", k=0, **small)
     done = modcap.quantize(network, some, eight)
     assert done.losses[-1] < 0.05

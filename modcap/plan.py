@@ -21,7 +21,7 @@ from modcap.selection import Span
 
 __all__ = ["Cell", "CellPlan", "Job", "Kind", "Plan", "plan"]
 
-REVISION = 1
+REVISION = 2
 """Of the algorithm: raise it when the same job would give other bytes than before."""
 
 

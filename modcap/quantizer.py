@@ -75,17 +75,28 @@ def search_scale(x: Tensor, bits: int, p: float = 2.4) -> tuple[Tensor, Tensor]:
 def _search_rows(
     x: Tensor, low: Tensor, width: Tensor, bits: int, p: float
 ) -> tuple[Tensor, Tensor]:
+    top = levels(bits)
     best = torch.full_like(low, torch.inf)
-    best_scale, best_zero = width / levels(bits), torch.zeros_like(low)
+    best_scale, best_zero = width / top, torch.zeros_like(low)
     for step in range(_SHRINKS):
-        scale = width * (1 - step / 100) / levels(bits)
-        implied = torch.round(-low * (1 - step / 100) / scale)
+        shrink = 1 - step / 100
+        scale = width * shrink / top
+        implied = torch.round(-low * shrink / scale)
+        ratio = x / scale[:, None]
+        rounded = torch.round(ratio)
         for shift in (0, -1, 1):
-            zero = torch.clamp(implied + shift, 0, levels(bits))
-            error = x - fake_quantize(x, scale[:, None], zero[:, None], bits)
-            score = error.abs().pow(p).sum(1)
+            zero = torch.clamp(implied + shift, 0, top)
+            steps = torch.clamp(rounded, -zero[:, None], (top - zero)[:, None])
+            score = _power_sum(steps.sub_(ratio), p) * shrink**p  # in units of (width / top)^p
             better = score < best
             best = torch.where(better, score, best)
             best_scale = torch.where(better, scale, best_scale)
             best_zero = torch.where(better, zero, best_zero)
     return best_scale, best_zero
+
+
+def _power_sum(error: Tensor, p: float) -> Tensor:
+    """sum |error|^p of each row; overwrites ``error``. exp(p log) is half the time of pow."""
+    if p == 2:
+        return error.square_().sum(1)
+    return error.abs_().log_().mul_(p).exp_().sum(1)

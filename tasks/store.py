@@ -28,7 +28,7 @@ import boto3
 from botocore import exceptions as botocore_errors
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from modcap.errors import InputError
 from modcap.results import DamagedResult, Result, decode, digest, encode
@@ -48,10 +48,16 @@ _CONFIG = Config(
 _GONE = ("NoSuchKey", "404", "NoSuchBucket", "NotFound")
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
+
+def _passing(error: BaseException) -> bool:
+    """Whether trying again may help: no connection, or a server that is just (re)starting."""
+    if isinstance(error, ClientError):
+        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
+    return isinstance(error, (botocore_errors.ConnectionError, botocore_errors.HTTPClientError))
+
+
 patiently = retry(
-    retry=retry_if_exception_type(
-        (botocore_errors.ConnectionError, botocore_errors.HTTPClientError)
-    ),
+    retry=retry_if_exception(_passing),
     stop=stop_after_delay(_PATIENCE_SECONDS),
     wait=wait_random_exponential(multiplier=0.5, max=4),
     reraise=True,
@@ -156,6 +162,10 @@ class Store:
             raise
         return True
 
+    @patiently
+    def _delete(self, name: str) -> None:
+        self._s3.delete_object(Bucket=self.bucket, Key=self._name(name))
+
     def put(self, key: str, result: Result) -> bool:
         """Stores a result once; False where somebody else was first."""
         document, tensors = encode(result)
@@ -183,7 +193,7 @@ class Store:
     def _set_aside(self, key: str, document: bytes, reason: str) -> None:
         warnings.warn(f"result of job {key[:12]} is damaged ({reason}): set aside", stacklevel=3)
         self._put(f"jobs/{key}/damaged-{time.time_ns()}.json", document)
-        self._s3.delete_object(Bucket=self.bucket, Key=self._name(f"jobs/{key}/result.json"))
+        self._delete(f"jobs/{key}/result.json")
 
     def done(self, keys: Iterable[str]) -> set[str]:
         """Those of ``keys`` that have a result."""

@@ -111,7 +111,7 @@ def _s3(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Servic
 
 
 def _can_write(exports: Mapping[str, str]) -> bool:
-    """Whether a put succeeds: lists and health pages answer before the server can store."""
+    """Whether an object can be stored and read: lists and health pages answer before the server can store."""
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
@@ -128,7 +128,8 @@ def _can_write(exports: Mapping[str, str]) -> bool:
         names = [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]
         if BUCKET not in names:
             s3.create_bucket(Bucket=BUCKET)
-        s3.put_object(Bucket=BUCKET, Key="ready", Body=b"")
+        s3.put_object(Bucket=BUCKET, Key="ready", Body=b"ready")  # an empty one needs no volume
+        s3.get_object(Bucket=BUCKET, Key="ready")["Body"].read()
     except (BotoCoreError, ClientError):
         return False
     return True

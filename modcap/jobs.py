@@ -156,10 +156,16 @@ def _reconstruct(
     floats = bench.network(job).partition.modules
     x = bench.images(job, "calibration").normalized()
     full = chain(floats[: span.start], x)
-    quantized = full if not needs else chain(_restored(floats, bits, needs, span.start), x)
+    earlier = _states(needs)
+    quantized = full
+    if p.get("input") == "prefix":
+        quantized = chain(_quantized(floats, p["prefix_bits"], earlier, 0), x)
     inputs = Inputs(quantized, full, chain(floats[span.start : span.stop], full))
-    group = [attach(floats[i], bits[i]) for i in range(*span)]
-    calibrate(group, full, p["p"])
+    if p.get("wave"):
+        group = _quantized(floats, p["bits"], earlier, span.start, resume=True)
+    else:
+        group = [attach(floats[i], b) for i, b in zip(range(*span), bits, strict=True)]
+        calibrate(group, full, p["p"])
     outcome = reconstruct(
         group,
         inputs,
@@ -183,21 +189,30 @@ def _group_seed(params: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
-def _restored(
-    floats: Sequence[nn.Module], bits: list[list[Bits]], needs: Sequence[Result], stop: int
+def _states(results: Sequence[Result]) -> dict[int, dict[str, Tensor]]:
+    """The states of modules, by their index, that earlier reconstructions left."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for result in results:
+        for name, tensor in result.tensors.items():
+            index, _, rest = name.partition(".")
+            if rest:  # all but the curve
+                states.setdefault(int(index), {})[rest] = tensor
+    return states
+
+
+def _quantized(
+    floats: Sequence[Any],
+    bits: Sequence[Sequence[Sequence[int]]],
+    states: Mapping[int, dict[str, Tensor]],
+    start: int,
+    *,
+    resume: bool = False,
 ) -> list[nn.Module]:
-    """The first ``stop`` modules, quantized as the results of their groups say."""
-    tensors: dict[str, Tensor] = {}
-    for result in needs:
-        tensors |= result.tensors
+    """Modules from ``start`` on, one for each entry of ``bits``, in the states found earlier."""
     modules: list[nn.Module] = []
-    for index in range(stop):
-        module = attach(floats[index], bits[index])  # type: ignore[arg-type]
-        prefix = f"{index}."
-        restore(
-            module,
-            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)},
-        )
+    for index, module_bits in enumerate(bits, start):
+        module = attach(floats[index], [Bits(*pair) for pair in module_bits])
+        restore(module, states[index], resume=resume)
         modules.append(module)
     return modules
 

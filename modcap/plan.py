@@ -161,7 +161,10 @@ def _add_wave(
     before: tuple[str, ...],
     add: Callable[[Job], str],
 ) -> tuple[str, ...]:
-    """Adds the reconstruct jobs of one wave; ``before`` are the keys of the last one's."""
+    """Adds the reconstruct jobs of one wave; ``before`` are the keys of the last one's.
+
+    A later wave starts from the earlier result: its jobs need that of their own group too.
+    """
     keys: list[str] = []
     independent = cell.recipe.schedule is Schedule.WAVES or cell.recipe.method is Method.RTN
     for index, span in enumerate(groups):
@@ -218,7 +221,7 @@ def _reconstruct_job(cell: Cell, span: Span, wave: int, needs: tuple[str, ...]) 
     params: dict[str, Any] = {
         "start": span.start,
         "stop": span.stop,
-        "bits": _bits(cell)[: span.stop],
+        "bits": _bits(cell)[span.start : span.stop],
         "method": recipe.method.value,
         "p": recipe.scale_exponent,
     }
@@ -227,10 +230,12 @@ def _reconstruct_job(cell: Cell, span: Span, wave: int, needs: tuple[str, ...]) 
             "optimiser": recipe.optimiser.model_dump(mode="json"),
             "seed": recipe.seed,
             "threads": recipe.threads,
-            "input": "prefix" if needs else "full",
         }
+    if needs and span.start:
+        params |= {"input": "prefix", "prefix_bits": _bits(cell)[: span.start]}
     if wave:
         params["wave"] = wave
+        params["optimiser"] |= {"iterations": recipe.refine_iterations}
     names = cell.network.partition.names
     title = names[span.start]
     if span.stop - span.start > 1:

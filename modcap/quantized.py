@@ -130,6 +130,7 @@ class QuantLayer(nn.Module):
         self.stretch: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
         self.integers: Tensor | None = None
+        self._earlier: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -148,11 +149,20 @@ class QuantLayer(nn.Module):
         self.zero_point.copy_(zero)
 
     def soften(self) -> None:
-        """Creates the rounding variables V with h(V) = the fraction that rounding down drops."""
-        ratio = self.weight.detach() / self._spread(self.scale)
-        self._floor = torch.floor(ratio) + self._spread(self.zero_point)
-        fraction = ratio - torch.floor(ratio)
-        self.rounding = nn.Parameter(-torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1))
+        """Creates the rounding variables V with h(V) = the fraction that rounding down drops.
+
+        After :meth:`resume`, each integer found earlier is the nearer one of the two that V chooses
+        between, and h(V) lies halfway between that choice and the fraction.
+        """
+        ratio, zero = self.weight.detach() / self._spread(self.scale), self._spread(self.zero_point)
+        self._floor = torch.floor(ratio) + zero
+        share = ratio - torch.floor(ratio)
+        if self._earlier is not None:
+            self._floor = self._earlier - (ratio + zero < self._earlier).float()
+            chosen = self._earlier - self._floor
+            share = (chosen + torch.clamp(ratio + zero - self._floor, 0, 1)) / 2
+            self._earlier = None
+        self.rounding = nn.Parameter(-torch.log((ZETA - GAMMA) / (share - GAMMA) - 1))
         self.stretch = nn.Parameter(torch.zeros_like(self.scale))
         if getattr(self.layer, "bias", None) is not None:
             self.bias = nn.Parameter(cast(Tensor, self.layer.bias).detach().clone())
@@ -179,6 +189,14 @@ class QuantLayer(nn.Module):
             self.scale = (self.scale * torch.exp(self.stretch.detach())).contiguous()
         bias = None if self.bias is None else self.bias.detach()
         self.restore(q.to(torch.uint8), self.scale, self.zero_point, bias)
+
+    def resume(
+        self, integers: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None
+    ) -> None:
+        """Takes an earlier result as the start of the next optimisation; the weight stays float."""
+        self._earlier, self.scale, self.zero_point = integers.float(), scale, zero_point
+        if bias is not None:
+            self.layer.bias = nn.Parameter(bias, requires_grad=False)
 
     def restore(
         self, integers: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None
@@ -254,11 +272,14 @@ def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield f"{name}.zero_point", quantizer.zero_point.to(torch.uint8)
 
 
-def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """The inverse of :func:`state_of`, onto a freshly attached module."""
+def restore(module: nn.Module, state: dict[str, Tensor], *, resume: bool = False) -> None:
+    """The inverse of :func:`state_of`, onto a freshly attached module.
+
+    With ``resume`` the weights stay float, and the state is where the next optimisation starts.
+    """
     layers, activations = quantizers(module)
     for name, layer in layers.items():
-        layer.restore(
+        (layer.resume if resume else layer.restore)(
             state[f"{name}.integers"],
             state[f"{name}.scale"],
             state[f"{name}.zero_point"].float(),

@@ -123,6 +123,9 @@ class Recipe(_Frozen):
     )
     schedule: Schedule = Schedule.SEQUENTIAL
     waves: int = Field(1, ge=1, description="schedule waves: how many")
+    refine_iterations: int = Field(
+        100, ge=0, description="schedule waves: steps per group in the second wave and later"
+    )
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
     optimiser: Optimiser = Optimiser()
     calibration: int = Field(1024, ge=1, description="calibration images")

@@ -17,13 +17,17 @@ from tasks.store import Store
 __all__ = ["connected", "use_services"]
 
 
-def use_services() -> None:
+def use_services(*names: str) -> None:
     """Starts what is missing of the local stack and puts every address into this environment.
 
     Must run before Prefect or MLflow are imported: they read their addresses at import.
+
+    Args:
+        names: the services that are needed; all of them by default.
     """
-    os.environ.update(local.up().environment())
-    _require_prefect(os.environ["PREFECT_API_URL"])
+    os.environ.update(local.up(services=names or local.NAMES).environment())
+    if "prefect" in (names or local.NAMES):
+        _require_prefect(os.environ["PREFECT_API_URL"])
 
 
 def _require_prefect(address: str) -> None:

@@ -1,32 +1,45 @@
-"""Runs a plan: every job a Prefect task run, its work a Ray task, its result in the store."""
+"""Runs a plan: jobs as Prefect task runs, their work on Ray, their results in the store.
+
+Every job is a Prefect task run of its own, except the small ones (data-free capacities and
+selections take milliseconds): those that are ready together make one task run, a batch.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from graphlib import TopologicalSorter
 from typing import Any
 
 import ray
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
+from prefect.states import Cancelled
 
+from flows.control import FlowControl
 from flows.progress import Progress
 from modcap.errors import InputError, ModcapError
 from modcap.plan import Cell, Job, Plan, plan
 from modcap.results import Result
-from tasks.remote import MissingResult, ProgressBoard, run_job
+from tasks.remote import MissingResult, ProgressBoard, run_jobs
 from tasks.store import Store
 
-__all__ = ["Counts", "execute"]
+__all__ = ["Counts", "Results", "execute", "execute_jobs"]
 
 _WORKER_LOSSES = 3  # times that a job is tried again because its worker died
 _POLL_SECONDS = 0.5
 _REPLANS = 5  # times that lost or damaged results are computed again, before giving up
+_BATCH = 256  # small jobs in one task
+_IN_FLIGHT = 60  # task runs at once; Prefect waits for each on a thread
+
+Batch = tuple[Job, ...]
+Future = PrefectFuture[list[dict[str, Any]]]
 
 
 @dataclass
@@ -60,8 +73,16 @@ class Results:
         return found
 
 
-def execute(cells: list[Cell], store: Store, progress: Progress) -> tuple[Plan, Results, Counts]:
+def execute(
+    cells: Sequence[Cell], store: Store, progress: Progress, link: str = ""
+) -> tuple[Plan, Results, Counts]:
     """Runs every job of ``cells`` that is not done yet, in rounds as selections open the plan.
+
+    Args:
+        cells: what to quantize.
+        store: where results lie.
+        progress: told of all that happens.
+        link: address of the metrics; every job's log names it.
 
     Raises:
         InputError: a job found the user's input wrong, or no node can hold a job.
@@ -80,8 +101,7 @@ def execute(cells: list[Cell], store: Store, progress: Progress) -> tuple[Plan, 
                 progress.planned(current, done)
                 if not todo:
                     break
-                _refuse_impossible(todo)
-                _run_jobs(todo, done, store, progress)
+                execute_jobs(todo, store, progress, link)
             if not current.open:
                 reused = sum(seen.values())
                 return current, results, Counts(len(seen), len(seen) - reused, reused)
@@ -90,11 +110,65 @@ def execute(cells: list[Cell], store: Store, progress: Progress) -> tuple[Plan, 
     raise ModcapError("results keep disappearing from the store: check its disk (modcap doctor)")
 
 
-def _refuse_impossible(jobs: list[Job]) -> None:
-    """A request that no node can meet would wait for ever: refuse it at once."""
-    largest = max(
-        (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0
+def execute_jobs(todo: Sequence[Job], store: Store, progress: Progress, link: str = "") -> None:
+    """Runs the jobs of ``todo``, each once those of ``todo`` that it needs are done."""
+    _refuse_impossible(todo)
+    by_key = {job.key: job for job in todo}
+    order = TopologicalSorter(
+        {job.key: [need for need in job.needs if need in by_key] for job in todo}
     )
+    order.prepare()
+    stop = threading.Event()
+    control = FlowControl(stop)
+    board = ProgressBoard.remote()  # type: ignore[attr-defined]
+    start = _starter(store, board, stop, link)
+    waiting: deque[Job] = deque()
+    finished: queue.Queue[str] = queue.Queue()
+    running: dict[str, tuple[Batch, Future]] = {}
+    with _stopping(stop, running):
+        while order.is_active():
+            waiting.extend(by_key[key] for key in order.get_ready())
+            control.check()
+            while waiting and len(running) < _IN_FLIGHT:
+                batch = _next_batch(waiting)
+                future = start(batch)
+                running[batch[0].key] = batch, future
+                future.add_done_callback(partial(_note, finished, batch[0].key))
+            for first in _finished(finished):
+                batch, future = running.pop(first)
+                if future.state.is_cancelled() and stop.is_set():
+                    waiting.extendleft(reversed(batch))  # paused: it starts again
+                    continue
+                for job, meta in zip(batch, _outcome(future), strict=True):
+                    progress.finished(job, meta)
+                    order.done(job.key)
+            progress.running([job for batch, _ in running.values() for job in batch], _read(board))
+
+
+def _note(finished: queue.Queue[str], first: str, future: Future) -> None:
+    finished.put(first)
+
+
+def _finished(finished: queue.Queue[str]) -> Iterator[str]:
+    """All that finished by now, by their first keys; waits a moment for one."""
+    with contextlib.suppress(queue.Empty):
+        yield finished.get(timeout=_POLL_SECONDS)
+        while True:
+            yield finished.get_nowait()
+
+
+def _next_batch(waiting: deque[Job]) -> Batch:
+    """The first job that waits; a small one with the small ones behind it."""
+    batch = [waiting.popleft()]
+    while batch[0].small and waiting and waiting[0].small and len(batch) < _BATCH:
+        batch.append(waiting.popleft())
+    return tuple(batch)
+
+
+def _refuse_impossible(jobs: Iterable[Job]) -> None:
+    """A request that no node can meet would wait for ever: refuse it at once."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    largest = max((node.get("CPU", 0) for node in nodes), default=0)
     for job in jobs:
         if job.threads > largest:
             raise InputError(
@@ -103,76 +177,42 @@ def _refuse_impossible(jobs: list[Job]) -> None:
             )
 
 
-def _run_jobs(jobs: list[Job], done: set[str], store: Store, progress: Progress) -> None:
-    """Runs ``jobs`` with bounded concurrency, each once those that it needs are done."""
-    limit = 2 + 2 * int(ray.cluster_resources().get("CPU", 1))
-    board = ProgressBoard.remote()  # type: ignore[attr-defined]
-    stop = threading.Event()
-    start = _prefect_job(store, board, stop)
-    waiting = {job.key: set(job.needs) - done for job in jobs}
-    by_key = {job.key: job for job in jobs}
-    finished: queue.Queue[tuple[str, PrefectFuture[dict[str, Any]]]] = queue.Queue()
-    running: dict[str, PrefectFuture[dict[str, Any]]] = {}
-    with _stopping(stop, running):
-        while waiting or running:
-            ready = [key for key, needs in waiting.items() if not needs]
-            for key in ready[: max(0, limit - len(running))]:
-                del waiting[key]
-                future = start(by_key[key])
-                running[key] = future
-                future.add_done_callback(partial(_note, finished, key))
-            with contextlib.suppress(queue.Empty):
-                key, future = finished.get(timeout=_POLL_SECONDS)
-                del running[key]
-                meta = _outcome(future)
-                for needs in waiting.values():
-                    needs.discard(key)
-                progress.finished(by_key[key], meta)
-            progress.running([by_key[k] for k in running], _read(board))
-
-
-def _note(
-    finished: queue.Queue[tuple[str, PrefectFuture[dict[str, Any]]]],
-    key: str,
-    future: PrefectFuture[dict[str, Any]],
-) -> None:
-    finished.put((key, future))
-
-
-def _prefect_job(
-    store: Store, board: Any, stop: threading.Event
-) -> Callable[[Job], PrefectFuture[dict[str, Any]]]:
-    """A function that submits a job as a Prefect task run, which waits for its Ray task."""
-    jobs: dict[str, Job] = {}
+def _starter(
+    store: Store, board: Any, stop: threading.Event, link: str
+) -> Callable[[Batch], Future]:
+    """A function that submits a batch as a Prefect task run, which waits for its Ray task."""
+    batches: dict[str, Batch] = {}
 
     @task(name="job", task_run_name="{label}", persist_result=False, cache_policy=NO_CACHE)
-    def job(label: str, kind: str, key: str) -> dict[str, Any]:
-        work = jobs[key]
-        options = {"num_cpus": work.threads, "name": label, "max_retries": _WORKER_LOSSES}
-        reference = run_job.options(**options).remote(work, store, board)
+    def job(label: str, kind: str, key: str) -> Any:
+        batch = batches.pop(key)
+        if link:
+            get_run_logger().info("metrics: %s", link)
+        options = {"num_cpus": batch[0].threads, "name": label, "max_retries": _WORKER_LOSSES}
+        reference = run_jobs.options(**options).remote(batch, store, board)
         try:
             while not ray.wait([reference], timeout=_POLL_SECONDS)[0]:
                 if stop.is_set():
-                    raise ModcapError(
-                        "stopped, because another job failed or the run was cancelled"
-                    )
-            found: dict[str, Any] = ray.get(reference)
+                    ray.cancel(reference, force=True)
+                    return Cancelled(message="the run was paused, cancelled or failed elsewhere")
+            return ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except BaseException:
             ray.cancel(reference, force=True)
             raise
-        return found
 
-    def start(work: Job) -> PrefectFuture[dict[str, Any]]:
-        jobs[work.key] = work
-        options = job.with_options(tags={f"kind:{work.kind.value}"})
-        return options.submit(work.label, work.kind.value, work.key)
+    def start(batch: Batch) -> Future:
+        first = batch[0]
+        label = first.label if len(batch) == 1 else f"{len(batch)} × {first.kind.value}"
+        batches[first.key] = batch
+        options = job.with_options(tags={f"kind:{first.kind.value}"})
+        return options.submit(label, first.kind.value, first.key)
 
     return start
 
 
-def _outcome(future: PrefectFuture[dict[str, Any]]) -> dict[str, Any]:
+def _outcome(future: Future) -> list[dict[str, Any]]:
     try:
         return future.result()
     except ModcapError:
@@ -183,18 +223,19 @@ def _outcome(future: PrefectFuture[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read(board: Any) -> dict[str, tuple[int, int, float]]:
-    found: dict[str, tuple[int, int, float]] = ray.get(board.read.remote())
+    try:
+        found: dict[str, tuple[int, int, float]] = ray.get(board.read.remote(), timeout=5)
+    except ray.exceptions.RayError:  # the board's node died, or is busy: it only informs
+        return {}
     return found
 
 
 @contextlib.contextmanager
-def _stopping(
-    stop: threading.Event, running: dict[str, PrefectFuture[dict[str, Any]]]
-) -> Iterator[None]:
+def _stopping(stop: threading.Event, running: dict[str, tuple[Batch, Future]]) -> Iterator[None]:
     """Leaves no work behind: whatever ends the loop early stops what still runs on Ray."""
     try:
         yield
     finally:
         stop.set()
-        for future in running.values():
+        for _, future in running.values():
             future.wait(timeout=10)

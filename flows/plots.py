@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from modcap.selection import Span
 
-__all__ = ["capacity", "curves", "oscillation", "png"]
+__all__ = ["capacity", "curves", "heat_map", "oscillation", "pareto", "plan_graph", "png"]
 
 _COLOURS = (
     "#0072B2",
@@ -126,3 +129,99 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def pareto(points: Sequence[tuple[int, float, str]]) -> Figure:
+    """Size against top-1; points are (bytes, percent, kind). The front is drawn as a line."""
+    figure, axes = _figure(7.0, 4.2)
+    kinds = list(dict.fromkeys(kind for _, _, kind in points))
+    for index, kind in enumerate(kinds):
+        own = [(size / 1000, top1) for size, top1, name in points if name == kind]
+        colour, mark = _COLOURS[index % 5], _MARKS[index // 5 % 5]
+        xs, ys = zip(*own, strict=True)
+        axes.scatter(xs, ys, color=colour, marker=mark, s=26, label=kind)
+    front: list[tuple[float, float]] = []
+    for size, top1, _ in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or top1 > front[-1][1]:
+            front.append((size / 1000, top1))
+    axes.plot(*zip(*front, strict=True), color="#555555", lw=1, ls="--", zorder=0, label="front")
+    axes.set_xlabel("artifact, kB")
+    axes.set_ylabel("top-1, %")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def heat_map(values: Mapping[tuple[str, int], Sequence[float]]) -> Figure:
+    """Top-1 over bits and k, the mean where a cell holds several seeds."""
+    bits = sorted({bits for bits, _ in values})
+    ks = sorted({k for _, k in values})
+    grid = [
+        [sum(found) / len(found) if (found := values.get((b, k))) else math.nan for k in ks]
+        for b in bits
+    ]
+    figure, axes = _figure(2.5 + 0.7 * len(ks), 1.6 + 0.5 * len(bits))
+    image = axes.imshow(grid, aspect="auto", cmap="viridis")
+    shown = [value for line in grid for value in line if not math.isnan(value)]
+    middle = (min(shown) + max(shown)) / 2
+    for row, line in enumerate(grid):
+        for column, value in enumerate(line):
+            if not math.isnan(value):
+                colour = "white" if value < middle else "black"
+                axes.text(
+                    column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8
+                )
+    axes.set_xticks(range(len(ks)), [str(k) for k in ks])
+    axes.set_yticks(range(len(bits)), bits)
+    axes.set_xlabel("k")
+    figure.colorbar(image, label="top-1, %")
+    return figure
+
+
+def plan_graph(
+    levels: Sequence[int],
+    lanes: Sequence[int],
+    kinds: Sequence[str],
+    done: Sequence[bool],
+    edges: Sequence[tuple[int, int]],
+) -> Figure:
+    """The graph of a plan: a dot per job, filled when it is done.
+
+    Args:
+        levels: longest path to each job, which is its column.
+        lanes: its row.
+        kinds: its kind, shown by colour.
+        done: whether its result is in the store.
+        edges: (needed, needing) as indices.
+    """
+    width, height = max(levels, default=0) + 1, max(lanes, default=0) + 1
+    figure, axes = _figure(min(16.0, 6 + 0.45 * width), min(9.0, 2 + 0.12 * height))
+    if edges:
+        axes.add_collection(
+            LineCollection(
+                [[(levels[a], lanes[a]), (levels[b], lanes[b])] for a, b in edges],
+                colors="#bbbbbb",
+                linewidths=0.4,
+                zorder=0,
+            )
+        )
+    for index, kind in enumerate(dict.fromkeys(kinds)):
+        for filled in (True, False):
+            own = [i for i, k in enumerate(kinds) if k == kind and done[i] is filled]
+            if own:
+                axes.scatter(
+                    [levels[i] for i in own],
+                    [lanes[i] for i in own],
+                    s=16,
+                    marker=_MARKS[index % 5],
+                    facecolor=_COLOURS[index % 5] if filled else "white",
+                    edgecolor=_COLOURS[index % 5],
+                    linewidths=1,
+                    label=f"{kind}, {'done' if filled else 'to do'} ({len(own)})",
+                )
+    axes.set_xlabel("stage")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure

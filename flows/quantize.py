@@ -11,24 +11,22 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.connect import connected
-from flows.execute import Counts, Results, execute
+from flows.execute import Results, execute
 from flows.progress import Progress
+from flows.report import finished, jobs_of, report
 from flows.request import Prepared, Request, prepare
-from flows.tracking import Finished, Published, publish
-from modcap.plan import CellPlan, Job, Kind, Plan
+from flows.tracking import Finished, Registered, link_of, publish
+from modcap.plan import CellPlan
 from modcap.recipe import CapacityKind, Method, Recipe
-from modcap.results import canonical, digest
 from tasks.store import Store
 
 __all__ = ["quantize", "run_quantize"]
 
 EXPERIMENT = "modcap"
+THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
 
 
-_THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
-
-
-@flow(name="quantize", task_runner=_THREADS)  # type: ignore[arg-type]
+@flow(name="quantize", task_runner=THREADS)  # type: ignore[arg-type]
 def quantize(request: Request, compare: bool = True) -> dict[str, Any]:
     """Quantizes one checkpoint, registers the result and returns the report.
 
@@ -48,27 +46,25 @@ def run_quantize(
     prepared = prepare(request)
     prepared.upload(store)
     variants = _variants(prepared) if compare else {"main": prepared}
-    plan, results, counts = execute([p.cell for p in variants.values()], store, progress)
+    link = link_of(EXPERIMENT, {"recipe_digest": request.recipe.digest})
+    plan, results, counts = execute([p.cell for p in variants.values()], store, progress, link)
     cells = dict(zip(variants, plan.cells, strict=True))
-    report = _report(prepared, cells["main"], results, counts)
-    report["comparison"] = _comparison(cells, results)
-    report["seconds"] = round(time.monotonic() - start, 1)
-    artifact = results[cells["main"].assemble].tensors["artifact"].numpy().tobytes()
-    name = f"artifacts/{report['artifact_digest']}.safetensors"
-    report["artifact"] = store.put_file(name, artifact)
-    finished = _finished(prepared, plan, cells, results, report, artifact)
-    published = _publish(finished, prepared.request.model_name)
-    report |= {
+    main = cells.pop("main")
+    said = report(prepared, main, results) | {"jobs": jobs_of(counts)}
+    said["comparison"] = _comparison(main, cells, results)
+    jobs = {job.key: job for job in plan.jobs}
+    done = finished(prepared, main, jobs, results, said, cells)
+    said["artifact"] = store.put_artifact(said["artifact_digest"], done.artifact)
+    published = _publish(done, prepared.request.model_name)
+    said |= {
         "mlflow_run_id": published.run_id,
         "mlflow_run_url": published.run_url,
         "model_name": published.model_name,
         "model_version": published.model_version,
         "seconds": round(time.monotonic() - start, 1),
     }
-    create_table_artifact(
-        report["comparison"], key="comparison", description=cells["main"].cell.name
-    )
-    return report
+    create_table_artifact(said["comparison"], key="comparison", description=main.cell.name)
+    return said
 
 
 def _variants(prepared: Prepared) -> dict[str, Prepared]:
@@ -92,24 +88,24 @@ def unjoined(recipe: Recipe) -> Recipe:
     return Recipe.make({"selection": "top-k", "groups": (), "k": 0}, recipe)
 
 
-def _comparison(cells: dict[str, CellPlan], results: Results) -> list[dict[str, Any]]:
-    main = cells["main"]
-    rows: list[dict[str, Any]] = [
-        {"variant": "full precision", "top1": results[main.evaluate_full].meta["top1"]}
-    ]
-    for name in ("rtn", "k=0", "main"):
-        if name not in cells:
-            continue
-        cell = cells[name]
-        found = results[cell.evaluate].meta
+def _comparison(
+    main: CellPlan, others: dict[str, CellPlan], results: Results
+) -> list[dict[str, Any]]:
+    full = results[main.evaluate_full].meta["top1"]
+    rows: list[dict[str, Any]] = [{"variant": "full precision", "top1": full}]
+    for name, cell in [*((n, others[n]) for n in ("rtn", "k=0") if n in others), ("main", main)]:
         recipe = cell.cell.recipe
+        found = results[cell.evaluate].meta
         k = results[cell.select].meta["k"]
-        label = name if name != "main" else f"{recipe.method.value} {recipe.selection.value} k={k}"
+        method = recipe.method.value
+        labels = {"rtn": "rtn", "k=0": f"{method} k=0"}
         rows.append(
             {
-                "variant": f"{recipe.method.value} k=0" if name == "k=0" else label,
+                "variant": labels.get(
+                    name, f"{recipe.method.value} {recipe.selection.value} k={k}"
+                ),
                 "top1": found["top1"],
-                "drop": round(rows[0]["top1"] - found["top1"], 4),
+                "drop": round(full - found["top1"], 4),
                 "oscillation": found["oscillation"],
                 "final_error": found["final_error"],
                 "artifact_bytes": results[cell.assemble].meta["artifact_bytes"],
@@ -119,94 +115,11 @@ def _comparison(cells: dict[str, CellPlan], results: Results) -> list[dict[str, 
     return rows
 
 
-def _report(prepared: Prepared, cell: CellPlan, results: Results, counts: Counts) -> dict[str, Any]:
-    """The fields that DESIGN.md promises, and what else is known of the run."""
-    evaluated, assembled = results[cell.evaluate].meta, results[cell.assemble].meta
-    names = cell.cell.network.partition.names
-    selected = results[cell.select].meta
-    return {
-        "checkpoint": prepared.request.checkpoint,
-        "recipe": prepared.request.recipe.model_dump(mode="json"),
-        "modules": list(names),
-        "groups": [list(names[span.start : span.stop]) for span in cell.groups],
-        "k": selected["k"],
-        "fp_top1": results[cell.evaluate_full].meta["top1"],
-        "top1": evaluated["top1"],
-        "images": evaluated["images"],
-        "oscillation": evaluated["oscillation"],
-        "losses": evaluated["losses"],
-        "jobs": {
-            "planned": counts.planned,
-            "executed": counts.executed,
-            "reused": counts.reused,
-        },
-        "artifact_bytes": assembled["artifact_bytes"],
-        "artifact_digest": assembled["artifact"],
-        "fp_bytes": prepared.fp_bytes,
-        "source": prepared.source,
-    }
-
-
-def _finished(
-    prepared: Prepared,
-    plan: Plan,
-    cells: dict[str, CellPlan],
-    results: Results,
-    report: dict[str, Any],
-    artifact: bytes,
-) -> Finished:
-    cell = cells["main"]
-    jobs: dict[str, Job] = {job.key: job for job in plan.jobs}
-    groups = [(_group_name(jobs[key]), results[key]) for key in cell.reconstructs]
-    selected, evaluated = results[cell.select].meta, results[cell.evaluate].meta
-    publication = {
-        "assemble": cell.assemble,
-        "evaluate": cell.evaluate,
-        "recipe": cell.cell.recipe.digest,
-        "source": prepared.source["checkpoint_digest"],
-        "name": prepared.request.model_name,
-    }
-    return Finished(
-        key=digest(canonical(publication)),
-        name=cell.cell.name,
-        recipe=cell.cell.recipe,
-        source=prepared.source,
-        input_shape=cell.cell.network.input_shape,
-        modules=cell.cell.network.partition.names,
-        groups=cell.groups,
-        capacities=tuple(selected["capacities"]),
-        differentials=tuple(selected["differentials"]),
-        allowed=tuple(selected["allowed"]),
-        selected=tuple(selected["selected"]),
-        curves={name: result.tensors["curve"] for name, result in groups},
-        errors={name: result.meta["error"] for name, result in groups},
-        losses=tuple(evaluated["losses"]),
-        oscillation=evaluated["oscillation"],
-        baseline_losses={
-            name: tuple(results[other.evaluate].meta["losses"])
-            for name, other in cells.items()
-            if name != "main"
-        },
-        fp_top1=report["fp_top1"],
-        top1=report["top1"],
-        artifact=artifact,
-        artifact_digest=report["artifact_digest"],
-        fp_bytes=prepared.fp_bytes,
-        seconds=report["seconds"],
-        report=report,
-    )
-
-
-def _group_name(job: Job) -> str:
-    assert job.kind is Kind.RECONSTRUCT
-    return job.label.split(" ", 2)[2]
-
-
 @task(
     name="publish",
     task_run_name="publish {model_name}",
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-def _publish(finished: Finished, model_name: str) -> Published:
-    return publish(finished, experiment=EXPERIMENT, model_name=model_name)
+def _publish(done: Finished, model_name: str) -> Registered:
+    return publish(done, experiment=EXPERIMENT, model_name=model_name)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import re
+import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -21,6 +28,7 @@ from flows import plots
 from modcap.artifact import unpack_network
 from modcap.errors import InputError
 from modcap.recipe import Recipe
+from modcap.results import canonical, digest
 from modcap.selection import Span
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # read when mlflow is imported
@@ -30,15 +38,33 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-__all__ = ["Finished", "Published", "publish"]
+__all__ = [
+    "Finished",
+    "Parent",
+    "Published",
+    "Registered",
+    "finish_parent",
+    "link_of",
+    "publish",
+    "publish_cell",
+    "reaching",
+    "start_parent",
+]
 
-PUBLISH_KEY = "modcap.publish_key"
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+PUBLISH_KEY = "modcap.publish_key"  # of a version: what it is, wherever it was logged
+RUN_KEY = "modcap.run_key"  # of a run: equal keys are one run
+OWNER = "modcap.owner"  # host/process that makes a run
+PARENT = "mlflow.parentRunId"
+JOBS = "modcap.jobs"  # keys of the last jobs of a cell: all others follow from what they need
 ALIAS = "candidate"
+_ABANDONED_MS = 3600_000  # a run of another host that is not finished after this time
 _BATCH = 900  # metrics per request; the server takes a thousand
 
 
@@ -65,9 +91,9 @@ class Finished:
     fp_top1: float
     top1: float
     artifact: bytes
-    artifact_digest: str
     fp_bytes: int
     seconds: float
+    jobs: tuple[str, ...]
     report: Mapping[str, Any]
 
     @property
@@ -84,7 +110,8 @@ class Finished:
             "drop": f"{self.fp_top1 - self.top1:.4f}",
             "oscillation": f"{self.oscillation:.4f}",
             "artifact_bytes": str(len(self.artifact)),
-            "artifact_digest": self.artifact_digest,
+            "artifact_digest": hashlib.sha256(self.artifact).hexdigest(),
+            JOBS: " ".join(self.jobs),
             "source_digest": self.source["checkpoint_digest"],
             "source_uri": self.source["checkpoint"],
             "preprocess": self.source["preprocess"],
@@ -94,11 +121,26 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """The run of a sweep, under which its cells are nested."""
+
+    run_id: str
+    key: str
+    url: str
+
+
+@dataclass(frozen=True)
 class Published:
-    """Where a cell is found in MLflow."""
+    """The run of a cell in MLflow."""
 
     run_id: str
     run_url: str
+
+
+@dataclass(frozen=True)
+class Registered(Published):
+    """A cell that is a version of a registered model too."""
+
     model_name: str
     model_version: str
 
@@ -110,23 +152,11 @@ def _version() -> str:
         return "source"
 
 
-def publish(
-    finished: Finished, *, experiment: str, model_name: str, parent_run_id: str | None = None
-) -> Published:
-    """Logs ``finished`` and registers its model, unless that was done before.
-
-    A run that an earlier attempt left unfinished is deleted and made again.
-
-    Raises:
-        InputError: MLflow cannot be reached.
-    """
-    client = MlflowClient()
+@contextlib.contextmanager
+def reaching() -> Iterator[MlflowClient]:
+    """A client, whose failure to reach the server is an error of one line."""
     try:
-        experiment_id = _experiment(client, experiment)
-        run_id = _finished_run(client, experiment_id, finished.key)
-        if run_id is None:
-            run_id = _log(client, experiment_id, finished, parent_run_id)
-        version = _register(client, finished, model_name, run_id)
+        yield MlflowClient()
     except MlflowException as error:
         if "API request to" not in str(error) and "Max retries" not in str(error):
             raise
@@ -134,8 +164,101 @@ def publish(
         raise InputError(
             f"MLflow at {where} cannot be reached: check MLFLOW_TRACKING_URI and that it runs"
         ) from None
-    url = f"{mlflow.get_tracking_uri().rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-    return Published(run_id, url, model_name, version)
+
+
+def link_of(experiment: str, tags: Mapping[str, str]) -> str:
+    """The page that shows the runs with these tags, also those that are still to come."""
+    with reaching() as client:
+        number = _experiment(client, experiment)
+    wanted = quote(" and ".join(f"tags.{name} = '{value}'" for name, value in tags.items()))
+    address = mlflow.get_tracking_uri().rstrip("/")
+    return f"{address}/#/experiments/{number}?searchFilter={wanted}"
+
+
+def publish(finished: Finished, *, experiment: str, model_name: str) -> Registered:
+    """Logs ``finished`` and registers its model, unless that was done before.
+
+    Raises:
+        InputError: MLflow cannot be reached.
+    """
+    with reaching() as client:
+        run = _publish_run(client, experiment, finished, with_model=True)
+        version = _register(client, finished, model_name, run.run_id)
+    return Registered(run.run_id, run.run_url, model_name, version)
+
+
+def publish_cell(
+    finished: Finished, parent: Parent, *, experiment: str, model_name: str | None
+) -> Published:
+    """Logs a cell of a sweep, nested under ``parent``; registers it where a name is given."""
+    with reaching() as client:
+        run = _publish_run(client, experiment, finished, model_name is not None, parent)
+        if model_name is None:
+            return run
+        version = _register(client, finished, model_name, run.run_id)
+    return Registered(run.run_id, run.run_url, model_name, version)
+
+
+def _publish_run(
+    client: MlflowClient,
+    experiment: str,
+    finished: Finished,
+    with_model: bool,
+    parent: Parent | None = None,
+) -> Published:
+    number = _experiment(client, experiment)
+    key = finished.key
+    if parent is not None:
+        key = digest(canonical([finished.key, parent.key, with_model]))
+    run_id = first_finished(client, number, key)
+    if run_id is None:
+        tags = {**finished.tags, RUN_KEY: key} | ({PARENT: parent.run_id} if parent else {})
+        run_id = start_run(client, number, finished.name, tags)
+        _log(client, run_id, finished, with_model)
+        run_id = finish_run(client, number, run_id, key)
+    return Published(run_id, _url(number, run_id))
+
+
+def start_parent(experiment: str, name: str, key: str) -> Parent:
+    """The run of the sweep with this key: the finished one, or a new one."""
+    with reaching() as client:
+        number = _experiment(client, experiment)
+        run_id = first_finished(client, number, key)
+        if run_id is None:
+            run_id = start_run(client, number, name, {RUN_KEY: key})
+    return Parent(run_id, key, _url(number, run_id))
+
+
+def finish_parent(
+    experiment: str,
+    parent: Parent,
+    metrics: Mapping[str, float],
+    write: Callable[[Path], None],
+    nested: Sequence[str],
+) -> Parent:
+    """Logs the whole of a sweep and nests ``nested`` under the run that stays."""
+    with reaching() as client:
+        number = _experiment(client, experiment)
+        run_id = first_finished(client, number, parent.key)
+        if run_id is None:
+            now = int(time.time() * 1000)
+            logged = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
+            client.log_batch(parent.run_id, metrics=logged)
+            with tempfile.TemporaryDirectory() as folder:
+                write(Path(folder))
+                client.log_artifacts(parent.run_id, folder)
+            run_id = finish_run(client, number, parent.run_id, parent.key)
+        elif run_id != parent.run_id:
+            client.delete_run(parent.run_id)  # somebody else was faster
+        for cell in nested:
+            if client.get_run(cell).data.tags.get(PARENT) != run_id:
+                client.set_tag(cell, PARENT, run_id)
+    return Parent(run_id, parent.key, _url(number, run_id))
+
+
+def _url(experiment_id: str, run_id: str) -> str:
+    address = mlflow.get_tracking_uri().rstrip("/")
+    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
@@ -151,23 +274,42 @@ def _experiment(client: MlflowClient, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _finished_run(client: MlflowClient, experiment_id: str, key: str) -> str | None:
-    """The finished run of ``key``; deletes what was left half made long enough ago."""
-    runs = client.search_runs([experiment_id], f"tags.`{PUBLISH_KEY}` = '{key}'")
-    for run in runs:
-        if run.info.status == "FINISHED":
-            return str(run.info.run_id)
-    for run in runs:
-        client.delete_run(run.info.run_id)
-    return None
+def start_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+    """A new run, marked with the process that makes it."""
+    owner = f"{socket.gethostname()}/{os.getpid()}"
+    run = client.create_run(experiment_id, run_name=name, tags={**tags, OWNER: owner})
+    return str(run.info.run_id)
 
 
-def _log(client: MlflowClient, experiment_id: str, finished: Finished, parent: str | None) -> str:
-    tags = dict(finished.tags)
-    if parent:
-        tags["mlflow.parentRunId"] = parent
-    run = client.create_run(experiment_id, run_name=finished.name, tags=tags)
-    run_id = str(run.info.run_id)
+def first_finished(client: MlflowClient, experiment_id: str, key: str) -> str | None:
+    """The run of ``key`` that finished first; deletes what dead processes left half made."""
+    runs = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{key}'")
+    done = [run for run in runs if run.info.status == "FINISHED"]
+    for run in runs:
+        if run.info.status != "FINISHED" and _abandoned(run):
+            client.delete_run(run.info.run_id)
+    if not done:
+        return None
+    return str(min(done, key=lambda run: (run.info.end_time, run.info.run_id)).info.run_id)
+
+
+def _abandoned(run: Run) -> bool:
+    host, _, process = run.data.tags.get(OWNER, "").rpartition("/")
+    if host == socket.gethostname():
+        return not psutil.pid_exists(int(process))
+    return bool(time.time() * 1000 - run.info.start_time > _ABANDONED_MS)
+
+
+def finish_run(client: MlflowClient, experiment_id: str, run_id: str, key: str) -> str:
+    """Ends a run; where somebody else made the same one earlier, that one stays."""
+    client.set_terminated(run_id, "FINISHED")
+    first = first_finished(client, experiment_id, key) or run_id
+    if first != run_id:
+        client.delete_run(run_id)
+    return first
+
+
+def _log(client: MlflowClient, run_id: str, finished: Finished, with_model: bool) -> None:
     params = [Param(k, v[:6000]) for k, v in _flat(finished.recipe.model_dump(mode="json"))]
     client.log_batch(run_id, params=params)
     metrics = list(_metrics(finished))
@@ -175,10 +317,10 @@ def _log(client: MlflowClient, experiment_id: str, finished: Finished, parent: s
         client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
     with tempfile.TemporaryDirectory() as folder:
         _write_files(Path(folder), finished)
+        if with_model:
+            _save_model(Path(folder) / "model", finished)
         client.log_artifacts(run_id, folder)
     client.log_batch(run_id, tags=[RunTag("mlflow.note.content", _description(finished))])
-    client.set_terminated(run_id, "FINISHED")
-    return run_id
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -233,7 +375,6 @@ def _write_files(folder: Path, finished: Finished) -> None:
     for name, figure in pictures.items():
         (folder / "plots" / f"{name}.png").write_bytes(plots.png(figure))
     (folder / "report.json").write_text(json.dumps(finished.report, indent=1))
-    _save_model(folder / "model", finished)
 
 
 def _save_model(folder: Path, finished: Finished) -> None:
@@ -244,7 +385,8 @@ def _save_model(folder: Path, finished: Finished) -> None:
         Schema([TensorSpec(np.dtype(np.float32), (-1, *finished.input_shape))]),
         Schema([TensorSpec(np.dtype(np.float32), (-1, *logits.shape[1:]))]),
     )
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Add type hints", UserWarning)  # the signature says more
         packed = Path(scratch) / "network.safetensors"
         packed.write_bytes(finished.artifact)
         mlflow.pyfunc.save_model(

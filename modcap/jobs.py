@@ -76,7 +76,9 @@ def run(
     torch.set_num_threads(job.threads)
     result = _RUNNERS[job.kind](job, bench, needs, progress)
     seconds = round(time.perf_counter() - start, 4)
-    return Result(result.tensors, result.meta | {"seconds": seconds, "label": job.label})
+    origin = {"kind": job.kind.value, "needs": list(job.needs), "inputs": job.inputs}
+    meta = result.meta | origin | {"seconds": seconds, "label": job.label}
+    return Result(result.tensors, meta)
 
 
 def _layer_bits(params: Mapping[str, Any]) -> list[list[Bits]]:

@@ -55,6 +55,12 @@ class Job:
     label: str = field(default="", compare=False)
     threads: int = field(default=1, compare=False)
 
+    @property
+    def small(self) -> bool:
+        """Whether it takes milliseconds, so that many may go to a worker at once."""
+        free = self.params.get("measure") == CapacityKind.DATA_FREE.value
+        return self.kind is Kind.SELECT or free
+
     @cached_property
     def key(self) -> str:
         """sha256 of kind, revision, parameters, inputs and the keys it needs."""

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from modcap.errors import ModcapError
 
-__all__ = ["DamagedResult", "Result", "canonical", "decode", "digest", "encode", "header_of"]
+__all__ = [
+    "DamagedResult",
+    "Result",
+    "canonical",
+    "decode",
+    "digest",
+    "encode",
+    "encode_tensors",
+    "header_of",
+]
 
 
 class DamagedResult(ModcapError):

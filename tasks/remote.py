@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from tempfile import gettempdir
@@ -17,9 +19,10 @@ from modcap.plan import Job
 from modcap.results import Result
 from tasks.store import Store
 
-__all__ = ["MissingResult", "ProgressBoard", "run_job"]
+__all__ = ["MissingResult", "ProgressBoard", "run_jobs"]
 
 _KEPT_RESULTS = 64
+_TRANSFERS = 8  # requests to the store at once, for one batch of jobs
 _REPORT_SECONDS = 0.3  # least time between two reports of one job
 
 
@@ -82,17 +85,23 @@ def _reporter(board: Any, key: str) -> Any:
 
 
 @ray.remote
-def run_job(job: Job, store: Store, board: Any) -> dict[str, Any]:
-    """Computes ``job``, stores its result and returns the result's meta (small).
+def run_jobs(jobs: Sequence[Job], store: Store, board: Any) -> list[dict[str, Any]]:
+    """Computes ``jobs``, stores their results and returns the results' metas (small).
 
     Raises:
         MissingResult: a needed result is gone; computing it again mends that.
     """
     worker = _worker(store)
-    done = store.get(job.key)  # somebody else may have computed it since it was planned
-    if done is None:
-        needs = [worker.result(key) for key in job.needs]
-        done = run(job, worker.bench, needs, _reporter(board, job.key))
-        store.put(job.key, done)
-    worker.keep(job.key, done)
-    return done.meta
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        known = pool.map(store.get, [job.key for job in jobs])  # computed since it was planned?
+        metas, stored = [], []
+        for job, done in zip(jobs, known, strict=True):
+            if done is None:
+                needs = [worker.result(key) for key in job.needs]
+                done = run(job, worker.bench, needs, _reporter(board, job.key))
+                stored.append(pool.submit(store.put, job.key, done))
+            worker.keep(job.key, done)
+            metas.append(done.meta)
+        for put in stored:
+            put.result()
+    return metas

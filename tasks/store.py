@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from modcap.errors import InputError
-from modcap.results import DamagedResult, Result, decode, digest, encode
+from modcap.results import DamagedResult, Result, decode, digest, encode, encode_tensors
 
-__all__ = ["Store", "fetch"]
+__all__ = ["Entry", "Store", "fetch"]
 
 _PATIENCE_SECONDS = 30  # an S3 server may take this long to come back
 _CONFIG = Config(
@@ -45,6 +46,7 @@ _CONFIG = Config(
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
 )
+_LISTED = 1000  # more keys than this are looked up by listing: a page holds a thousand
 _GONE = ("NoSuchKey", "404", "NoSuchBucket", "NotFound")
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
@@ -76,6 +78,17 @@ def _client(endpoint: str | None, process: int) -> Any:
 def client(endpoint: str | None = None) -> Any:
     """One client per process; credentials come from the environment or the AWS configuration."""
     return _client(endpoint, os.getpid())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object of the store: its kind (jobs, inputs, artifacts), the key or digest it is for."""
+
+    kind: str
+    key: str
+    name: str
+    bytes: int
+    modified: datetime
 
 
 @dataclass(frozen=True)
@@ -169,7 +182,8 @@ class Store:
     def put(self, key: str, result: Result) -> bool:
         """Stores a result once; False where somebody else was first."""
         document, tensors = encode(result)
-        self._put(f"jobs/{key}/{digest(tensors)}.safetensors", tensors)
+        if result.tensors:
+            self._put(f"jobs/{key}/{digest(tensors)}.safetensors", tensors)
         return self._put(f"jobs/{key}/result.json", document, once=True)
 
     def get(self, key: str) -> Result | None:
@@ -185,6 +199,8 @@ class Store:
 
     def _complete(self, key: str, document: bytes) -> Result:
         stated = decode_checksum(document)
+        if stated == digest(encode_tensors({})):
+            return decode(document, encode_tensors({}))
         tensors = self._get(f"jobs/{key}/{stated}.safetensors")
         if tensors is None:
             raise DamagedResult("its tensors are missing")
@@ -196,8 +212,10 @@ class Store:
         self._delete(f"jobs/{key}/result.json")
 
     def done(self, keys: Iterable[str]) -> set[str]:
-        """Those of ``keys`` that have a result."""
+        """Those of ``keys`` that have a result; of very many, by one listing."""
         wanted = list(keys)
+        if len(wanted) > _LISTED:
+            return set(wanted).intersection(self.keys())
         with ThreadPoolExecutor(16) as pool:
             found = pool.map(lambda key: self._exists(f"jobs/{key}/result.json"), wanted)
             return {key for key, there in zip(wanted, found, strict=True) if there}
@@ -221,31 +239,57 @@ class Store:
             _write(local, data)
         return local
 
-    def put_file(self, name: str, data: bytes) -> str:
-        """Stores an object and returns its s3:// address."""
-        self._put(name, data)
-        return f"s3://{self.bucket}/{self._name(name)}"
+    def put_artifact(self, name: str, data: bytes) -> str:
+        """Stores a packed network under its digest and returns its s3:// address."""
+        self._put(f"artifacts/{name}.safetensors", data)
+        return f"s3://{self.bucket}/{self._name(f'artifacts/{name}.safetensors')}"
 
     def keys(self) -> Iterator[str]:
         """Keys of all jobs that have a result."""
-        pages = self._s3.get_paginator("list_objects_v2")
-        start = self._name("jobs/")
-        for page in pages.paginate(Bucket=self.bucket, Prefix=start):
-            for entry in page.get("Contents", []):
-                key, _, name = entry["Key"].removeprefix(start).partition("/")
-                if name == "result.json":
-                    yield key
+        for entry in self.entries("jobs"):
+            if entry.name.endswith("/result.json"):
+                yield entry.key
+
+    def entries(self, *kinds: str) -> Iterator[Entry]:
+        """Every object of the store, of these kinds where some are named."""
+        for kind in kinds or ("jobs", "inputs", "artifacts"):
+            start = self._name(f"{kind}/")
+            pages = self._s3.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=start):
+                for found in page.get("Contents", []):
+                    rest = found["Key"].removeprefix(start)
+                    key = rest.partition("/")[0].removesuffix(".safetensors")
+                    yield Entry(kind, key, f"{kind}/{rest}", found["Size"], found["LastModified"])
+
+    def remove(self, entries: Iterable[Entry]) -> None:
+        """Deletes these objects."""
+        for entry in entries:
+            self._delete(entry.name)
+
+    def meta(self, key: str) -> dict[str, Any] | None:
+        """The JSON part of a result, or None; its tensors are not read."""
+        document = self._get(f"jobs/{key}/result.json")
+        try:
+            found = json.loads(document)["meta"] if document is not None else None
+        except (ValueError, KeyError, TypeError):
+            return None
+        return dict(found) if found is not None else None
 
     def verify(self) -> Iterator[tuple[str, str]]:
-        """(key, what is wrong) for every stored result whose checksums do not hold."""
-        for key in self.keys():
-            document = self._get(f"jobs/{key}/result.json")
-            if document is None:
-                continue
-            try:
-                self._complete(key, document)
-            except DamagedResult as error:
-                yield key, str(error)
+        """(object, what is wrong) wherever a checksum does not hold."""
+        for entry in self.entries():
+            if entry.kind == "jobs":
+                if entry.name.endswith("/result.json"):
+                    document = self._get(entry.name)
+                    try:
+                        if document is not None:
+                            self._complete(entry.key, document)
+                    except DamagedResult as error:
+                        yield entry.name, str(error)
+            else:
+                data = self._get(entry.name)
+                if data is not None and digest(data) != entry.key:
+                    yield entry.name, "it is not what its name says"
 
 
 def decode_checksum(document: bytes) -> str:

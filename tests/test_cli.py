@@ -14,6 +14,7 @@ import typer
 from safetensors.torch import load_file, save_file
 
 from flows import cli
+from flows.cli.options import make_recipe
 from modcap.errors import InputError
 
 SHIPPED = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"
@@ -22,11 +23,22 @@ ARCH = ["--arch", "modcap.zoo:resnet18_narrow"]
 DATA = ["--data", "fashion-mnist"]
 FLAGS = {
     "quantize": (
-        "a-bits arch calibration capacity compare data eval-data eval-images iterations json k "
-        "method name no-compare preprocess preset recipe schedule seed selection w-bits"
+        "a-bits arch calibration capacity compare data eval-data eval-images homogeneity "
+        "iterations json k method name no-compare preprocess preset recipe schedule seed "
+        "selection w-bits"
     ),
     "capacity": "arch capacity data json k preprocess preset recipe w-bits",
     "evaluate": "data eval-images json preprocess",
+    "plan": (
+        "a-bits arch calibration capacity checkpoint data homogeneity iterations json k method "
+        "picture preprocess preset price-per-hour recipe schedule seeds selection w-bits workers"
+    ),
+    "sweep": (
+        "a-bits arch calibration capacity checkpoint data eval-images homogeneity iterations json "
+        "k max-bytes max-drop method preprocess preset recipe schedule seeds selection w-bits"
+    ),
+    "store gc": "dry-run json older-than",
+    "store verify": "json",
     "stack up": "json",
     "stack down": "json",
     "stack status": "json",
@@ -154,11 +166,11 @@ def test_bad_input_is_one_line_and_exit_2(
 def test_recipe_file_is_read_and_flags_win(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("w_bits: 3\na_bits: 3\noptimiser:\n  iterations: 7\n")
-    recipe = cli.make_recipe("quick", file, {"w_bits": 2, "a_bits": None})
+    recipe = make_recipe("quick", file, {"w_bits": 2, "a_bits": None})
     assert (recipe.w_bits, recipe.a_bits, recipe.optimiser.iterations) == (2, 3, 7)
     file.write_text("- a\n- b\n")
     with pytest.raises(InputError, match="give a mapping"):
-        cli.make_recipe("quick", file, {})
+        make_recipe("quick", file, {})
 
 
 def test_capacity_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from infra.local import process
 from infra.local.home import Home
 from infra.local.services import NAMES, QUIET, Service, failed, service
 
-__all__ = ["Endpoints", "ServiceStatus", "down", "status", "up"]
+__all__ = ["NAMES", "Endpoints", "ServiceStatus", "down", "status", "up"]
 
 _VARIABLES = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MODCAP_BUCKET"),

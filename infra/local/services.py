@@ -111,7 +111,7 @@ def _s3(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Servic
 
 
 def _can_write(exports: Mapping[str, str]) -> bool:
-    """Whether an object can be stored and read: lists and health pages answer before the server can store."""
+    """Whether objects can be stored and read: lists and health pages answer long before."""
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError

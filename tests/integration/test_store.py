@@ -61,7 +61,7 @@ def test_damage_is_set_aside_and_computed_again(store: Store, part: str, damage:
     if part == "result.json" and damage == "gone":
         assert store.get("k") is None
     else:
-        assert [key for key, _ in store.verify()] == ["k"]
+        assert [name for name, _ in store.verify()] == ["jobs/k/result.json"]
         with pytest.warns(UserWarning, match="damaged .*: set aside"):
             assert store.get("k") is None
     assert store.put("k", RESULT)

@@ -1,0 +1,81 @@
+"""``modcap capacity`` and ``modcap evaluate``: they start no server."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.cli.options import (
+    Arch,
+    Checkpoint,
+    Data,
+    Json,
+    Preprocess,
+    Preset,
+    RecipeFile,
+    make_recipe,
+    parse_k,
+)
+from modcap.recipe import CapacityKind, Recipe
+
+__all__ = ["capacity", "evaluate"]
+
+
+def capacity(
+    checkpoint: Checkpoint,
+    data: Data,
+    arch: Arch = None,
+    w_bits: Annotated[int | None, typer.Option(help="Bits of weights, 2 to 8.")] = None,
+    k: Annotated[str | None, typer.Option(help="Boundaries to select, or 'auto'.")] = None,
+    capacity: CapacityKind | None = None,
+    recipe: RecipeFile = None,
+    preset: Preset = "quick",
+    preprocess: Preprocess = None,
+    json_: Json = False,
+) -> None:
+    """Show the capacity of every module and the boundaries it selects; starts no server."""
+    from flows.capacity import measure_capacity
+    from flows.request import Request
+
+    full = make_recipe(preset, recipe, {"w_bits": w_bits, "capacity": capacity})
+    full = Recipe.make(parse_k(k), full)
+    report = measure_capacity(
+        Request(checkpoint=checkpoint, arch=arch, data=data, preprocess=preprocess, recipe=full)
+    )
+    if json_:
+        print(json.dumps(report))
+        return
+    table = Table(title=f"k = {report['k']}", title_justify="left")
+    for heading in ("module", "capacity", "differential to the next", ""):
+        table.add_column(heading, justify="right" if heading.startswith(("c", "d")) else "left")
+    marks = [
+        "joined" if chosen else "" if homogeneous else "not homogeneous"
+        for chosen, homogeneous in zip(report["selected"], report["homogeneous"], strict=True)
+    ]
+    for row in zip(
+        report["modules"],
+        [f"{value:.4g}" for value in report["capacities"]],
+        [*(f"{value:.4g}" for value in report["differentials"]), ""],
+        [*marks, ""],
+        strict=True,
+    ):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def evaluate(
+    artifact: Annotated[str, typer.Argument(help="Local path or s3:// address of an artifact.")],
+    data: Data,
+    preprocess: Preprocess = None,
+    eval_images: int | None = None,
+    json_: Json = False,
+) -> None:
+    """Measure the top-1 accuracy of a quantized artifact."""
+    from flows.evaluate import evaluate_artifact
+
+    report = evaluate_artifact(artifact, data, preprocess, eval_images)
+    print(json.dumps(report) if json_ else f"top-1 {report['top1']:.2f} % of {report['images']}")

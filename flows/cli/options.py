@@ -1,0 +1,80 @@
+"""What commands share: their options, and the recipe that flags and files make."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modcap.errors import InputError
+from modcap.recipe import Recipe
+
+__all__ = ["make_recipe", "parse_age", "parse_k", "read_recipe_file"]
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Checkpoint = Annotated[str, typer.Argument(help="Local path or s3:// address of a checkpoint.")]
+Arch = Annotated[
+    str | None, typer.Option(help="torchvision:NAME, timm:NAME or package.module:factory.")
+]
+Data = Annotated[
+    str, typer.Option(help="fashion-mnist[:DIR], an ImageFolder directory or an .npz.")
+]
+Preprocess = Annotated[str | None, typer.Option(help="Such as 'mean=0.286,std=0.353'.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="YAML or JSON with recipe fields; flags win.")
+]
+Preset = Annotated[str, typer.Option(help="quick or paper: what flags and files do not name.")]
+
+
+def read_recipe_file(path: Path) -> dict[str, Any]:
+    """The fields that a recipe file names."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"recipe {path}: cannot be read ({reason}): give YAML or JSON") from None
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {path}: give a mapping of recipe fields, such as 'w_bits: 2'")
+    return values
+
+
+def parse_k(text: str | None) -> dict[str, Any]:
+    """``--k``: a number, or ``auto``."""
+    if text is None:
+        return {}
+    if text == "auto":
+        return {"k": None}
+    if not text.isdecimal():
+        raise InputError(f"--k {text!r}: give a number of boundaries, or 'auto'")
+    return {"k": int(text)}
+
+
+def make_recipe(preset: str, path: Path | None, flags: dict[str, Any]) -> Recipe:
+    """The preset, overlaid by the file, overlaid by the flags that were given."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    iterations = given.pop("iterations", None)
+    if iterations is not None:
+        given["optimiser"] = {"iterations": iterations}
+    base = Recipe.preset(preset)
+    if path is not None:
+        base = Recipe.make(read_recipe_file(path), base)
+    return Recipe.make(given, base)
+
+
+def parse_age(text: str) -> timedelta:
+    """``30d``, ``12h``, ``45m``.
+
+    Raises:
+        InputError: it is something else.
+    """
+    match = re.fullmatch(r"(\d+)([smhdw])", text.strip())
+    if match is None:
+        raise InputError(f"--older-than {text!r}: give a number and a unit, such as 30d or 12h")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})

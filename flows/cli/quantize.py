@@ -1,0 +1,118 @@
+"""``modcap quantize``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.cli.options import (
+    Arch,
+    Checkpoint,
+    Data,
+    Json,
+    Preprocess,
+    Preset,
+    RecipeFile,
+    make_recipe,
+    parse_k,
+)
+from modcap.recipe import CapacityKind, Homogeneity, Method, Recipe, Schedule, Selection
+
+__all__ = ["quantize"]
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    data: Data,
+    arch: Arch = None,
+    w_bits: Annotated[int | None, typer.Option(help="Bits of weights, 2 to 8.")] = None,
+    a_bits: Annotated[int | None, typer.Option(help="Bits of activations, 2 to 8.")] = None,
+    k: Annotated[str | None, typer.Option(help="Boundaries to select, or 'auto'.")] = None,
+    method: Method | None = None,
+    capacity: CapacityKind | None = None,
+    selection: Selection | None = None,
+    homogeneity: Homogeneity | None = None,
+    schedule: Schedule | None = None,
+    iterations: Annotated[int | None, typer.Option(help="Steps per group.")] = None,
+    calibration: Annotated[int | None, typer.Option(help="Calibration images.")] = None,
+    seed: int | None = None,
+    recipe: RecipeFile = None,
+    preset: Preset = "quick",
+    eval_data: Annotated[str | None, typer.Option(help="Test images, if elsewhere.")] = None,
+    eval_images: Annotated[int | None, typer.Option(help="How many; all by default.")] = None,
+    preprocess: Preprocess = None,
+    name: Annotated[str | None, typer.Option(help="Name of the registered model.")] = None,
+    compare: Annotated[bool, typer.Option(help="Also run rounding to nearest and k = 0.")] = True,
+    json_: Json = False,
+) -> None:
+    """Quantize one checkpoint, register the result in MLflow and print a report."""
+    from flows.connect import use_services
+    from flows.request import Request, prepare
+
+    fields = {
+        "w_bits": w_bits,
+        "a_bits": a_bits,
+        "method": method,
+        "capacity": capacity,
+        "selection": selection,
+        "homogeneity": homogeneity,
+        "schedule": schedule,
+        "iterations": iterations,
+        "calibration": calibration,
+        "seed": seed,
+    }
+    full = make_recipe(preset, recipe, fields)
+    full = Recipe.make(parse_k(k), full)
+    request = Request(
+        checkpoint=checkpoint,
+        arch=arch,
+        data=data,
+        eval_data=eval_data,
+        eval_images=eval_images,
+        preprocess=preprocess,
+        name=name,
+        recipe=full,
+    )
+    if not any(str(place).startswith("s3://") for place in (checkpoint, data, eval_data)):
+        prepare(request)  # bad input is refused before anything starts
+    use_services()
+    from flows.quantize import quantize as flow
+
+    report = flow(request, compare)
+    if json_:
+        print(json.dumps(report))
+    else:
+        _print_report(report)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    console = Console()
+    recipe = report["recipe"]
+    bits = f"W{recipe['w_bits']}A{recipe['a_bits']}"
+    title = f"{report['model_name']} version {report['model_version']}: {bits}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("variant", "top-1 %", "drop", "oscillation", "groups", "bytes"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    for row in report["comparison"]:
+        quantized = "drop" in row
+        table.add_row(
+            row["variant"],
+            f"{row['top1']:.2f}",
+            f"{row['drop']:.2f}" if quantized else "",
+            f"{row['oscillation']:.3f}" if quantized else "",
+            str(row["groups"]) if quantized else "",
+            f"{row['artifact_bytes']:,}" if quantized else f"{report['fp_bytes']:,}",
+        )
+    console.print(table)
+    jobs = report["jobs"]
+    console.print(
+        f"jobs: {jobs['planned']} planned, {jobs['executed']} executed, {jobs['reused']} reused; "
+        f"{report['seconds']:.1f} s; {report['images']} test images",
+        soft_wrap=True,
+    )
+    console.print(f"MLflow run: {report['mlflow_run_url']}", soft_wrap=True, markup=False)
+    console.print(f"artifact:   {report['artifact']}", soft_wrap=True, markup=False)

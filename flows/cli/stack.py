@@ -1,0 +1,53 @@
+"""``modcap stack``: the local services."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.cli.options import Json
+
+__all__ = ["stack"]
+
+stack = typer.Typer(help="The local stack: S3, MLflow, Prefect and Ray on loopback.")
+
+
+@stack.command("up")
+def up(json_: Json = False) -> None:
+    """Start what is missing and wait until all of it answers."""
+    from infra import local
+
+    local.up(report=lambda line: print(line, file=sys.stderr, flush=True))
+    status(json_)
+
+
+@stack.command("down")
+def down(json_: Json = False) -> None:
+    """Stop every service of the local stack; data stays."""
+    from infra import local
+
+    stopped = local.down()
+    print(
+        json.dumps({"stopped": stopped}) if json_ else f"stopped: {', '.join(stopped) or 'nothing'}"
+    )
+
+
+@stack.command("status")
+def status(json_: Json = False) -> None:
+    """Show each service, its address and its state."""
+    from infra import local
+
+    services = [service.as_dict() for service in local.status()]
+    if json_:
+        print(json.dumps({"services": services}))
+        return
+    table = Table()
+    for heading in ("service", "state", "address", "pid"):
+        table.add_column(heading)
+    for service in services:
+        table.add_row(*(str(service[key] or "") for key in ("name", "state", "address", "pid")))
+    Console().print(table)

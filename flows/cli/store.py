@@ -1,0 +1,61 @@
+"""``modcap store``: what lies in S3."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import Json, parse_age
+
+__all__ = ["store"]
+
+store = typer.Typer(help="Results, inputs and artifacts in S3.")
+
+
+@store.command()
+def gc(
+    older_than: Annotated[str, typer.Option(help="Such as 30d or 12h; younger objects stay.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove results, inputs and artifacts that no registered version was made from."""
+    from flows.connect import use_services
+
+    age = parse_age(older_than)
+    use_services("s3", "mlflow")
+    from flows.retention import collect_garbage
+    from tasks.store import Store
+
+    report = collect_garbage(Store.from_environment(), age, dry_run=dry_run)
+    if json_:
+        print(json.dumps(report))
+        return
+    for name in ("kept", "removed"):
+        found = report[name]
+        word = "would go" if name == "removed" and dry_run else name
+        print(
+            f"{word}: {found['jobs']} results, {found['inputs']} inputs, "
+            f"{found['artifacts']} artifacts, {found['bytes'] / 1e6:.1f} MB"
+        )
+
+
+@store.command()
+def verify(json_: Json = False) -> None:
+    """Read everything and compare it with its checksums; exit 1 where something is damaged."""
+    from flows.connect import use_services
+
+    use_services("s3")
+    from flows.retention import verify as check
+    from tasks.store import Store
+
+    report = check(Store.from_environment())
+    if json_:
+        print(json.dumps(report))
+    else:
+        for entry in report["damaged"]:
+            print(f"{entry['object']}: {entry['reason']}")
+        print(f"{report['checked']} objects checked, {len(report['damaged'])} damaged")
+    if report["damaged"]:
+        raise typer.Exit(1)

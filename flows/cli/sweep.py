@@ -1,0 +1,237 @@
+"""``modcap sweep`` and ``modcap plan``: a grid as one plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.cli.options import Data, Json, Preprocess, Preset, RecipeFile, make_recipe
+from modcap.errors import InputError
+from modcap.recipe import CapacityKind, Homogeneity, Method, Schedule, Selection
+
+__all__ = ["plan", "sweep"]
+
+Checkpoints = Annotated[
+    list[str], typer.Option("--checkpoint", help="Path or s3:// address; may be repeated.")
+]
+Archs = Annotated[
+    list[str] | None, typer.Option("--arch", help="For all checkpoints, or one for each.")
+]
+Axis = Annotated[str | None, typer.Option(help="Values such as 2,3,4 or 0-7.")]
+Methods = Annotated[list[Method] | None, typer.Option("--method", help="May be repeated.")]
+MaxDrop = Annotated[float | None, typer.Option(help="Points of top-1 that the best may lose.")]
+MaxBytes = Annotated[int | None, typer.Option(help="Bytes that the best may take.")]
+
+
+def make_grid(
+    checkpoint: list[str], arch: list[str] | None, fields: dict[str, Any], **values: Any
+) -> Any:
+    """The sweep that the flags ask for; ``fields`` are those of its recipe."""
+    from flows.grid import Sweep, parse_range
+    from flows.request import Request
+
+    archs: list[str | None] = list(arch) if arch else [None]
+    if len(archs) == 1:
+        archs *= len(checkpoint)
+    if len(archs) != len(checkpoint):
+        raise InputError(
+            f"--arch: {len(archs)} for {len(checkpoint)} checkpoints: give one for all, or one each"
+        )
+    axes = {
+        name: parse_range(values.pop(name), f"--{name.replace('_', '-')}")
+        for name in ("w_bits", "a_bits", "k", "seed")
+        if values.get(name) is not None
+    }
+    recipe = make_recipe(fields.pop("preset"), fields.pop("path"), fields.pop("flags"))
+    requests = tuple(
+        Request(checkpoint=c, arch=a, recipe=recipe, **fields)
+        for c, a in zip(checkpoint, archs, strict=True)
+    )
+    rest = {name: value for name, value in values.items() if value is not None}
+    return Sweep(requests=requests, **axes, **rest)
+
+
+def sweep(
+    checkpoint: Checkpoints,
+    data: Data,
+    arch: Archs = None,
+    w_bits: Axis = None,
+    a_bits: Axis = None,
+    k: Axis = None,
+    seeds: Axis = None,
+    method: Methods = None,
+    capacity: CapacityKind | None = None,
+    selection: Selection | None = None,
+    homogeneity: Homogeneity | None = None,
+    schedule: Schedule | None = None,
+    iterations: Annotated[int | None, typer.Option(help="Steps per group.")] = None,
+    calibration: Annotated[int | None, typer.Option(help="Calibration images.")] = None,
+    recipe: RecipeFile = None,
+    preset: Preset = "quick",
+    eval_images: Annotated[int | None, typer.Option(help="Test images; all by default.")] = None,
+    preprocess: Preprocess = None,
+    max_drop: MaxDrop = None,
+    max_bytes: MaxBytes = None,
+    json_: Json = False,
+) -> None:
+    """Quantize a grid of bit-widths, k and seeds, compare all cells and register the best."""
+    from flows.connect import use_services
+
+    flags = {
+        "capacity": capacity,
+        "selection": selection,
+        "homogeneity": homogeneity,
+        "schedule": schedule,
+        "iterations": iterations,
+        "calibration": calibration,
+    }
+    grid = make_grid(
+        checkpoint,
+        arch,
+        {
+            "data": data,
+            "preprocess": preprocess,
+            "eval_images": eval_images,
+            "preset": preset,
+            "path": recipe,
+            "flags": flags,
+        },
+        w_bits=w_bits,
+        a_bits=a_bits,
+        k=k,
+        seed=seeds,
+        method=tuple(method) if method else None,
+        max_drop=max_drop,
+        max_bytes=max_bytes,
+    )
+    _check(grid)
+    use_services()
+    from flows.sweep import sweep as flow
+
+    report = flow(grid)
+    if json_:
+        print(json.dumps(report))
+    else:
+        _print(report)
+
+
+def _check(grid: Any) -> None:
+    """Refuses bad input before anything starts, where it can be read without a server."""
+    from flows.grid import prepare_sweep
+
+    places = [place for request in grid.requests for place in (request.checkpoint, request.data)]
+    if not any(place.startswith("s3://") for place in places):
+        prepare_sweep(grid)
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(title_justify="left")
+    left = ("model", "bits", "method", "")
+    for heading in (*left[:3], "k", "seed", "top-1 %", "drop", "bytes", "oscillation", ""):
+        table.add_column(heading, justify="left" if heading in left else "right")
+    best = set(report["best"].values())
+    for row in report["cells"]:
+        table.add_row(
+            row["model_name"],
+            f"W{row['recipe']['w_bits']}A{row['recipe']['a_bits']}",
+            row["recipe"]["method"],
+            str(row["k"]),
+            str(row["recipe"]["seed"]),
+            f"{row['top1']:.2f}",
+            f"{row['drop']:.2f}",
+            f"{row['artifact_bytes']:,}",
+            f"{row['oscillation']:.3f}",
+            f"best: version {row['model_version']}" if row["name"] in best else "",
+        )
+    console.print(table)
+    jobs, shared = report["jobs"], report["reconstructions"]
+    console.print(
+        f"jobs: {jobs['planned']} planned, {jobs['executed']} executed, {jobs['reused']} reused; "
+        f"{shared['distinct']} distinct reconstructions of {shared['independent']} that "
+        f"independent runs would make ({shared['ratio']:.2f}); {report['seconds']:.1f} s",
+        soft_wrap=True,
+    )
+    console.print(f"MLflow run: {report['mlflow_run_url']}", soft_wrap=True, markup=False)
+
+
+def plan(
+    checkpoint: Checkpoints,
+    data: Data,
+    arch: Archs = None,
+    w_bits: Axis = None,
+    a_bits: Axis = None,
+    k: Axis = None,
+    seeds: Axis = None,
+    method: Methods = None,
+    capacity: CapacityKind | None = None,
+    selection: Selection | None = None,
+    homogeneity: Homogeneity | None = None,
+    schedule: Schedule | None = None,
+    iterations: Annotated[int | None, typer.Option(help="Steps per group.")] = None,
+    calibration: Annotated[int | None, typer.Option(help="Calibration images.")] = None,
+    recipe: RecipeFile = None,
+    preset: Preset = "quick",
+    preprocess: Preprocess = None,
+    workers: Annotated[int, typer.Option(min=1, help="Jobs at once, in the simulation.")] = 2,
+    price_per_hour: Annotated[float | None, typer.Option(help="Of one worker.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write the graph there, as PNG.")] = None,
+    json_: Json = False,
+) -> None:
+    """Show what a run or a sweep would do: jobs, what is done already, time and cost."""
+    from flows.planning import describe_plan
+
+    flags = {
+        "capacity": capacity,
+        "selection": selection,
+        "homogeneity": homogeneity,
+        "schedule": schedule,
+        "iterations": iterations,
+        "calibration": calibration,
+    }
+    grid = make_grid(
+        checkpoint,
+        arch,
+        {"data": data, "preprocess": preprocess, "preset": preset, "path": recipe, "flags": flags},
+        w_bits=w_bits,
+        a_bits=a_bits,
+        k=k,
+        seed=seeds,
+        method=tuple(method) if method else None,
+    )
+    report = describe_plan(grid, workers, price_per_hour, picture)
+    if json_:
+        print(json.dumps(report))
+        return
+    table = Table(title_justify="left")
+    for heading in ("jobs", "planned", "done"):
+        table.add_column(heading, justify="left" if heading == "jobs" else "right")
+    for kind, counts in report["jobs"].items():
+        table.add_row(kind, str(counts["planned"]), str(counts["done"]))
+    console = Console()
+    console.print(table)
+    path, shared = report["critical_path"], report["reconstructions"]
+    if report["open"]:
+        console.print("some selections are not made yet: what follows from them is not counted")
+    console.print(
+        f"{shared['distinct']} distinct reconstructions of {shared['independent']} that "
+        f"independent runs would make",
+        soft_wrap=True,
+    )
+    console.print(
+        f"work {report['work_seconds']:.0f} s, critical path {path['seconds']:.0f} s over "
+        f"{len(path['jobs'])} jobs",
+        soft_wrap=True,
+    )
+    cost = f", {report['cost']:.2f} in all" if "cost" in report else ""
+    console.print(
+        f"with {report['workers']} workers: {report['seconds']:.0f} s "
+        f"(efficiency {report['efficiency']:.0%}{cost}); "
+        f"costs of {report['costs']['measured']} jobs measured, {report['costs']['probed']} probed",
+        soft_wrap=True,
+    )

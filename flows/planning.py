@@ -1,0 +1,226 @@
+"""What a run or a sweep would do: its jobs, what is done already, time and cost on N workers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flows import plots
+from flows.grid import Sweep, prepare_sweep, sharing
+from flows.request import Prepared
+from infra import local
+from modcap.jobs import Workbench, run
+from modcap.plan import Job, Kind, Plan, plan
+from modcap.quantized import attach, bits_of
+from modcap.recipe import Recipe
+from modcap.reconstruct import Inputs, calibrate, chain, reconstruct
+from modcap.results import Result
+from modcap.simulate import critical_path, simulate
+from tasks.store import Store
+
+__all__ = ["describe_plan"]
+
+_PROBE_STEPS = 3
+_KINDS = tuple(kind.value for kind in Kind)
+
+
+def describe_plan(
+    grid: Sweep, workers: int, price_per_hour: float | None, picture: Path | None = None
+) -> dict[str, Any]:
+    """Plans the grid without running it.
+
+    Data-free capacities and the selections that follow from them are computed here, in
+    milliseconds. Where a selection needs data and was not made yet, the plan stays open and counts
+    what is known. Costs are those measured in the store, and for other jobs a probe of a few steps.
+
+    Args:
+        grid: a sweep; a single run is a sweep of one.
+        workers: jobs at once, in the simulation.
+        price_per_hour: of one worker.
+        picture: where to write the graph, as PNG.
+    """
+    prepared = prepare_sweep(grid)
+    store = _store()
+    known: dict[str, Result] = {}
+    made = _open(prepared, store, known)
+    done = store.done(job.key for job in made.jobs) if store else set()
+    todo = [job for job in made.jobs if job.key not in done]
+    costs, measured = _costs(made, prepared, store, done | set(known), known)
+    longest, path = critical_path(todo, costs)
+    simulated = {n: simulate(todo, costs, n) for n in sorted({1, workers})}
+    at = simulated[workers]
+    if picture is not None:
+        picture.write_bytes(plots.png(_draw(made, done)))
+    kinds = Counter(job.kind.value for job in made.jobs)
+    finished = Counter(job.kind.value for job in made.jobs if job.key in done)
+    report: dict[str, Any] = {
+        "cells": len(made.cells),
+        "open": made.open,
+        "jobs": {
+            kind: {"planned": kinds[kind], "done": finished[kind]} for kind in _KINDS if kinds[kind]
+        },
+        "planned": len(made.jobs),
+        "done": len(done),
+        "todo": len(todo),
+        "reconstructions": sharing(made),
+        "critical_path": {"seconds": round(longest, 1), "jobs": [job.label for job in path]},
+        "work_seconds": round(sum(costs[job.key] for job in todo), 1),
+        "costs": measured,
+        "workers": workers,
+        "seconds": round(at.makespan, 1),
+        "seconds_on_one": round(simulated[1].makespan, 1),
+        "efficiency": round(at.efficiency, 4),
+    }
+    if price_per_hour is not None:
+        report["cost"] = round(at.makespan / 3600 * workers * price_per_hour, 2)
+    return report
+
+
+def _store() -> Store | None:
+    """The store, where one is configured or runs already; planning starts nothing."""
+    if not (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("MODCAP_BUCKET")):
+        if not any(s.name == "s3" and s.state == "running" for s in local.status()):
+            return None
+        os.environ.update(local.up(services=["s3"]).environment())
+    store = Store.from_environment()
+    store.ensure_bucket()
+    return store
+
+
+def _open(prepared: Sequence[Prepared], store: Store | None, known: dict[str, Result]) -> Plan:
+    """The plan as far as it can be seen; puts what was computed here into ``known``."""
+    bench = Workbench.holding({p.cell.network.digest: p.cell.network for p in prepared})
+
+    def look(key: str) -> Result | None:
+        if key not in known and store is not None:
+            found = store.get(key)
+            if found is not None:
+                known[key] = found
+        return known.get(key)
+
+    cells = [p.cell for p in prepared]
+    while True:
+        current = plan(cells, look)
+        new = [job for job in current.jobs if job.small and job.key not in known]
+        made = [job for job in new if _run_small(job, bench, look, known)]
+        if not made:
+            return current
+
+
+def _run_small(
+    job: Job,
+    bench: Workbench,
+    look: Callable[[str], Result | None],
+    known: dict[str, Result],
+) -> bool:
+    needs = [look(key) for key in job.needs]
+    present = [result for result in needs if result is not None]
+    if len(present) < len(needs):
+        return False
+    known[job.key] = run(job, bench, present)
+    return True
+
+
+def _costs(
+    made: Plan,
+    prepared: Sequence[Prepared],
+    store: Store | None,
+    done: set[str],
+    known: dict[str, Result],
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds of every job, and from where they were taken."""
+    costs: dict[str, float] = {}
+    for job in made.jobs:
+        if job.key in done:
+            result = known.get(job.key) or (store.get(job.key) if store else None)
+            if result is not None:
+                costs[job.key] = float(result.meta["seconds"])
+    measured = len(costs)
+    probes: dict[str, _Probe] = {}
+    cells = {p.cell.network.digest: p for p in prepared}
+    for job in made.jobs:
+        if job.key not in costs:
+            digest = job.inputs["network"]
+            if digest not in probes:
+                probes[digest] = _Probe(cells[digest])
+            costs[job.key] = probes[digest].seconds(job)
+    return costs, {"measured": measured, "probed": len(costs) - measured}
+
+
+class _Probe:
+    """Times a few steps of every module of a network here, and a pass over a few images."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        recipe: Recipe = prepared.request.recipe
+        torch.set_num_threads(recipe.threads)
+        batch = recipe.optimiser.batch_size
+        x = prepared.calibration.normalized(0, batch)
+        modules = prepared.cell.network.partition.modules
+        bits = bits_of(
+            prepared.cell.network.partition, recipe.w_bits, recipe.a_bits, recipe.edge_bits
+        )
+        settings = recipe.optimiser.model_copy(update={"iterations": _PROBE_STEPS})
+        self.batch = batch
+        self.images, self.tests = len(prepared.calibration), len(prepared.evaluation)
+        self.step: list[float] = []  # seconds of a step of each module
+        self.forward: list[float] = []  # seconds per image of its forward pass
+        self.search: list[float] = []  # seconds to calibrate it
+        for module, module_bits in zip(modules, bits, strict=True):
+            start = time.perf_counter()
+            y = chain([module], x)
+            self.forward.append((time.perf_counter() - start) / batch)
+            quantized = attach(module, module_bits)
+            start = time.perf_counter()
+            calibrate([quantized], x, recipe.scale_exponent)
+            self.search.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            reconstruct([quantized], Inputs(x, x, y), recipe.method, settings, 0)
+            self.step.append((time.perf_counter() - start) / _PROBE_STEPS)
+            x = y
+
+    def seconds(self, job: Job) -> float:
+        """The estimated cost of ``job``."""
+        if job.kind is Kind.RECONSTRUCT:
+            span = slice(job.params["start"], job.params["stop"])
+            steps = job.params.get("optimiser", {}).get("iterations", 0)
+            prefix = sum(self.forward[: span.stop]) * self.images * 2
+            return float(sum(self.search[span]) + steps * sum(self.step[span]) + prefix)
+        if job.kind is Kind.CAPACITY and not job.small:
+            stop = job.params["module"] + 1
+            images: int = job.params["images"]
+            return sum(self.search[:stop]) + 3 * sum(self.forward[:stop]) * images
+        if job.kind is Kind.EVALUATE:
+            return sum(self.forward) * self.tests * (3 if job.needs else 1)
+        return 0.05
+
+
+def _draw(made: Plan, done: set[str]) -> Any:
+    levels: dict[str, int] = {}
+    lanes: dict[str, int] = {}
+    taken: Counter[int] = Counter()
+    for job in made.jobs:
+        first = 2 if job.kind is Kind.RECONSTRUCT else 0  # the selection decides what is joined
+        levels[job.key] = max(first, 1 + max((levels[need] for need in job.needs), default=-1))
+        lanes[job.key] = taken[levels[job.key]]
+        taken[levels[job.key]] += 1
+    index = {job.key: number for number, job in enumerate(made.jobs)}
+    edges = [
+        (index[need], index[job.key])
+        for job in made.jobs
+        for need in job.needs
+        if levels[job.key] - levels[need] == 1
+    ]
+    keys = [job.key for job in made.jobs]
+    return plots.plan_graph(
+        [levels[k] for k in keys],
+        [lanes[k] for k in keys],
+        [job.kind.value for job in made.jobs],
+        [key in done for key in keys],
+        edges,
+    )

@@ -94,6 +94,7 @@ def finished(
         fp_bytes=prepared.fp_bytes,
         seconds=sum(results[key].meta["seconds"] for key in cell.reconstructs),
         jobs=(cell.assemble, cell.evaluate, cell.evaluate_full),
+        network_digest=cell.cell.network.digest,
         report=said,
     )
 

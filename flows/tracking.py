@@ -48,6 +48,7 @@ __all__ = [
     "Parent",
     "Published",
     "Registered",
+    "experiment_of",
     "finish_parent",
     "link_of",
     "publish",
@@ -94,6 +95,7 @@ class Finished:
     fp_bytes: int
     seconds: float
     jobs: tuple[str, ...]
+    network_digest: str
     report: Mapping[str, Any]
 
     @property
@@ -112,6 +114,7 @@ class Finished:
             "artifact_bytes": str(len(self.artifact)),
             "artifact_digest": hashlib.sha256(self.artifact).hexdigest(),
             JOBS: " ".join(self.jobs),
+            "network_digest": self.network_digest,
             "source_digest": self.source["checkpoint_digest"],
             "source_uri": self.source["checkpoint"],
             "preprocess": self.source["preprocess"],
@@ -169,7 +172,7 @@ def reaching() -> Iterator[MlflowClient]:
 def link_of(experiment: str, tags: Mapping[str, str]) -> str:
     """The page that shows the runs with these tags, also those that are still to come."""
     with reaching() as client:
-        number = _experiment(client, experiment)
+        number = experiment_of(client, experiment)
     wanted = quote(" and ".join(f"tags.{name} = '{value}'" for name, value in tags.items()))
     address = mlflow.get_tracking_uri().rstrip("/")
     return f"{address}/#/experiments/{number}?searchFilter={wanted}"
@@ -206,7 +209,7 @@ def _publish_run(
     with_model: bool,
     parent: Parent | None = None,
 ) -> Published:
-    number = _experiment(client, experiment)
+    number = experiment_of(client, experiment)
     key = finished.key
     if parent is not None:
         key = digest(canonical([finished.key, parent.key, with_model]))
@@ -222,7 +225,7 @@ def _publish_run(
 def start_parent(experiment: str, name: str, key: str) -> Parent:
     """The run of the sweep with this key: the finished one, or a new one."""
     with reaching() as client:
-        number = _experiment(client, experiment)
+        number = experiment_of(client, experiment)
         run_id = first_finished(client, number, key)
         if run_id is None:
             run_id = start_run(client, number, name, {RUN_KEY: key})
@@ -238,7 +241,7 @@ def finish_parent(
 ) -> Parent:
     """Logs the whole of a sweep and nests ``nested`` under the run that stays."""
     with reaching() as client:
-        number = _experiment(client, experiment)
+        number = experiment_of(client, experiment)
         run_id = first_finished(client, number, parent.key)
         if run_id is None:
             now = int(time.time() * 1000)
@@ -261,7 +264,8 @@ def _url(experiment_id: str, run_id: str) -> str:
     return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
+def experiment_of(client: MlflowClient, name: str) -> str:
+    """The id of an experiment, made where it is missing."""
     found = client.get_experiment_by_name(name)
     if found is None:
         try:

@@ -162,6 +162,8 @@ def _reconstruct(
     quantized = full
     if p.get("input") == "prefix":
         quantized = chain(_quantized(floats, p["prefix_bits"], earlier, 0), x)
+    if p.get("wave"):  # the prefix is corrected at the same time: see Recipe.refine_share
+        quantized = torch.lerp(full, quantized, p["share"])
     inputs = Inputs(quantized, full, chain(floats[span.start : span.stop], full))
     if p.get("wave"):
         group = _quantized(floats, p["bits"], earlier, span.start, resume=True)

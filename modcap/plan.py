@@ -240,7 +240,7 @@ def _reconstruct_job(cell: Cell, span: Span, wave: int, needs: tuple[str, ...]) 
     if needs and span.start:
         params |= {"input": "prefix", "prefix_bits": _bits(cell)[: span.start]}
     if wave:
-        params["wave"] = wave
+        params |= {"wave": wave, "share": recipe.refine_share}
         params["optimiser"] |= {"iterations": recipe.refine_iterations}
     names = cell.network.partition.names
     title = names[span.start]

@@ -181,7 +181,9 @@ class QuantLayer(nn.Module):
     def harden(self) -> None:
         """Rounds to integers; afterwards ``layer`` computes with their float image."""
         scale, zero = self._spread(self.scale), self._spread(self.zero_point)
-        if self.rounding is None:
+        if self._earlier is not None:
+            q, self._earlier = self._earlier, None
+        elif self.rounding is None:
             q = quantize(self.weight.detach(), scale, zero, self.bits)
         else:
             assert self.stretch is not None

@@ -126,6 +126,12 @@ class Recipe(_Frozen):
     refine_iterations: int = Field(
         100, ge=0, description="schedule waves: steps per group in the second wave and later"
     )
+    refine_share: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="schedule waves: how much of the last wave's input error a later wave sees",
+    )
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
     optimiser: Optimiser = Optimiser()
     calibration: int = Field(1024, ge=1, description="calibration images")
@@ -145,8 +151,8 @@ class Recipe(_Frozen):
 
     @property
     def digest(self) -> str:
-        """sha256 of the recipe's canonical JSON."""
-        return digest(canonical(self.model_dump(mode="json")))
+        """sha256 of what differs from the defaults, so that new fields do not change it."""
+        return digest(canonical(self.model_dump(mode="json", exclude_defaults=True)))
 
     @classmethod
     def make(cls, values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:

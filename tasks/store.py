@@ -6,6 +6,8 @@ Layout, under an optional prefix::
     jobs/<key>/result.json            meta and checksums; its conditional put is the commit
     inputs/<sha256>                   networks and images that jobs read
     artifacts/<sha256>.safetensors    packed quantized networks
+    scans/<digest>.json               what a scan made of a checkpoint
+    leases/<name>.json                who does what is done once at a time
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_ex
 from modcap.errors import InputError
 from modcap.results import DamagedResult, Result, decode, digest, encode, encode_tensors
 
-__all__ = ["Entry", "Store", "fetch"]
+__all__ = ["Entry", "Found", "Store", "fetch", "find", "uploading"]
 
 _PATIENCE_SECONDS = 30  # an S3 server may take this long to come back
 _CONFIG = Config(
@@ -220,6 +222,44 @@ class Store:
             found = pool.map(lambda key: self._exists(f"jobs/{key}/result.json"), wanted)
             return {key for key, there in zip(wanted, found, strict=True) if there}
 
+    @patiently
+    def put_document(
+        self, name: str, data: bytes, *, unless: str | None = None, only_if: str | None = None
+    ) -> bool:
+        """Writes an object that may change; False where the condition does not hold.
+
+        Args:
+            name: under the prefix.
+            data: its content.
+            unless: ``exists``: only where there is none.
+            only_if: the version (ETag) that it replaces.
+        """
+        condition = {"IfNoneMatch": "*"} if unless == "exists" else {}
+        if only_if is not None:
+            condition = {"IfMatch": only_if}
+        try:
+            self._s3.put_object(Bucket=self.bucket, Key=self._name(name), Body=data, **condition)
+        except ClientError as error:
+            if condition and _code(error) in (*_TAKEN, *_GONE):
+                return False
+            raise
+        return True
+
+    @patiently
+    def get_document(self, name: str) -> tuple[bytes, str] | None:
+        """(content, version), or None."""
+        try:
+            found = self._s3.get_object(Bucket=self.bucket, Key=self._name(name))
+            return found["Body"].read(), str(found["ETag"])
+        except ClientError as error:
+            if _code(error) in _GONE:
+                return None
+            raise
+
+    def delete_document(self, name: str) -> None:
+        """Removes it; nothing happens where there is none."""
+        self._delete(name)
+
     def upload_input(self, name: str, data: bytes) -> None:
         """Stores an input under its sha256, unless it is there."""
         if not self._exists(f"inputs/{name}"):
@@ -308,15 +348,68 @@ def _write(path: Path, data: bytes) -> None:
     Path(file.name).replace(path)
 
 
+@dataclass(frozen=True)
+class Found:
+    """An object at an s3:// address: its version (ETag), size and time of its last change."""
+
+    address: str
+    version: str
+    bytes: int
+    modified: datetime
+
+
+def _place(address: str) -> tuple[str, str]:
+    parsed = urlparse(address)
+    if parsed.scheme != "s3" or not parsed.netloc:
+        raise InputError(f"{address!r} is no S3 address: give s3://bucket/prefix")
+    return parsed.netloc, parsed.path.lstrip("/")
+
+
+def _environment_client() -> Any:
+    return client(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+
+
+def find(address: str) -> list[Found]:
+    """Every object under an s3:// prefix, by name.
+
+    Raises:
+        InputError: the bucket does not exist or cannot be read.
+    """
+    bucket, prefix = _place(address)
+    pages = _environment_client().get_paginator("list_objects_v2")
+    try:
+        return [
+            Found(f"s3://{bucket}/{o['Key']}", o["ETag"].strip('"'), o["Size"], o["LastModified"])
+            for page in pages.paginate(Bucket=bucket, Prefix=prefix)
+            for o in page.get("Contents", [])
+        ]
+    except (BotoCoreError, ClientError) as error:
+        raise _unreadable(address, error) from None
+
+
+def uploading(address: str) -> set[str]:
+    """Addresses under an s3:// prefix that a multipart upload is still writing."""
+    bucket, prefix = _place(address)
+    try:
+        found = _environment_client().list_multipart_uploads(Bucket=bucket, Prefix=prefix)
+    except (BotoCoreError, ClientError):
+        return set()  # not every server or policy shows them; an object appears whole anyway
+    return {f"s3://{bucket}/{upload['Key']}" for upload in found.get("Uploads", [])}
+
+
+def _unreadable(address: str, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0]
+    return InputError(f"{address}: cannot be read ({reason}): check address and rights")
+
+
 def fetch(address: str, folder: Path) -> Path:
     """A local copy of the object at an s3:// address, named after its content's version.
 
     Raises:
         InputError: it does not exist or cannot be read.
     """
-    parsed = urlparse(address)
-    bucket, key = parsed.netloc, parsed.path.lstrip("/")
-    s3 = client(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+    bucket, key = _place(address)
+    s3 = _environment_client()
     try:
         tag = patiently(s3.head_object)(Bucket=bucket, Key=key)["ETag"]
         stamp = hashlib.sha256(f"{address} {tag}".encode()).hexdigest()[:16]
@@ -324,8 +417,5 @@ def fetch(address: str, folder: Path) -> Path:
         if not local.exists():
             _write(local, patiently(s3.get_object)(Bucket=bucket, Key=key)["Body"].read())
     except (BotoCoreError, ClientError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{address}: cannot be read ({reason}): check address and rights"
-        ) from None
+        raise _unreadable(address, error) from None
     return local

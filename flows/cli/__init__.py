@@ -10,6 +10,7 @@ import typer
 
 from flows.cli.measure import capacity, evaluate
 from flows.cli.quantize import quantize
+from flows.cli.registry import promote, scan
 from flows.cli.stack import stack
 from flows.cli.store import store
 from flows.cli.sweep import plan, sweep
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (quantize, capacity, plan, sweep, evaluate):
+for command in (quantize, capacity, plan, sweep, evaluate, scan, promote):
     app.command()(command)
 app.add_typer(store, name="store")
 app.add_typer(stack, name="stack")

@@ -1,0 +1,92 @@
+"""``modcap scan`` and ``modcap promote``: checkpoints in, versions out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.cli.options import Json
+from modcap.errors import InputError
+
+__all__ = ["promote", "scan"]
+
+
+def scan(
+    prefix: Annotated[str, typer.Argument(help="s3://bucket/prefix below which checkpoints lie.")],
+    policy: Annotated[Path, typer.Option(help="YAML or JSON: rules, data and recipes.")],
+    json_: Json = False,
+) -> None:
+    """Quantize and register every new or changed checkpoint below a prefix; one pass."""
+    from flows.connect import use_services
+    from flows.policy import read_policy
+
+    if not prefix.startswith("s3://"):
+        raise InputError(f"{prefix!r} is no S3 address: give s3://bucket/prefix")
+    rules = read_policy(policy)
+    use_services()
+    from flows.scan import scan as flow
+
+    report = flow(prefix, rules)
+    if json_:
+        print(json.dumps(report))
+        return
+    if report["busy"]:
+        print("another pass over this prefix is under way: nothing to do")
+        return
+    table = Table(title_justify="left")
+    for heading in ("checkpoint", "state", "versions or reason"):
+        table.add_column(heading, overflow="fold")
+    for row in report["checkpoints"]:
+        table.add_row(row["checkpoint"], row["state"], ", ".join(row["versions"]) or row["reason"])
+    Console().print(table)
+    print(f"{report['executed']} jobs executed, {report['seconds']:.1f} s")
+
+
+def promote(
+    name: Annotated[str, typer.Argument(help="Registered model.")],
+    data: Annotated[str | None, typer.Option(help="Held-out images.")] = None,
+    alias: Annotated[str, typer.Option(help="Alias that the version gets.")] = "champion",
+    version: Annotated[int | None, typer.Option(help="By default, alias 'candidate'.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 it may lose.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Bytes that it may take.")] = None,
+    against: Annotated[str | None, typer.Option(help="Alias that it must not be below.")] = None,
+    eval_images: Annotated[int | None, typer.Option(help="Test images; all by default.")] = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Give the alias back to the version before.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Move an alias to a version that passes the gate; exit 3 where it is refused."""
+    from flows.connect import use_services
+
+    if data is None and not rollback:
+        raise InputError("--data is missing: name held-out images to measure on")
+    use_services("s3", "mlflow", "prefect")
+    from flows.promote import Gate
+    from flows.promote import promote as flow
+    from flows.promote import rollback as back
+
+    report: dict[str, Any]
+    if rollback:
+        report = back(name, alias)
+    else:
+        gate = Gate(
+            name=name,
+            alias=alias,
+            version=version,
+            data=str(data),
+            eval_images=eval_images,
+            max_drop=max_drop,
+            max_bytes=max_bytes,
+            against=against,
+        )
+        report = flow(gate)
+    if json_:
+        print(json.dumps(report))
+    else:
+        print(f"{name} version {report['version']} is {alias}")

@@ -1,0 +1,275 @@
+"""The gate in front of an alias: measures a registered version on held-out images, then decides."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from prefect import flow
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.request import images_of, local_path
+from flows.tracking import experiment_of, reaching
+from modcap import artifact, data
+from modcap.errors import GateRefused, InputError
+from modcap.images import ImageSet
+from modcap.jobs import top1
+from modcap.network import Network
+from modcap.preprocess import Preprocess
+from tasks.lease import lease
+from tasks.store import Store
+
+__all__ = ["Gate", "promote", "rollback"]
+
+GATES = "modcap-gates"
+_KEPT = 20  # moves of an alias that are remembered
+_PATIENCE = 600.0  # seconds to wait for another promotion of the same model
+
+
+class Gate(BaseModel):
+    """What a version must meet to get an alias."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="registered model")
+    alias: str = "champion"
+    version: int | None = Field(None, description="by default the one with alias 'candidate'")
+    data: str = Field(description="held-out images: fashion-mnist[:DIR], a directory, an .npz")
+    eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
+    max_drop: float | None = Field(None, ge=0, description="top-1 points below full precision")
+    max_bytes: int | None = Field(None, ge=1, description="size of the artifact")
+    against: str | None = Field(None, description="alias whose version must not be more accurate")
+
+
+@dataclass(frozen=True)
+class _Measured:
+    version: ModelVersion
+    top1: float
+    fp_top1: float
+    bytes: int
+
+    @property
+    def drop(self) -> float:
+        return round(self.fp_top1 - self.top1, 4)
+
+
+@flow(name="promote")
+def promote(gate: Gate) -> dict[str, Any]:
+    """Moves the alias to the version, or refuses; either is recorded in MLflow.
+
+    Two promotions of one model wait for each other, so each decides on what it then replaces.
+
+    Raises:
+        GateRefused: a condition is not met; the message names every one.
+        InputError: there is no such model, version or alias.
+    """
+    store = Store.from_environment()
+    store.ensure_bucket()
+    with lease(store, f"promote-{gate.name}", _PATIENCE) as mine, reaching() as client:
+        if not mine:
+            raise InputError(f"another promotion of {gate.name} takes too long: try again later")
+        version = _version(client, gate)
+        measured = _measure(client, version, gate, store)
+        rival = None
+        if gate.against is not None:
+            current = _aliased(client, gate.name, gate.against)
+            if current is not None and current.version != version.version:
+                rival = _measure(client, current, gate, store)
+        reasons = _reasons(gate, measured, rival)
+        before = _aliased(client, gate.name, gate.alias)
+        decision = _Decision(gate, measured, rival, before, tuple(reasons))
+        if not reasons:
+            decision.move(client)
+        decision.record(client)
+    if reasons:
+        raise GateRefused(
+            f"{gate.name} version {version.version} does not become {gate.alias}: "
+            f"{'; '.join(reasons)}"
+        )
+    return decision.report()
+
+
+@flow(name="rollback")
+def rollback(name: str, alias: str = "champion") -> dict[str, Any]:
+    """Gives the alias back to the version that had it before the last promotion."""
+    store = Store.from_environment()
+    store.ensure_bucket()
+    with lease(store, f"promote-{name}", _PATIENCE) as mine, reaching() as client:
+        if not mine:
+            raise InputError(f"a promotion of {name} takes too long: try again later")
+        current = _aliased(client, name, alias)
+        history = _history(client, name, alias)
+        if current is None or not history or history[-1]["from"] is None:
+            raise InputError(f"{name}@{alias} has no earlier version to go back to")
+        last = history.pop()
+        client.set_registered_model_alias(name, alias, last["from"])
+        _remember(client, name, alias, history)
+        moved = {"by": _who(), "at": _now(), "from": str(current.version), "to": last["from"]}
+        _log_run(client, f"rollback {name}", {"name": name, "alias": alias, **moved}, {})
+    return {"name": name, "alias": alias, "version": last["from"], **moved}
+
+
+def _version(client: MlflowClient, gate: Gate) -> ModelVersion:
+    if gate.version is None:
+        found = _aliased(client, gate.name, "candidate")
+        if found is None:
+            raise InputError(f"{gate.name} has no version with alias 'candidate': say --version N")
+        return found
+    try:
+        return client.get_model_version(gate.name, str(gate.version))
+    except MlflowException:
+        raise InputError(f"{gate.name} has no version {gate.version}") from None
+
+
+def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" and "Registered Model" in str(error):
+            raise InputError(f"there is no registered model {name!r} in MLflow") from None
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _measure(client: MlflowClient, version: ModelVersion, gate: Gate, store: Store) -> _Measured:
+    """The accuracy of a version, and of the network that it was made from, on the gate's images."""
+    transform = Preprocess.parse(version.tags["preprocess"])
+    tests = data.load(str(local_path(gate.data)), split="evaluation", preprocess=transform)
+    if gate.eval_images is not None:
+        tests = tests.take(range(min(gate.eval_images, len(tests.labels))))
+    images = images_of(tests, transform)
+    with TemporaryDirectory() as folder:
+        model = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder
+        )
+        (packed,) = Path(model).rglob("network.safetensors")
+        size = packed.stat().st_size
+        accuracy = top1(artifact.load(packed), images)
+        full = _full_precision(version, images, store, Path(folder))
+    return _Measured(version, accuracy, full, size)
+
+
+def _full_precision(version: ModelVersion, images: ImageSet, store: Store, folder: Path) -> float:
+    network = store.fetch_input(version.tags["network_digest"], folder / "networks").read_bytes()
+    return top1(Network.from_bytes(network), images)
+
+
+def _reasons(gate: Gate, measured: _Measured, rival: _Measured | None) -> list[str]:
+    reasons = []
+    if gate.max_drop is not None and measured.drop > gate.max_drop:
+        reasons.append(
+            f"it loses {measured.drop:.2f} points of top-1 ({measured.fp_top1:.2f} to "
+            f"{measured.top1:.2f} %), and {gate.max_drop:g} are allowed"
+        )
+    if gate.max_bytes is not None and measured.bytes > gate.max_bytes:
+        reasons.append(f"it takes {measured.bytes:,} bytes, and {gate.max_bytes:,} are allowed")
+    if rival is not None and measured.top1 < rival.top1:
+        reasons.append(
+            f"version {rival.version.version} ({gate.against}) is more accurate: "
+            f"{rival.top1:.2f} against {measured.top1:.2f} %"
+        )
+    return reasons
+
+
+@dataclass(frozen=True)
+class _Decision:
+    gate: Gate
+    measured: _Measured
+    rival: _Measured | None
+    before: ModelVersion | None
+    reasons: tuple[str, ...]
+
+    def move(self, client: MlflowClient) -> None:
+        """The move itself is one request; history follows it."""
+        name, alias, version = self.gate.name, self.gate.alias, self.measured.version.version
+        client.set_registered_model_alias(name, alias, version)
+        earlier = None if self.before is None else str(self.before.version)
+        if earlier != str(version):
+            entry = {"from": earlier, "to": str(version), "by": _who(), "at": _now()}
+            _remember(client, name, alias, [*_history(client, name, alias), entry])
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "name": self.gate.name,
+            "alias": self.gate.alias,
+            "version": str(self.measured.version.version),
+            "from_version": None if self.before is None else str(self.before.version),
+            "passed": not self.reasons,
+            "reasons": list(self.reasons),
+            "top1": self.measured.top1,
+            "fp_top1": self.measured.fp_top1,
+            "drop": self.measured.drop,
+            "bytes": self.measured.bytes,
+            "against_top1": None if self.rival is None else self.rival.top1,
+            "by": _who(),
+            "at": _now(),
+        }
+
+    def record(self, client: MlflowClient) -> None:
+        """A run in the experiment of gates, and tags on the version."""
+        report = self.report()
+        measured = {
+            name: float(report[name])
+            for name in ("top1", "fp_top1", "drop", "bytes", "against_top1")
+            if report[name] is not None
+        }
+        said = {k: v for k, v in report.items() if k not in measured} | {
+            "conditions": self.gate.model_dump_json(exclude={"name", "alias", "version"})
+        }
+        word = "passed" if not self.reasons else "refused"
+        title = f"{self.gate.name} {report['version']} to {self.gate.alias}: {word}"
+        run_id = _log_run(client, title, said, measured)
+        version = self.measured.version
+        tags = {
+            "decision": word,
+            "reasons": "; ".join(self.reasons),
+            "by": report["by"],
+            "at": report["at"],
+            "run": run_id,
+        }
+        for tag, value in tags.items():
+            name = f"gate.{self.gate.alias}.{tag}"
+            client.set_model_version_tag(version.name, version.version, name, value)
+
+
+def _log_run(
+    client: MlflowClient, title: str, said: dict[str, Any], measured: dict[str, float]
+) -> str:
+    run = client.create_run(experiment_of(client, GATES), run_name=title)
+    run_id = str(run.info.run_id)
+    for name, value in said.items():
+        client.log_param(run_id, name, str(value)[:6000])
+    for name, number in measured.items():
+        client.log_metric(run_id, name, number)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _history(client: MlflowClient, name: str, alias: str) -> list[dict[str, Any]]:
+    tags = client.get_registered_model(name).tags
+    found: list[dict[str, Any]] = json.loads(tags.get(f"modcap.history.{alias}", "[]"))
+    return found
+
+
+def _remember(client: MlflowClient, name: str, alias: str, history: list[dict[str, Any]]) -> None:
+    text = json.dumps(history[-_KEPT:])
+    client.set_registered_model_tag(name, f"modcap.history.{alias}", text)
+
+
+def _who() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

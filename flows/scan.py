@@ -1,0 +1,266 @@
+"""A scan: every checkpoint below an S3 prefix becomes what the policy says, once.
+
+What was made of an object is noted under its address, version (ETag), manifest and policy; a noted
+one is not looked at again. Equal content under another name costs nothing either: its jobs have
+equal keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path, PurePosixPath
+from tempfile import gettempdir
+from typing import Any
+
+import yaml
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from flows.connect import connected
+from flows.execute import execute
+from flows.policy import Choice, Manifest, Policy, Rule, parse
+from flows.progress import Progress
+from flows.quantize import EXPERIMENT, THREADS
+from flows.report import finished, jobs_of, report
+from flows.request import Prepared, Request, prepare
+from flows.tracking import link_of, publish
+from modcap.errors import InputError, ModcapError
+from modcap.results import canonical, digest
+from tasks.lease import lease
+from tasks.store import Found, Store, fetch, find, uploading
+
+__all__ = ["run_scan", "scan"]
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".pt2")
+_MANIFESTS = (".modcap.yaml", ".modcap.json")
+
+
+@flow(name="scan", task_runner=THREADS)  # type: ignore[arg-type]
+def scan(prefix: str, policy: Policy) -> dict[str, Any]:
+    """Quantizes and registers every new or changed checkpoint below ``prefix``; one pass."""
+    with connected() as store, Progress() as progress:
+        return run_scan(prefix, policy, store, progress)
+
+
+@dataclass
+class Outcome:
+    """What became of one object: registered, bad, waiting, unmatched, or known from before."""
+
+    checkpoint: str
+    state: str
+    reason: str = ""
+    versions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A checkpoint that this pass works on."""
+
+    found: Found
+    note: str
+    rule: Rule
+    manifest: Manifest
+
+
+def run_scan(prefix: str, policy: Policy, store: Store, progress: Progress) -> dict[str, Any]:
+    """The body of the flow. Of two passes at once over one prefix, the second does nothing."""
+    start = time.monotonic()
+    name = f"scan-{digest(prefix.encode())[:16]}"
+    with lease(store, name) as mine:
+        if not mine:
+            return {"prefix": prefix, "busy": True, "checkpoints": [], "executed": 0}
+        outcomes, executed = _pass(prefix, policy, store, progress)
+    rows = [asdict(outcome) for outcome in outcomes]
+    create_table_artifact(rows, key="scan", description=prefix)
+    seconds = round(time.monotonic() - start, 1)
+    return {
+        "prefix": prefix,
+        "busy": False,
+        "checkpoints": rows,
+        "executed": executed,
+        "seconds": seconds,
+    }
+
+
+def _pass(
+    prefix: str, policy: Policy, store: Store, progress: Progress
+) -> tuple[list[Outcome], int]:
+    outcomes: list[Outcome] = []
+    prepared: dict[_Candidate, list[Prepared]] = {}
+    for candidate in _candidates(prefix, policy, store, outcomes):
+        cells = _prepare(candidate)
+        if isinstance(cells, Outcome):
+            outcomes.append(_noted(store, candidate, cells))
+            continue
+        prepared[candidate] = cells
+        for cell in cells:
+            cell.upload(store)
+    executed = 0
+    try:  # all of them as one plan: side by side, on all workers
+        executed += _compute([p for cells in prepared.values() for p in cells], store, progress)
+    except ModcapError as error:
+        progress.note(f"{error}: going on with one checkpoint at a time")
+    for candidate, cells in prepared.items():
+        outcome, done = _finish(candidate, cells, store, progress)
+        executed += done
+        outcomes.append(outcome if outcome.state == "failed" else _noted(store, candidate, outcome))
+    return sorted(outcomes, key=lambda outcome: outcome.checkpoint), executed
+
+
+def _prepare(candidate: _Candidate) -> list[Prepared] | Outcome:
+    try:
+        return [prepare(_request(candidate, choice)) for choice in candidate.rule.recipes]
+    except InputError as error:
+        return _bad(candidate, error)
+
+
+def _finish(
+    candidate: _Candidate, cells: list[Prepared], store: Store, progress: Progress
+) -> tuple[Outcome, int]:
+    """Registers the cells of one checkpoint; computes what the common plan did not."""
+    address = candidate.found.address
+    try:
+        executed = _compute(cells, store, progress)
+        versions = tuple(_register(cell, store, progress) for cell in cells)
+    except InputError as error:
+        return _bad(candidate, error), 0
+    except ModcapError as error:  # not the checkpoint's fault: the next pass tries again
+        return Outcome(address, "failed", str(error)), 0
+    return Outcome(address, "registered", versions=versions), executed
+
+
+def _bad(candidate: _Candidate, error: Exception) -> Outcome:
+    return Outcome(candidate.found.address, "bad", str(error))
+
+
+def _candidates(
+    prefix: str, policy: Policy, store: Store, outcomes: list[Outcome]
+) -> Sequence[_Candidate]:
+    """What is new, or has changed, and is whole; of the others, the outcome is said."""
+    objects = {found.address: found for found in find(prefix)}
+    busy = uploading(prefix)
+    rested = datetime.now(timezone.utc) - timedelta(seconds=policy.settle_seconds)
+    new: list[_Candidate] = []
+    for address, found in objects.items():
+        if not address.endswith(_SUFFIXES):
+            continue
+        rule = policy.rule(address.removeprefix(prefix).lstrip("/"))
+        if rule is None:
+            outcomes.append(Outcome(address, "unmatched", "no rule of the policy matches its name"))
+            continue
+        stem = address[: -len(PurePosixPath(address).suffix)]
+        beside = next((objects[stem + s] for s in _MANIFESTS if stem + s in objects), None)
+        identity = [address, found.version, beside and beside.version, rule.model_dump(mode="json")]
+        note = f"scans/{digest(canonical(identity))}.json"
+        known = store.get_document(note)
+        if known is not None:
+            earlier = Outcome(**json.loads(known[0]))
+            state = "known" if earlier.state == "registered" else earlier.state
+            outcomes.append(Outcome(address, state, earlier.reason, tuple(earlier.versions)))
+            continue
+        youngest = max(found.modified, beside.modified) if beside else found.modified
+        if address in busy or youngest > rested:
+            outcomes.append(Outcome(address, "waiting", "it may still be uploaded"))
+            continue
+        try:
+            manifest = _manifest(beside)
+        except InputError as error:
+            candidate = _Candidate(found, note, rule, Manifest())
+            outcomes.append(_noted(store, candidate, _bad(candidate, error)))
+            continue
+        candidate = _Candidate(found, note, rule, manifest)
+        if not _whole(candidate):
+            outcomes.append(Outcome(address, "waiting", "it is not yet what its manifest says"))
+            continue
+        new.append(candidate)
+    return new
+
+
+def _manifest(beside: Found | None) -> Manifest:
+    if beside is None:
+        return Manifest()
+    text = _local(beside.address).read_text(encoding="utf-8")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{beside.address}: no YAML ({' '.join(str(error).split())})") from None
+    manifest: Manifest = parse(Manifest, values, beside.address)
+    return manifest
+
+
+def _local(address: str) -> Path:
+    return fetch(address, Path(gettempdir()) / "modcap-fetched")
+
+
+def _whole(candidate: _Candidate) -> bool:
+    stated = candidate.manifest
+    if stated.bytes is not None and stated.bytes != candidate.found.bytes:
+        return False
+    if stated.sha256 is None:
+        return True
+    data = _local(candidate.found.address).read_bytes()
+    return hashlib.sha256(data).hexdigest() == stated.sha256
+
+
+def _noted(store: Store, candidate: _Candidate, outcome: Outcome) -> Outcome:
+    store.put_document(candidate.note, json.dumps(asdict(outcome)).encode())
+    return outcome
+
+
+def _request(candidate: _Candidate, choice: Choice) -> Request:
+    address, rule, said = candidate.found.address, candidate.rule, candidate.manifest
+    data = said.data or rule.data
+    if data is None:
+        raise InputError(f"{address}: neither its manifest nor the policy names images (data)")
+    arch = None
+    if not address.endswith(".pt2"):
+        arch = said.arch or _architecture_tag(_local(address)) or rule.arch
+    stem = said.name or PurePosixPath(address).stem
+    return Request(
+        checkpoint=address,
+        arch=arch,
+        data=data,
+        eval_data=said.eval_data or rule.eval_data,
+        eval_images=rule.eval_images,
+        preprocess=said.preprocess or rule.preprocess,
+        name=f"{stem}-{choice.suffix()}",
+        recipe=choice.recipe(),
+    )
+
+
+def _architecture_tag(file: Path) -> str | None:
+    """``architecture`` in the metadata of a safetensors file, if it has any."""
+    if file.suffix != ".safetensors":
+        return None
+    data = file.read_bytes()
+    try:
+        (length,) = struct.unpack("<Q", data[:8])
+        tag = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("architecture")
+    except (struct.error, ValueError, AttributeError):
+        return None  # damaged: reading the checkpoint says how
+    return str(tag) if tag else None
+
+
+def _compute(cells: Sequence[Prepared], store: Store, progress: Progress) -> int:
+    if not cells:
+        return 0
+    link = link_of(EXPERIMENT, {})
+    return execute([cell.cell for cell in cells], store, progress, link)[2].executed
+
+
+def _register(prepared: Prepared, store: Store, progress: Progress) -> str:
+    plan, results, counts = execute([prepared.cell], store, progress)
+    (cell,) = plan.cells
+    said = report(prepared, cell, results) | {"jobs": jobs_of(counts)}
+    jobs = {job.key: job for job in plan.jobs}
+    done = finished(prepared, cell, jobs, results, said, {})
+    store.put_artifact(said["artifact_digest"], done.artifact)
+    name = prepared.request.model_name
+    registered = publish(done, experiment=EXPERIMENT, model_name=name)
+    return f"{registered.model_name}/{registered.model_version}"

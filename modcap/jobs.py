@@ -160,10 +160,9 @@ def _reconstruct(
     full = chain(floats[: span.start], x)
     earlier = _states(needs)
     quantized = full
-    if p.get("input") == "prefix":
-        quantized = chain(_quantized(floats, p["prefix_bits"], earlier, 0), x)
-    if p.get("wave"):  # the prefix is corrected at the same time: see Recipe.refine_share
-        quantized = torch.lerp(full, quantized, p["share"])
+    if "prefix" in p:
+        before = chain(floats[: p["prefix"]], x)
+        quantized = chain(_quantized(floats, p["prefix_bits"], earlier, p["prefix"]), before)
     inputs = Inputs(quantized, full, chain(floats[span.start : span.stop], full))
     if p.get("wave"):
         group = _quantized(floats, p["bits"], earlier, span.start, resume=True)

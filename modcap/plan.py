@@ -169,13 +169,21 @@ def _add_wave(
 ) -> tuple[str, ...]:
     """Adds the reconstruct jobs of one wave; ``before`` are the keys of the last one's.
 
-    A later wave starts from the earlier result: its jobs need that of their own group too.
+    A later wave starts from the earlier result, and each of its groups sees the error of the few
+    groups before it. Were it to see that of the whole prefix, all groups would correct the same
+    error at once (docs/method.md, waves).
     """
     keys: list[str] = []
     independent = cell.recipe.schedule is Schedule.WAVES or cell.recipe.method is Method.RTN
     for index, span in enumerate(groups):
-        needs = before[: index + 1] if wave else () if independent else tuple(keys)
-        keys.append(add(_reconstruct_job(cell, span, wave, needs)))
+        if wave:
+            first = max(0, index - cell.recipe.refine_window)
+            needs, prefix = before[first : index + 1], groups[first].start
+        else:
+            needs, prefix = (), span.start
+            if not independent:
+                needs, prefix = tuple(keys), 0
+        keys.append(add(_reconstruct_job(cell, span, prefix, wave, needs)))
     return tuple(keys)
 
 
@@ -222,7 +230,8 @@ def _select_job(cell: Cell, capacities: tuple[str, ...]) -> Job:
     return Job(Kind.SELECT, params, inputs, capacities, label=f"select {cell.name}")
 
 
-def _reconstruct_job(cell: Cell, span: Span, wave: int, needs: tuple[str, ...]) -> Job:
+def _reconstruct_job(cell: Cell, span: Span, prefix: int, wave: int, needs: tuple[str, ...]) -> Job:
+    """``prefix`` is the first module of those before the group that it sees quantized."""
     recipe = cell.recipe
     params: dict[str, Any] = {
         "start": span.start,
@@ -237,10 +246,10 @@ def _reconstruct_job(cell: Cell, span: Span, wave: int, needs: tuple[str, ...]) 
             "seed": recipe.seed,
             "threads": recipe.threads,
         }
-    if needs and span.start:
-        params |= {"input": "prefix", "prefix_bits": _bits(cell)[: span.start]}
+    if prefix < span.start:
+        params |= {"prefix": prefix, "prefix_bits": _bits(cell)[prefix : span.start]}
     if wave:
-        params |= {"wave": wave, "share": recipe.refine_share}
+        params["wave"] = wave
         params["optimiser"] |= {"iterations": recipe.refine_iterations}
     names = cell.network.partition.names
     title = names[span.start]

@@ -126,11 +126,8 @@ class Recipe(_Frozen):
     refine_iterations: int = Field(
         100, ge=0, description="schedule waves: steps per group in the second wave and later"
     )
-    refine_share: float = Field(
-        0.3,
-        ge=0,
-        le=1,
-        description="schedule waves: how much of the last wave's input error a later wave sees",
+    refine_window: int = Field(
+        1, ge=1, description="schedule waves: groups whose error a later wave sees and corrects"
     )
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
     optimiser: Optimiser = Optimiser()

@@ -37,6 +37,9 @@ FLAGS = {
         "a-bits arch calibration capacity checkpoint data eval-images homogeneity iterations json "
         "k max-bytes max-drop method preprocess preset recipe schedule seeds selection w-bits"
     ),
+    "scan": "json policy",
+    "promote": ("against alias data eval-images json max-bytes max-drop rollback version"),
+    "stack run": "",
     "store gc": "dry-run json older-than",
     "store verify": "json",
     "stack up": "json",

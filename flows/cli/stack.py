@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from flows.cli.options import Json
+from modcap.errors import InputError
 
 __all__ = ["stack"]
 
@@ -51,3 +54,18 @@ def status(json_: Json = False) -> None:
     for service in services:
         table.add_row(*(str(service[key] or "") for key in ("name", "state", "address", "pid")))
     Console().print(table)
+
+
+@stack.command("run", context_settings={"ignore_unknown_options": True})
+def run(
+    command: Annotated[list[str], typer.Argument(help="A command and its arguments, after --.")],
+) -> None:
+    """Run a command with the stack's addresses and credentials in its environment."""
+    from infra import local
+
+    local.up(report=lambda line: print(line, file=sys.stderr, flush=True))
+    os.environ.update(local.up().environment())
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        raise InputError(f"{command[0]} cannot be run ({error.strerror})") from None

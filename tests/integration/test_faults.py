@@ -129,7 +129,7 @@ def faulty(
 
 def test_a_killed_worker_costs_one_try(faulty: Faulty) -> None:
     process = faulty.start_and_wait()
-    (worker, *_) = faulty.children("ray", "ray::run_jobs")
+    (worker, *_) = faulty.children("ray", "ray::qdrop")
     worker.kill()
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
@@ -186,3 +186,52 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(faulty: Faulty) -> None:
     assert process.returncode in (1, 2), err
     assert err.splitlines()[-1].startswith("modcap: ")
     faulty.finish()
+
+
+def set_state(faulty: Faulty, kind: str) -> None:
+    """What a click in Prefect's page does to the sweep that runs."""
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.states import State
+
+    with SyncPrefectClient(faulty.exports["PREFECT_API_URL"]) as client:
+        running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PAUSED"]}}})
+        newest = max(
+            client.read_flow_runs(flow_run_filter=running), key=lambda run: run.start_time or 0
+        )
+        state = State.model_validate({"type": kind, "name": kind.title()})
+        client.set_flow_run_state(newest.id, state, force=kind == "RUNNING")
+
+
+def working(faulty: Faulty) -> bool:
+    return bool(faulty.children("ray", "ray::qdrop"))
+
+
+def test_cancelling_in_prefect_stops_the_work_in_seconds(faulty: Faulty) -> None:
+    process = faulty.start_and_wait()
+    assert working(faulty)
+    set_state(faulty, "CANCELLING")
+    start_time = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - start_time < 20
+    assert process.returncode == 1
+    assert "cancelled" in err.splitlines()[-1]
+    assert not working(faulty)
+    faulty.finish()
+
+
+def test_pausing_in_prefect_stops_the_work_until_resumed(faulty: Faulty) -> None:
+    process = faulty.start_and_wait()
+    set_state(faulty, "PAUSED")
+    limit = time.monotonic() + 15
+    while working(faulty):
+        assert time.monotonic() < limit
+        time.sleep(0.2)
+    stored = len(set(faulty.store.keys()))
+    time.sleep(3)
+    assert len(set(faulty.store.keys())) == stored
+    assert process.poll() is None
+    set_state(faulty, "RUNNING")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert len(json.loads(out)["cells"]) == 2

@@ -1,0 +1,134 @@
+"""What orchestration costs: many trivial jobs, and one real run beside the sum of its jobs.
+
+    python -m benchmarks.overhead [--jobs 10000] [--network resnet18_narrow]
+
+Runs on the local stack, in a store prefix of its own. Writes benchmarks/results/overhead.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from flows.connect import use_services
+
+HERE = Path(__file__).parent
+CHECKPOINTS = HERE.parent / "examples/fashion_mnist/checkpoints"
+
+
+def request(network: str) -> Any:
+    from flows.request import Request
+    from modcap.recipe import Recipe
+
+    return Request(
+        checkpoint=str(CHECKPOINTS / f"{network}.safetensors"),
+        arch=f"modcap.zoo:{network}",
+        data="fashion-mnist",
+        eval_images=1000,
+        recipe=Recipe.preset("quick", w_bits=2, a_bits=4, k=0),
+    )
+
+
+def trivial(count: int) -> dict[str, Any]:
+    """Data-free capacities of one small network with ever other stride coefficients."""
+    from prefect import flow
+
+    from flows.connect import connected
+    from flows.execute import execute_jobs
+    from flows.progress import Progress
+    from flows.quantize import THREADS
+    from flows.request import prepare
+    from modcap.plan import Job, Kind
+
+    prepared = prepare(request("vgg_tiny"))
+    network = prepared.cell.network
+    modules = len(network.partition.names)
+    jobs = [
+        Job(
+            Kind.CAPACITY,
+            {
+                "measure": "data-free",
+                "module": index % modules,
+                "bits": [[2, 4]],
+                "alpha": 1 + index / 1e6,
+            },
+            {"network": network.digest},
+            label=f"capacity {index}",
+        )
+        for index in range(count)
+    ]
+
+    @flow(name="overhead", task_runner=THREADS)
+    def body() -> float:
+        with connected() as store, Progress() as progress:
+            prepared.upload(store)
+            start = time.perf_counter()
+            done = store.done(job.key for job in jobs)
+            execute_jobs([job for job in jobs if job.key not in done], store, progress)
+            seconds = time.perf_counter() - start
+            assert store.done(job.key for job in jobs) == {job.key for job in jobs}
+            return seconds
+
+    seconds = body()
+    return {"jobs": count, "seconds": round(seconds, 2), "jobs_per_second": round(count / seconds)}
+
+
+def real(network: str) -> dict[str, Any]:
+    """The quick preset on one network: wall time of its plan, and the sum of its jobs."""
+    from prefect import flow
+
+    from flows.connect import connected
+    from flows.execute import execute
+    from flows.progress import Progress
+    from flows.quantize import THREADS
+    from flows.request import prepare
+
+    prepared = prepare(request(network))
+
+    @flow(name="overhead", task_runner=THREADS)
+    def body() -> dict[str, Any]:
+        with connected() as store, Progress() as progress:
+            prepared.upload(store)
+            start = time.perf_counter()
+            plan, results, _ = execute([prepared.cell], store, progress)
+            wall = time.perf_counter() - start
+            # the chain of reconstructions runs one job at a time: its sum is what work must take
+            cell = plan.cells[0]
+            keys = [*cell.reconstructs, cell.assemble, cell.evaluate]
+            chain = sum(results[key].meta["seconds"] for key in keys)
+            total = sum(results[job.key].meta["seconds"] for job in plan.jobs)
+            return {
+                "network": network,
+                "jobs": len(plan.jobs),
+                "wall_seconds": round(wall, 2),
+                "chain_seconds": round(chain, 2),
+                "sum_of_jobs_seconds": round(total, 2),
+                "overhead": round(wall / total - 1, 4),
+                "overhead_over_chain": round(wall / chain - 1, 4),
+            }
+
+    return body()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--network", default="resnet18_narrow")
+    args = parser.parse_args()
+    os.environ["MODCAP_PREFIX"] = f"overhead-{uuid.uuid4().hex[:8]}"
+    use_services()
+    found = {"trivial": trivial(args.jobs), "real": real(args.network)}
+    path = HERE / "results/overhead.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

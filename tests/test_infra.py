@@ -1,0 +1,85 @@
+"""What cannot be started here is at least well formed, and says what it has to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+INFRA = Path(__file__).parents[1] / "infra"
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((INFRA / name).read_text())
+
+
+def test_ray_cluster_passes_rays_own_validation() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = read("ray/cluster.yaml")
+    validate_config(prepare_config(config))
+    worker = config["available_node_types"]["gpu_spot"]
+    assert worker["resources"]["GPU"] == 1
+    assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_compose_keeps_secrets_out_and_ports_on_loopback() -> None:
+    services = read("compose/compose.yaml")["services"]
+    assert {"s3", "postgres", "mlflow", "prefect", "ray-head", "ray-worker", "worker"} == set(
+        services
+    )
+    known = (
+        "build image restart entrypoint command environment volumes ports healthcheck depends_on "
+        "shm_size deploy"
+    )
+    named = dict.fromkeys(line.split("=")[0] for line in _lines("compose/example.env"))
+    for service in services.values():
+        assert set(service) <= set(known.split())
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        for variable, value in service.get("environment", {}).items():
+            if any(word in variable for word in ("KEY", "PASSWORD", "TOKEN")):
+                assert value.removeprefix("${").removesuffix(":?}") in named
+
+
+def _lines(name: str) -> list[str]:
+    return [line for line in (INFRA / name).read_text().splitlines() if "=" in line]
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_kuberay_manifests_have_what_the_resource_needs(name: str) -> None:
+    manifest = read(f"kubernetes/{name}.yaml")
+    assert manifest["apiVersion"] == "ray.io/v1"
+    spec = manifest["spec"]
+    cluster = spec["rayClusterSpec"] if manifest["kind"] == "RayJob" else spec
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        assert {"name", "image", "resources"} <= set(container)
+    for worker in groups[1:]:
+        assert worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]
+        assert worker["groupName"]
+
+
+@pytest.mark.parametrize(("name", "writes"), [("reader", False), ("writer", True)])
+def test_policies_grant_no_more_than_is_used(name: str, writes: bool) -> None:
+    policy = json.loads((INFRA / f"s3/{name}.json").read_text())
+    actions = {action for s in policy["Statement"] for action in s["Action"]}
+    assert not any("*" in action for action in actions)
+    assert ("s3:PutObject" in actions) is writes
+
+
+def test_deployments_name_flows_that_exist() -> None:
+    import importlib
+
+    from prefect import Flow
+
+    deployments = yaml.safe_load((INFRA.parent / "prefect.yaml").read_text())["deployments"]
+    assert {d["name"] for d in deployments} == {"quantize", "sweep", "scan", "promote", "rollback"}
+    for deployment in deployments:
+        module, _, name = deployment["entrypoint"].rpartition(".")
+        flow = getattr(importlib.import_module(module), name)
+        assert isinstance(flow, Flow)
+        flow.validate_parameters(deployment["parameters"]) if "parameters" in deployment else None

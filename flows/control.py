@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import threading
 import time
 
@@ -9,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Crashed
 
 from modcap.errors import ModcapError
 
@@ -60,6 +63,17 @@ class FlowControl:
         return state
 
     def _cancelled(self) -> None:
+        self._set(Cancelled())
+
+    def _set(self, state: State) -> None:
         assert self._run_id is not None
         with get_client(sync_client=True) as client:
-            client.set_flow_run_state(self._run_id, Cancelled(), force=True)
+            client.set_flow_run_state(self._run_id, state, force=True)
+
+    def crash(self, message: str) -> None:
+        """Marks the run as crashed, says why in one line and ends the process with 1, at once."""
+        if self._run_id is not None:
+            with contextlib.suppress(Exception):  # Prefect may be gone too
+                self._set(Crashed(message=message))
+        print(f"modcap: {message}", file=sys.stderr, flush=True)
+        os._exit(1)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ __all__ = ["Counts", "Results", "execute", "execute_jobs"]
 _WORKER_LOSSES = 3  # times that a job is tried again because its worker died
 _POLL_SECONDS = 0.5
 _REPLANS = 5  # times that lost or damaged results are computed again, before giving up
+_LOOKS = 3  # before Ray counts as gone
 _BATCH = 256  # small jobs in one task
 _IN_FLIGHT = 60  # task runs at once; Prefect waits for each on a thread
 
@@ -129,6 +132,7 @@ def execute_jobs(todo: Sequence[Job], store: Store, progress: Progress, link: st
         while order.is_active():
             waiting.extend(by_key[key] for key in order.get_ready())
             control.check()
+            _require_ray(control)
             while waiting and len(running) < _IN_FLIGHT:
                 batch = _next_batch(waiting)
                 future = start(batch)
@@ -143,6 +147,20 @@ def execute_jobs(todo: Sequence[Job], store: Store, progress: Progress, link: st
                     progress.finished(job, meta)
                     order.done(job.key)
             progress.running([job for batch, _ in running.values() for job in batch], _read(board))
+
+
+def _require_ray(control: FlowControl) -> None:
+    """Ends the process with one line where the cluster is gone.
+
+    Ray itself would block every call for a minute and then end the process without a word of ours.
+    """
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    for _ in range(_LOOKS):
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=2):
+            return
+        time.sleep(1)
+    control.crash(f"Ray at {address} is gone: start the same command again, finished jobs are kept")
 
 
 def _note(finished: queue.Queue[str], first: str, future: Future) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +15,7 @@ import typer
 from modcap.errors import InputError
 from modcap.recipe import Recipe
 
-__all__ = ["make_recipe", "parse_age", "parse_k", "read_recipe_file"]
+__all__ = ["make_recipe", "only_report", "parse_age", "parse_k", "read_recipe_file"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -78,3 +81,10 @@ def parse_age(text: str) -> timedelta:
     if match is None:
         raise InputError(f"--older-than {text!r}: give a number and a unit, such as 30d or 12h")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+@contextlib.contextmanager
+def only_report() -> Iterator[None]:
+    """Keeps stdout for the report: what libraries print meanwhile goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

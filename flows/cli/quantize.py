@@ -18,6 +18,7 @@ from flows.cli.options import (
     Preset,
     RecipeFile,
     make_recipe,
+    only_report,
     parse_k,
 )
 from modcap.recipe import CapacityKind, Homogeneity, Method, Recipe, Schedule, Selection
@@ -82,7 +83,8 @@ def quantize(
     use_services()
     from flows.quantize import quantize as flow
 
-    report = flow(request, compare)
+    with only_report():
+        report = flow(request, compare)
     if json_:
         print(json.dumps(report))
     else:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import Json
+from flows.cli.options import Json, only_report
 from modcap.errors import InputError
 
 __all__ = ["promote", "scan"]
@@ -31,7 +31,8 @@ def scan(
     use_services()
     from flows.scan import scan as flow
 
-    report = flow(prefix, rules)
+    with only_report():
+        report = flow(prefix, rules)
     if json_:
         print(json.dumps(report))
         return
@@ -73,7 +74,8 @@ def promote(
 
     report: dict[str, Any]
     if rollback:
-        report = back(name, alias)
+        with only_report():
+            report = back(name, alias)
     else:
         gate = Gate(
             name=name,
@@ -85,7 +87,8 @@ def promote(
             max_bytes=max_bytes,
             against=against,
         )
-        report = flow(gate)
+        with only_report():
+            report = flow(gate)
     if json_:
         print(json.dumps(report))
     else:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import Data, Json, Preprocess, Preset, RecipeFile, make_recipe
+from flows.cli.options import Data, Json, Preprocess, Preset, RecipeFile, make_recipe, only_report
 from modcap.errors import InputError
 from modcap.recipe import CapacityKind, Homogeneity, Method, Schedule, Selection
 
@@ -113,7 +113,8 @@ def sweep(
     use_services()
     from flows.sweep import sweep as flow
 
-    report = flow(grid)
+    with only_report():
+        report = flow(grid)
     if json_:
         print(json.dumps(report))
     else:

@@ -71,11 +71,15 @@ class Faulty:
             if part in " ".join(p.cmdline())
         ]
 
+    def working(self) -> list[psutil.Process]:
+        """Ray workers that reconstruct at this moment."""
+        return self.children("ray", "ray::qdrop")
+
     def start_and_wait(self) -> subprocess.Popen[str]:
-        """The sweep, some of whose jobs are done."""
+        """The sweep, some of whose jobs are done, at work on another."""
         process = start(self.environment, *self.arguments)
         limit = time.monotonic() + 120
-        while len(set(self.store.keys())) < ENOUGH:
+        while len(set(self.store.keys())) < ENOUGH or not self.working():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < limit
             time.sleep(0.2)
@@ -129,7 +133,7 @@ def faulty(
 
 def test_a_killed_worker_costs_one_try(faulty: Faulty) -> None:
     process = faulty.start_and_wait()
-    (worker, *_) = faulty.children("ray", "ray::qdrop")
+    (worker, *_) = faulty.working()
     worker.kill()
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
@@ -203,20 +207,15 @@ def set_state(faulty: Faulty, kind: str) -> None:
         client.set_flow_run_state(newest.id, state, force=kind == "RUNNING")
 
 
-def working(faulty: Faulty) -> bool:
-    return bool(faulty.children("ray", "ray::qdrop"))
-
-
 def test_cancelling_in_prefect_stops_the_work_in_seconds(faulty: Faulty) -> None:
     process = faulty.start_and_wait()
-    assert working(faulty)
     set_state(faulty, "CANCELLING")
     start_time = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - start_time < 20
     assert process.returncode == 1
     assert "cancelled" in err.splitlines()[-1]
-    assert not working(faulty)
+    assert not faulty.working()
     faulty.finish()
 
 
@@ -224,7 +223,7 @@ def test_pausing_in_prefect_stops_the_work_until_resumed(faulty: Faulty) -> None
     process = faulty.start_and_wait()
     set_state(faulty, "PAUSED")
     limit = time.monotonic() + 15
-    while working(faulty):
+    while faulty.working():
         assert time.monotonic() < limit
         time.sleep(0.2)
     stored = len(set(faulty.store.keys()))

@@ -27,7 +27,7 @@ from tests.integration.commands import alone, modcap_command, start, sweep_argum
 
 RECIPE: dict[str, Any] = {
     "calibration": 48,
-    "optimiser": {"iterations": 60, "batch_size": 16},
+    "optimiser": {"iterations": 25, "batch_size": 16},
     "homogeneity": "any",
     "w_bits": 2,
     "a_bits": 4,

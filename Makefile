@@ -1,4 +1,4 @@
-# make quantize | test | lint | lock | clean. Needs Python 3.10 or later, and pip.
+# make quantize | test | faults | lint | lock | clean. Needs Python 3.10 or later, and pip.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -13,7 +13,7 @@ export MODCAP_HOME ?= $(CURDIR)/.modcap
 CHECKPOINT ?= examples/fashion_mnist/checkpoints/mobilenet_v2_x0_5.safetensors
 ARCH ?= modcap.zoo:mobilenet_v2_x0_5
 
-.PHONY: help env quantize test lint lock clean
+.PHONY: help env quantize test faults lint lock clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,6 +33,9 @@ quantize: env ## Quantize the shipped MobileNetV2 x0.5 to W2A4, with everything 
 
 test: env ## Run all tests, also those against real servers
 	$(BIN)/python -m pytest
+
+faults: env ## Kill every part of the system in mid-sweep; about ten minutes
+	$(BIN)/python -m pytest -m fault
 
 lint: env ## Check style and types
 	$(BIN)/ruff check .

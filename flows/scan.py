@@ -92,21 +92,21 @@ def _pass(
     prefix: str, policy: Policy, store: Store, progress: Progress
 ) -> tuple[list[Outcome], int]:
     outcomes: list[Outcome] = []
-    prepared: dict[_Candidate, list[Prepared]] = {}
+    prepared: list[tuple[_Candidate, list[Prepared]]] = []
     for candidate in _candidates(prefix, policy, store, outcomes):
         cells = _prepare(candidate)
         if isinstance(cells, Outcome):
             outcomes.append(_noted(store, candidate, cells))
             continue
-        prepared[candidate] = cells
+        prepared.append((candidate, cells))
         for cell in cells:
             cell.upload(store)
     executed = 0
     try:  # all of them as one plan: side by side, on all workers
-        executed += _compute([p for cells in prepared.values() for p in cells], store, progress)
+        executed += _compute([p for _, cells in prepared for p in cells], store, progress)
     except ModcapError as error:
         progress.note(f"{error}: going on with one checkpoint at a time")
-    for candidate, cells in prepared.items():
+    for candidate, cells in prepared:
         outcome, done = _finish(candidate, cells, store, progress)
         executed += done
         outcomes.append(outcome if outcome.state == "failed" else _noted(store, candidate, outcome))

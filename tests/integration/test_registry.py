@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,8 +49,6 @@ def safetensors(number: int, arch: str = f"modcap.zoo:{NETWORK}") -> bytes:
 def pickled_with_code() -> bytes:
     class Run:
         def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-            import os
-
             return os.system, ("touch /tmp/modcap-pickle-ran",)
 
     buffer = io.BytesIO()
@@ -228,15 +226,22 @@ def test_registered_model_serves_http(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    log = tmp_path / "serve.log"
     program = Path(sys.executable).with_name("mlflow")
+    output = log.open("w")
     server = subprocess.Popen(
         [
             *(str(program), "models", "serve", "-m", "models:/gated/1", "--env-manager", "local"),
             *("--host", "127.0.0.1", "--port", str(port)),
         ],
-        env={**__import__("os").environ, **stack, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        env={
+            **os.environ,
+            **stack,
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        stdout=output,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
     )
     try:
@@ -254,15 +259,18 @@ def test_registered_model_serves_http(
                 break
             except OSError:
                 assert time.monotonic() < limit
-                assert server.poll() is None
+                assert server.poll() is None, log.read_text()
                 time.sleep(1)
         assert [len(row) for row in answer["predictions"]] == [10, 10]
     finally:
         import psutil
 
-        for process in [*psutil.Process(server.pid).children(recursive=True), server]:
-            process.kill()
+        if server.poll() is None:
+            for process in psutil.Process(server.pid).children(recursive=True):
+                process.kill()
+            server.kill()
         server.wait()
+        output.close()
 
 
 def test_no_credential_is_written_anywhere(
@@ -292,5 +300,4 @@ def test_no_credential_is_written_anywhere(
     for where, content in texts.items():
         for secret in secrets:
             assert secret.encode() not in content, where
-    assert hashlib.sha256(secrets[0].encode()).hexdigest()  # they are real, not empty
-    assert min(map(len, secrets)) >= 20
+    assert min(map(len, secrets)) >= 20  # they are real, not empty

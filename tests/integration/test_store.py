@@ -83,9 +83,10 @@ def test_inputs_are_verified_copies(store: Store, tmp_path: Path) -> None:
 
 
 def test_objects_are_fetched_by_address(store: Store, tmp_path: Path) -> None:
-    address = store.put_file("models/net.pth", b"one")
+    store.put_document("models/net.pth", b"one")
+    address = f"s3://{store.bucket}/{store.prefix}/models/net.pth"
     assert fetch(address, tmp_path).read_bytes() == b"one"
-    store.put_file("models/net.pth", b"two")
+    store.put_document("models/net.pth", b"two")
     second = fetch(address, tmp_path)
     assert (second.name, second.read_bytes()) == ("net.pth", b"two")
     with pytest.raises(InputError, match=r"s3://.*nothing\.pth: cannot be read"):

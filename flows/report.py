@@ -93,7 +93,7 @@ def finished(
         artifact=results[cell.assemble].tensors["artifact"].numpy().tobytes(),
         fp_bytes=prepared.fp_bytes,
         seconds=sum(results[key].meta["seconds"] for key in cell.reconstructs),
-        jobs=(cell.assemble, cell.evaluate, cell.evaluate_full),
+        jobs=(cell.select, cell.assemble, cell.evaluate, cell.evaluate_full),
         network_digest=cell.cell.network.digest,
         report=said,
     )

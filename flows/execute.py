@@ -110,9 +110,7 @@ def execute(
                 return current, results, Counts(len(seen), len(seen) - reused, reused)
         except MissingResult as error:
             progress.note(f"{error}: computing it again")
-    raise ModcapError(
-        "results keep disappearing from the store: check it: modcap store verify"
-    )
+    raise ModcapError("results keep disappearing from the store: check it: modcap store verify")
 
 
 def execute_jobs(todo: Sequence[Job], store: Store, progress: Progress, link: str = "") -> None:

@@ -13,7 +13,7 @@ export MODCAP_HOME ?= $(CURDIR)/.modcap
 CHECKPOINT ?= examples/fashion_mnist/checkpoints/mobilenet_v2_x0_5.safetensors
 ARCH ?= modcap.zoo:mobilenet_v2_x0_5
 
-.PHONY: help env quantize test faults lint lock clean
+.PHONY: help env quantize test faults bench-speed lint lock clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV): some minutes, 2.5 GB'
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("modcap needs Python 3.10 or later: make PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster,export,dev]'
 	@touch $@
 
 quantize: env ## Quantize the shipped MobileNetV2 x0.5 to W2A4, with everything that it needs
@@ -36,6 +36,9 @@ test: env ## Run all tests, also those against real servers
 
 faults: env ## Kill every part of the system in mid-sweep; about ten minutes
 	$(BIN)/python -m pytest -m fault
+
+bench-speed: env ## Time reconstruction beside peers from PyPI; QUICK=1 is the short form
+	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick) $(ARGS)
 
 lint: env ## Check style and types
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What orchestration costs: many trivial jobs, and one real run beside the sum of its jobs.
 
-    python -m benchmarks.overhead [--jobs 10000] [--network resnet18_narrow]
+    python -m benchmarks.overhead [--jobs 10000] [--network mobilenet_v2_x0_5]
 
 Runs on the local stack, in a store prefix of its own. Writes benchmarks/results/overhead.json.
 """
@@ -88,11 +88,10 @@ def real(network: str) -> dict[str, Any]:
     from flows.quantize import THREADS
     from flows.request import prepare
 
-    prepared = prepare(request(network))
-
     @flow(name="overhead", task_runner=THREADS)
     def body() -> dict[str, Any]:
         with connected() as store, Progress() as progress:
+            prepared = prepare(request(network))  # here, as in the flow: workers start meanwhile
             prepared.upload(store)
             start = time.perf_counter()
             plan, results, _ = execute([prepared.cell], store, progress)
@@ -120,7 +119,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--jobs", type=int, default=10_000)
-    parser.add_argument("--network", default="resnet18_narrow")
+    parser.add_argument("--network", default="mobilenet_v2_x0_5")
     args = parser.parse_args()
     os.environ["MODCAP_PREFIX"] = f"overhead-{uuid.uuid4().hex[:8]}"
     use_services()

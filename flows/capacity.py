@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flows.request import Request, prepare
-from modcap.jobs import Workbench, run
+from modcap.jobs import run
 from modcap.plan import Kind, plan
 from modcap.results import Result
+from modcap.workbench import Workbench
 
 __all__ = ["measure_capacity"]
 

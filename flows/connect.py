@@ -16,6 +16,8 @@ from tasks.store import Store
 
 __all__ = ["connected", "use_services"]
 
+_WARM_WORKERS = 8  # started while the driver still prepares
+
 
 def use_services(*names: str) -> None:
     """Starts what is missing of the local stack and puts every address into this environment.
@@ -51,6 +53,8 @@ def connected() -> Iterator[Store]:
     """The store, with Ray connected; leaves Ray as it was found."""
     import ray  # reads its address and token from the environment when it is imported
 
+    from tasks.remote import warm_up
+
     store = Store.from_environment()
     store.ensure_bucket()
     ours = not ray.is_initialized()
@@ -65,6 +69,8 @@ def connected() -> Iterator[Store]:
             raise InputError(
                 f"Ray at {address} cannot be reached ({first}): check RAY_ADDRESS"
             ) from None
+    for _ in range(min(_WARM_WORKERS, int(ray.cluster_resources().get("CPU", 0)))):
+        warm_up.remote(store)
     try:
         yield store
     finally:

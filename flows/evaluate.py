@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.request import images_of, local_path
-from modcap import artifact, data
+from flows.request import evaluation_images, local_path
+from modcap import artifact
 from modcap.errors import InputError
 from modcap.jobs import top1
 from modcap.preprocess import Preprocess
@@ -23,8 +23,5 @@ def evaluate_artifact(
             "--preprocess is missing: an artifact does not know how images were scaled"
         )
     transform = Preprocess.parse(preprocess)
-    tests = data.load(spec, split="evaluation", preprocess=transform)
-    if limit is not None:
-        tests = tests.take(range(min(limit, len(tests.labels))))
-    images = images_of(tests, transform)
+    images = evaluation_images(spec, transform, limit)
     return {"artifact": address, "top1": top1(network, images), "images": len(images)}

@@ -38,6 +38,7 @@ _WORKER_LOSSES = 3  # times that a job is tried again because its worker died
 _POLL_SECONDS = 0.5
 _REPLANS = 5  # times that lost or damaged results are computed again, before giving up
 _LOOKS = 3  # before Ray counts as gone
+_WATCH_SECONDS = 2.0  # between two checks that it is there
 _BATCH = 256  # small jobs in one task
 _IN_FLIGHT = 60  # task runs at once; Prefect waits for each on a thread
 
@@ -123,6 +124,7 @@ def execute_jobs(todo: Sequence[Job], store: Store, progress: Progress, link: st
     order.prepare()
     stop = threading.Event()
     control = FlowControl(stop)
+    watch = _RayWatch(control)
     board = ProgressBoard.remote()  # type: ignore[attr-defined]
     start = _starter(store, board, stop, link)
     waiting: deque[Job] = deque()
@@ -132,7 +134,7 @@ def execute_jobs(todo: Sequence[Job], store: Store, progress: Progress, link: st
         while order.is_active():
             waiting.extend(by_key[key] for key in order.get_ready())
             control.check()
-            _require_ray(control)
+            watch.check()
             while waiting and len(running) < _IN_FLIGHT:
                 batch = _next_batch(waiting)
                 future = start(batch)
@@ -149,18 +151,32 @@ def execute_jobs(todo: Sequence[Job], store: Store, progress: Progress, link: st
             progress.running([job for batch, _ in running.values() for job in batch], _read(board))
 
 
-def _require_ray(control: FlowControl) -> None:
+class _RayWatch:
     """Ends the process with one line where the cluster is gone.
 
     Ray itself would block every call for a minute and then end the process without a word of ours.
     """
-    address = ray.get_runtime_context().gcs_address
-    host, _, port = address.rpartition(":")
-    for _ in range(_LOOKS):
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=2):
+
+    def __init__(self, control: FlowControl) -> None:
+        self._control = control
+        self._address = ray.get_runtime_context().gcs_address
+        self._looked = 0.0
+
+    def check(self) -> None:
+        if time.monotonic() - self._looked < _WATCH_SECONDS:
             return
-        time.sleep(1)
-    control.crash(f"Ray at {address} is gone: start the same command again, finished jobs are kept")
+        self._looked = time.monotonic()
+        host, _, port = self._address.rpartition(":")
+        for _ in range(_LOOKS):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((host, int(port)), timeout=2),
+            ):
+                return
+            time.sleep(1)
+        self._control.crash(
+            f"Ray at {self._address} is gone: start the same command again, finished jobs are kept"
+        )
 
 
 def _note(finished: queue.Queue[str], first: str, future: Future) -> None:
@@ -201,7 +217,8 @@ def _starter(
     """A function that submits a batch as a Prefect task run, which waits for its Ray task."""
     batches: dict[str, Batch] = {}
 
-    @task(name="job", task_run_name="{label}", persist_result=False, cache_policy=NO_CACHE)
+    # without tags: Prefect asks for a concurrency slot for every tag, up to two seconds each time
+    @task(task_run_name="{label}", persist_result=False, cache_policy=NO_CACHE)
     def job(label: str, kind: str, key: str) -> Any:
         batch = batches.pop(key)
         if link:
@@ -222,10 +239,9 @@ def _starter(
 
     def start(batch: Batch) -> Future:
         first = batch[0]
-        label = first.label if len(batch) == 1 else f"{len(batch)} × {first.kind.value}"
+        label = first.label if len(batch) == 1 else f"{len(batch)} jobs: {first.kind.value}"
         batches[first.key] = batch
-        options = job.with_options(tags={f"kind:{first.kind.value}"})
-        return options.submit(label, first.kind.value, first.key)
+        return job.with_options(name=first.kind.value).submit(label, first.kind.value, first.key)
 
     return start
 

@@ -48,9 +48,10 @@ def prepare_sweep(grid: Sweep) -> list[Prepared]:
             if recipe.seed not in bases:
                 first = request.model_copy(update={"recipe": recipe})
                 bases[recipe.seed] = prepare(first)
-            bits = f"W{recipe.w_bits}A{recipe.a_bits}"
             k = "auto" if recipe.k is None else recipe.k
-            name = f"{request.model_name} {bits} {recipe.method.value} k={k} seed={recipe.seed}"
+            name = (
+                f"{request.model_name} {recipe.bits} {recipe.method.value} k={k} seed={recipe.seed}"
+            )
             prepared.append(bases[recipe.seed].with_recipe(recipe, name))
     return prepared
 

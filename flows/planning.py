@@ -15,13 +15,14 @@ from flows import plots
 from flows.grid import Sweep, prepare_sweep, sharing
 from flows.request import Prepared
 from infra import local
-from modcap.jobs import Workbench, run
+from modcap.jobs import run
 from modcap.plan import Job, Kind, Plan, plan
 from modcap.quantized import attach, bits_of
 from modcap.recipe import Recipe
 from modcap.reconstruct import Inputs, calibrate, chain, reconstruct
 from modcap.results import Result
 from modcap.simulate import critical_path, simulate
+from modcap.workbench import Workbench
 from tasks.store import Store
 
 __all__ = ["describe_plan"]
@@ -51,7 +52,7 @@ def describe_plan(
     made = _open(prepared, store, known)
     done = store.done(job.key for job in made.jobs) if store else set()
     todo = [job for job in made.jobs if job.key not in done]
-    costs, measured = _costs(made, prepared, store, done | set(known), known)
+    costs, measured = _costs(made, prepared, store, done, known)
     longest, path = critical_path(todo, costs)
     simulated = {n: simulate(todo, costs, n) for n in sorted({1, workers})}
     at = simulated[workers]
@@ -137,10 +138,11 @@ def _costs(
     """Seconds of every job, and from where they were taken."""
     costs: dict[str, float] = {}
     for job in made.jobs:
-        if job.key in done:
-            result = known.get(job.key) or (store.get(job.key) if store else None)
-            if result is not None:
-                costs[job.key] = float(result.meta["seconds"])
+        meta = known[job.key].meta if job.key in known else None
+        if meta is None and store and job.key in done:
+            meta = store.meta(job.key)
+        if meta is not None:
+            costs[job.key] = float(meta["seconds"])
     measured = len(costs)
     probes: dict[str, _Probe] = {}
     cells = {p.cell.network.digest: p for p in prepared}
@@ -166,7 +168,6 @@ class _Probe:
             prepared.cell.network.partition, recipe.w_bits, recipe.a_bits, recipe.edge_bits
         )
         settings = recipe.optimiser.model_copy(update={"iterations": _PROBE_STEPS})
-        self.batch = batch
         self.images, self.tests = len(prepared.calibration), len(prepared.evaluation)
         self.step: list[float] = []  # seconds of a step of each module
         self.forward: list[float] = []  # seconds per image of its forward pass

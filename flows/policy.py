@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from modcap.errors import InputError
+from flows.documents import parse, read_mapping
 from modcap.recipe import Recipe
 
 __all__ = ["Manifest", "Policy", "Rule", "read_policy"]
@@ -59,6 +57,7 @@ class Rule(_Frozen):
     eval_data: str | None = None
     eval_images: int | None = Field(None, ge=1)
     preprocess: str | None = None
+    onnx: bool = Field(False, description="register the ONNX form too")
     recipes: tuple[Choice, ...] = Field(min_length=1)
 
 
@@ -79,25 +78,9 @@ def read_policy(path: Path) -> Policy:
     Raises:
         InputError: it cannot be read, or a field of it is wrong.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"policy {path}: cannot be read ({reason}): give YAML or JSON") from None
-    policy: Policy = parse(Policy, values, f"policy {path}")
+    name = f"policy {path}"
+    policy = parse(Policy, read_mapping(path, name), name)
     for rule in policy.rules:
         for choice in rule.recipes:
             choice.recipe()  # a wrong field is refused now, not at night
     return policy
-
-
-def parse(model: type[Any], values: object, where: str) -> Any:
-    """``values`` as a ``model``; a wrong field is one line."""
-    if not isinstance(values, Mapping):
-        raise InputError(f"{where}: give a mapping of fields, such as 'data: fashion-mnist'")
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{where}: {place}: {first['msg']}") from None

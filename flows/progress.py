@@ -82,6 +82,8 @@ class Progress:
         self._done += 1
         self._worked += self._steps_left.pop(job.key, 0)
         self._bars.update(self._bar, completed=self._done)
+        if meta.get("attempt"):
+            self.note(f"{job.label}: its worker was lost, started again {meta['attempt']} time(s)")
         if job.kind is Kind.RECONSTRUCT:
             self.note(
                 f"[{self._done}/{self._total}] {job.label}: relative error {meta['error']:.4g} "

@@ -18,9 +18,9 @@ from mlflow.exceptions import MlflowException
 from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.request import images_of, local_path
-from flows.tracking import experiment_of, reaching
-from modcap import artifact, data
+from flows.request import evaluation_images
+from flows.runs import experiment_of, reaching
+from modcap import artifact
 from modcap.errors import GateRefused, InputError
 from modcap.images import ImageSet
 from modcap.jobs import top1
@@ -145,10 +145,7 @@ def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None
 def _measure(client: MlflowClient, version: ModelVersion, gate: Gate, store: Store) -> _Measured:
     """The accuracy of a version, and of the network that it was made from, on the gate's images."""
     transform = Preprocess.parse(version.tags["preprocess"])
-    tests = data.load(str(local_path(gate.data)), split="evaluation", preprocess=transform)
-    if gate.eval_images is not None:
-        tests = tests.take(range(min(gate.eval_images, len(tests.labels))))
-    images = images_of(tests, transform)
+    images = evaluation_images(gate.data, transform, gate.eval_images)
     with TemporaryDirectory() as folder:
         model = mlflow.artifacts.download_artifacts(
             artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder

@@ -15,7 +15,8 @@ from flows.execute import Results, execute
 from flows.progress import Progress
 from flows.report import finished, jobs_of, report
 from flows.request import Prepared, Request, prepare
-from flows.tracking import Finished, Registered, link_of, publish
+from flows.runs import link_of
+from flows.tracking import Finished, Registered, publish
 from modcap.plan import CellPlan
 from modcap.recipe import CapacityKind, Method, Recipe
 from tasks.store import Store
@@ -52,8 +53,7 @@ def run_quantize(
     main = cells.pop("main")
     said = report(prepared, main, results) | {"jobs": jobs_of(counts)}
     said["comparison"] = _comparison(main, cells, results)
-    jobs = {job.key: job for job in plan.jobs}
-    done = finished(prepared, main, jobs, results, said, cells)
+    done = finished(prepared, main, plan, results, said, cells)
     said["artifact"] = store.put_artifact(said["artifact_digest"], done.artifact)
     published = _publish(done, prepared.request.model_name)
     said |= {
@@ -101,9 +101,7 @@ def _comparison(
         labels = {"rtn": "rtn", "k=0": f"{method} k=0"}
         rows.append(
             {
-                "variant": labels.get(
-                    name, f"{recipe.method.value} {recipe.selection.value} k={k}"
-                ),
+                "variant": labels.get(name, f"{method} {recipe.selection.value} k={k}"),
                 "top1": found["top1"],
                 "drop": round(full - found["top1"], 4),
                 "oscillation": found["oscillation"],

@@ -8,7 +8,7 @@ from typing import Any
 from flows.execute import Counts, Results
 from flows.request import Prepared
 from flows.tracking import Finished
-from modcap.plan import CellPlan, Job, Kind
+from modcap.plan import CellPlan, Job, Kind, Plan
 from modcap.results import canonical, digest
 
 __all__ = ["finished", "jobs_of", "report"]
@@ -21,6 +21,7 @@ def report(prepared: Prepared, cell: CellPlan, results: Results) -> dict[str, An
     return {
         "checkpoint": prepared.request.checkpoint,
         "recipe": prepared.request.recipe.model_dump(mode="json"),
+        "bits": prepared.request.recipe.bits,
         "modules": list(names),
         "groups": [list(names[span.start : span.stop]) for span in cell.groups],
         "k": results[cell.select].meta["k"],
@@ -45,7 +46,7 @@ def jobs_of(counts: Counts) -> dict[str, int]:
 def finished(
     prepared: Prepared,
     cell: CellPlan,
-    jobs: Mapping[str, Job],
+    plan: Plan,
     results: Results,
     said: Mapping[str, Any],
     baselines: Mapping[str, CellPlan],
@@ -55,11 +56,12 @@ def finished(
     Args:
         prepared: the request.
         cell: its planned cell, all of whose jobs are done.
-        jobs: the jobs of the plan by key.
+        plan: what it is part of.
         results: theirs.
         said: the report.
         baselines: cells whose losses are drawn beside this one's.
     """
+    jobs = {job.key: job for job in plan.jobs if job.key in cell.reconstructs}
     groups = [(_group_name(jobs[key]), results[key]) for key in cell.reconstructs]
     selected, evaluated = results[cell.select].meta, results[cell.evaluate].meta
     publication = {
@@ -68,6 +70,7 @@ def finished(
         "recipe": cell.cell.recipe.digest,
         "source": prepared.source["checkpoint_digest"],
         "name": prepared.request.model_name,
+        **({"onnx": True} if prepared.request.onnx else {}),
     }
     return Finished(
         key=digest(canonical(publication)),
@@ -91,11 +94,13 @@ def finished(
         fp_top1=said["fp_top1"],
         top1=said["top1"],
         artifact=results[cell.assemble].tensors["artifact"].numpy().tobytes(),
+        artifact_digest=said["artifact_digest"],
         fp_bytes=prepared.fp_bytes,
         seconds=sum(results[key].meta["seconds"] for key in cell.reconstructs),
         jobs=(cell.select, cell.assemble, cell.evaluate, cell.evaluate_full),
         network_digest=cell.cell.network.digest,
         report=said,
+        onnx=prepared.request.onnx,
     )
 
 

@@ -17,6 +17,7 @@ from modcap.capacity import signature
 from modcap.errors import InputError
 from modcap.images import ImageSet
 from modcap.network import Network, build
+from modcap.onnx_export import require_onnx
 from modcap.plan import Cell
 from modcap.preprocess import Preprocess
 from modcap.recipe import CapacityKind, Homogeneity, Method, Recipe, Selection
@@ -41,6 +42,7 @@ class Request(BaseModel):
     eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
     preprocess: str | None = Field(None, description="such as 'mean=0.286,std=0.353'")
     name: str | None = Field(None, description="registered model; by default the file's stem")
+    onnx: bool = Field(False, description="register the ONNX form too; needs modcap[export]")
     recipe: Recipe = Recipe()
 
     @property
@@ -90,6 +92,16 @@ def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
     )
 
 
+def evaluation_images(
+    spec: str, preprocess: Preprocess, limit: int | None, split: data.Split = "evaluation"
+) -> ImageSet:
+    """The images, at most ``limit`` of them, that accuracy is measured on."""
+    tests = data.load(str(local_path(spec)), split=split, preprocess=preprocess)
+    if limit is not None:
+        tests = tests.take(range(min(limit, len(tests.labels))))
+    return images_of(tests, preprocess)
+
+
 def prepare(request: Request) -> Prepared:
     """Reads checkpoint and images and checks that they, and the recipe, fit each other.
 
@@ -97,22 +109,22 @@ def prepare(request: Request) -> Prepared:
         InputError: with one line that says what is wrong, where, and how to mend it.
     """
     recipe = request.recipe
+    if request.onnx:
+        require_onnx()
     checkpoint = checkpoints.load(local_path(request.checkpoint), request.arch)
     preprocess = (
         Preprocess.parse(request.preprocess)
         if request.preprocess
         else Preprocess.for_architecture(checkpoint.architecture)
     )
-    pool = data.load(_data(request.data), split="calibration", preprocess=preprocess)
+    pool = data.load(str(local_path(request.data)), split="calibration", preprocess=preprocess)
     chosen = data.calibration(pool, recipe.calibration, recipe.seed)
-    tests = data.load(
-        _data(request.eval_data or request.data),
-        split="all" if request.eval_data else "evaluation",
-        preprocess=preprocess,
+    calibration = images_of(chosen, preprocess)
+    evaluation = (
+        evaluation_images(request.eval_data, preprocess, request.eval_images, split="all")
+        if request.eval_data
+        else evaluation_images(request.data, preprocess, request.eval_images)
     )
-    if request.eval_images is not None:
-        tests = tests.take(range(min(request.eval_images, len(tests.labels))))
-    calibration, evaluation = images_of(chosen, preprocess), images_of(tests, preprocess)
     checkpoints.check_input(checkpoint, calibration.normalized(0, 2))
     source = {
         "checkpoint": request.checkpoint,
@@ -123,13 +135,9 @@ def prepare(request: Request) -> Prepared:
     }
     network = build(checkpoint.model, calibration.normalized(0, 2), source)
     check_selection(network, recipe)
-    name = f"{request.model_name} W{recipe.w_bits}A{recipe.a_bits} {recipe.method.value}"
+    name = f"{request.model_name} {recipe.bits} {recipe.method.value}"
     cell = Cell(network, calibration.digest, evaluation.digest, recipe, name)
     return Prepared(request, cell, calibration, evaluation, source, _fp_bytes(network))
-
-
-def _data(spec: str) -> str:
-    return str(local_path(spec)) if spec.startswith("s3://") else spec
 
 
 def _fp_bytes(network: Network) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from flows.tracking import JOBS, reaching
+from flows.runs import reaching
+from flows.tracking import JOBS
 from tasks.store import Entry, Store
 
 __all__ = ["collect_garbage", "verify"]
@@ -64,17 +65,17 @@ def collect_garbage(store: Store, older_than: timedelta, *, dry_run: bool) -> di
     for entry in entries:
         name = (entry.kind, entry.key)
         newest[name] = max(newest.get(name, entry.modified), entry.modified)
-    goes = [
-        entry
-        for entry in entries
-        if entry.key not in kept[entry.kind] and newest[entry.kind, entry.key] < limit
-    ]
+    goes: list[Entry] = []
+    stays: list[Entry] = []
+    for entry in entries:
+        wanted = entry.key in kept[entry.kind] or newest[entry.kind, entry.key] >= limit
+        (stays if wanted else goes).append(entry)
     if not dry_run:
         store.remove(sorted(goes, key=lambda entry: not entry.name.endswith("result.json")))
     return {
         "dry_run": dry_run,
         "registered_versions": len(artifacts),
-        "kept": _count(entry for entry in entries if entry not in set(goes)),
+        "kept": _count(stays),
         "removed": _count(goes),
     }
 

@@ -9,31 +9,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
-from tempfile import gettempdir
 from typing import Any
 
-import yaml
 from prefect import flow
 from prefect.artifacts import create_table_artifact
+from safetensors import SafetensorError, safe_open
 
 from flows.connect import connected
-from flows.execute import execute
-from flows.policy import Choice, Manifest, Policy, Rule, parse
+from flows.documents import parse, read_mapping
+from flows.execute import Counts, Results, execute
+from flows.policy import Choice, Manifest, Policy, Rule
 from flows.progress import Progress
 from flows.quantize import EXPERIMENT, THREADS
 from flows.report import finished, jobs_of, report
-from flows.request import Prepared, Request, prepare
-from flows.tracking import link_of, publish
+from flows.request import Prepared, Request, local_path, prepare
+from flows.runs import link_of
+from flows.tracking import publish
 from modcap.errors import InputError, ModcapError
+from modcap.plan import CellPlan, Plan
 from modcap.results import canonical, digest
 from tasks.lease import lease
-from tasks.store import Found, Store, fetch, find, uploading
+from tasks.store import Found, Store, find, uploading
 
 __all__ = ["run_scan", "scan"]
 
@@ -103,7 +104,9 @@ def _pass(
             cell.upload(store)
     executed = 0
     try:  # all of them as one plan: side by side, on all workers
-        executed += _compute([p for _, cells in prepared for p in cells], store, progress)
+        if prepared:
+            every = [p for _, cells in prepared for p in cells]
+            executed += _compute(every, store, progress)[2].executed
     except ModcapError as error:
         progress.note(f"{error}: going on with one checkpoint at a time")
     for candidate, cells in prepared:
@@ -126,13 +129,16 @@ def _finish(
     """Registers the cells of one checkpoint; computes what the common plan did not."""
     address = candidate.found.address
     try:
-        executed = _compute(cells, store, progress)
-        versions = tuple(_register(cell, store, progress) for cell in cells)
+        plan, results, counts = _compute(cells, store, progress)
+        versions = tuple(
+            _register(prepared, cell, plan, results, counts, store)
+            for prepared, cell in zip(cells, plan.cells, strict=True)
+        )
     except InputError as error:
         return _bad(candidate, error), 0
     except ModcapError as error:  # not the checkpoint's fault: the next pass tries again
         return Outcome(address, "failed", str(error)), 0
-    return Outcome(address, "registered", versions=versions), executed
+    return Outcome(address, "registered", versions=versions), counts.executed
 
 
 def _bad(candidate: _Candidate, error: Exception) -> Outcome:
@@ -185,17 +191,8 @@ def _candidates(
 def _manifest(beside: Found | None) -> Manifest:
     if beside is None:
         return Manifest()
-    text = _local(beside.address).read_text(encoding="utf-8")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{beside.address}: no YAML ({' '.join(str(error).split())})") from None
-    manifest: Manifest = parse(Manifest, values, beside.address)
-    return manifest
-
-
-def _local(address: str) -> Path:
-    return fetch(address, Path(gettempdir()) / "modcap-fetched")
+    values = read_mapping(local_path(beside.address), beside.address)
+    return parse(Manifest, values, beside.address)
 
 
 def _whole(candidate: _Candidate) -> bool:
@@ -204,7 +201,7 @@ def _whole(candidate: _Candidate) -> bool:
         return False
     if stated.sha256 is None:
         return True
-    data = _local(candidate.found.address).read_bytes()
+    data = local_path(candidate.found.address).read_bytes()
     return hashlib.sha256(data).hexdigest() == stated.sha256
 
 
@@ -220,7 +217,7 @@ def _request(candidate: _Candidate, choice: Choice) -> Request:
         raise InputError(f"{address}: neither its manifest nor the policy names images (data)")
     arch = None
     if not address.endswith(".pt2"):
-        arch = said.arch or _architecture_tag(_local(address)) or rule.arch
+        arch = said.arch or _architecture_tag(local_path(address)) or rule.arch
     stem = said.name or PurePosixPath(address).stem
     return Request(
         checkpoint=address,
@@ -230,6 +227,7 @@ def _request(candidate: _Candidate, choice: Choice) -> Request:
         eval_images=rule.eval_images,
         preprocess=said.preprocess or rule.preprocess,
         name=f"{stem}-{choice.suffix()}",
+        onnx=rule.onnx,
         recipe=choice.recipe(),
     )
 
@@ -238,29 +236,24 @@ def _architecture_tag(file: Path) -> str | None:
     """``architecture`` in the metadata of a safetensors file, if it has any."""
     if file.suffix != ".safetensors":
         return None
-    data = file.read_bytes()
     try:
-        (length,) = struct.unpack("<Q", data[:8])
-        tag = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("architecture")
-    except (struct.error, ValueError, AttributeError):
+        with safe_open(file, "pt") as tensors:
+            return (tensors.metadata() or {}).get("architecture")
+    except SafetensorError:
         return None  # damaged: reading the checkpoint says how
-    return str(tag) if tag else None
 
 
-def _compute(cells: Sequence[Prepared], store: Store, progress: Progress) -> int:
-    if not cells:
-        return 0
-    link = link_of(EXPERIMENT, {})
-    return execute([cell.cell for cell in cells], store, progress, link)[2].executed
+def _compute(
+    cells: Sequence[Prepared], store: Store, progress: Progress
+) -> tuple[Plan, Results, Counts]:
+    return execute([p.cell for p in cells], store, progress, link_of(EXPERIMENT, {}))
 
 
-def _register(prepared: Prepared, store: Store, progress: Progress) -> str:
-    plan, results, counts = execute([prepared.cell], store, progress)
-    (cell,) = plan.cells
+def _register(
+    prepared: Prepared, cell: CellPlan, plan: Plan, results: Results, counts: Counts, store: Store
+) -> str:
     said = report(prepared, cell, results) | {"jobs": jobs_of(counts)}
-    jobs = {job.key: job for job in plan.jobs}
-    done = finished(prepared, cell, jobs, results, said, {})
+    done = finished(prepared, cell, plan, results, said, {})
     store.put_artifact(said["artifact_digest"], done.artifact)
-    name = prepared.request.model_name
-    registered = publish(done, experiment=EXPERIMENT, model_name=name)
+    registered = publish(done, experiment=EXPERIMENT, model_name=prepared.request.model_name)
     return f"{registered.model_name}/{registered.model_version}"

@@ -21,15 +21,8 @@ from flows.progress import Progress
 from flows.quantize import EXPERIMENT, THREADS
 from flows.report import finished, jobs_of, report
 from flows.request import Prepared
-from flows.tracking import (
-    Finished,
-    Parent,
-    Published,
-    Registered,
-    finish_parent,
-    publish_cell,
-    start_parent,
-)
+from flows.runs import Parent, finish_parent, start_parent
+from flows.tracking import Finished, Published, Registered, publish_cell
 from modcap.errors import GateRefused
 from modcap.plan import Cell, Plan
 from modcap.results import canonical, digest
@@ -55,9 +48,8 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
     plan, results, counts = execute([p.cell for p in prepared], store, progress, parent.url)
     rows = _rows(prepared, plan, results, counts)
     best = {name: _best(grid, rows, name) for name in {row["model_name"] for row in rows}}
-    jobs = {job.key: job for job in plan.jobs}
     for prep, cell, row in zip(prepared, plan.cells, rows, strict=True):
-        done = finished(prep, cell, jobs, results, row, {})
+        done = finished(prep, cell, plan, results, row, {})
         row["artifact"] = store.put_artifact(row["artifact_digest"], done.artifact)
         chosen = best[row["model_name"]] is row
         progress.note(f"logging {row['name']}")
@@ -155,7 +147,7 @@ class _Summary:
     def write(self, folder: Path) -> None:
         (folder / "plots").mkdir()
         points = [
-            (row["artifact_bytes"], row["top1"], f"{row['model_name']} {_bits(row)}")
+            (row["artifact_bytes"], row["top1"], f"{row['model_name']} {row['bits']}")
             for row in self.rows
         ]
         pictures = {"pareto": plots.pareto(points)}
@@ -163,15 +155,11 @@ class _Summary:
             of_model = [row for row in self.rows if row["model_name"] == model]
             values: dict[tuple[str, int], list[float]] = {}
             for row in of_model:
-                values.setdefault((_bits(row), row["k"]), []).append(row["top1"])
+                values.setdefault((row["bits"], row["k"]), []).append(row["top1"])
             pictures[f"heat_map-{model}"] = plots.heat_map(values)
         for name, figure in pictures.items():
             (folder / "plots" / f"{name}.png").write_bytes(plots.png(figure))
         (folder / "sweep.json").write_text(json.dumps(self.report(), indent=1))
-
-
-def _bits(row: dict[str, Any]) -> str:
-    return f"W{row['recipe']['w_bits']}A{row['recipe']['a_bits']}"
 
 
 @task(name="start sweep", persist_result=False, cache_policy=NO_CACHE)

@@ -2,70 +2,58 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib.metadata
 import json
-import logging
-import os
 import re
-import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from flows import plots
+from flows.runs import (
+    PARENT,
+    RUN_KEY,
+    Parent,
+    experiment_of,
+    finish_run,
+    first_finished,
+    reaching,
+    run_url,
+    start_run,
+)
 from modcap.artifact import unpack_network
-from modcap.errors import InputError
+from modcap.onnx_export import save_onnx
 from modcap.recipe import Recipe
 from modcap.results import canonical, digest
 from modcap.selection import Span
 
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # read when mlflow is imported
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-import mlflow
+import mlflow  # isort: skip  # after flows.runs, which sets what it reads at import
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 __all__ = [
     "Finished",
-    "Parent",
     "Published",
     "Registered",
-    "experiment_of",
-    "finish_parent",
-    "link_of",
     "publish",
     "publish_cell",
-    "reaching",
-    "start_parent",
 ]
 
-logging.getLogger("mlflow").setLevel(logging.WARNING)
-
 PUBLISH_KEY = "modcap.publish_key"  # of a version: what it is, wherever it was logged
-RUN_KEY = "modcap.run_key"  # of a run: equal keys are one run
-OWNER = "modcap.owner"  # host/process that makes a run
-PARENT = "mlflow.parentRunId"
 JOBS = "modcap.jobs"  # keys of the last jobs of a cell: all others follow from what they need
 ALIAS = "candidate"
-_ABANDONED_MS = 3600_000  # a run of another host that is not finished after this time
+ONNX = "onnx/network.onnx"  # below the version
 _BATCH = 900  # metrics per request; the server takes a thousand
 
 
@@ -92,18 +80,20 @@ class Finished:
     fp_top1: float
     top1: float
     artifact: bytes
+    artifact_digest: str
     fp_bytes: int
     seconds: float
     jobs: tuple[str, ...]
     network_digest: str
     report: Mapping[str, Any]
+    onnx: bool
 
     @property
     def tags(self) -> dict[str, str]:
         """What a consumer of the registry looks for."""
         return {
             PUBLISH_KEY: self.key,
-            "bits": f"W{self.recipe.w_bits}A{self.recipe.a_bits}",
+            "bits": self.recipe.bits,
             "k": str(sum(self.selected)),
             "method": self.recipe.method.value,
             "schedule": self.recipe.schedule.value,
@@ -112,7 +102,7 @@ class Finished:
             "drop": f"{self.fp_top1 - self.top1:.4f}",
             "oscillation": f"{self.oscillation:.4f}",
             "artifact_bytes": str(len(self.artifact)),
-            "artifact_digest": hashlib.sha256(self.artifact).hexdigest(),
+            "artifact_digest": self.artifact_digest,
             JOBS: " ".join(self.jobs),
             "network_digest": self.network_digest,
             "source_digest": self.source["checkpoint_digest"],
@@ -120,16 +110,8 @@ class Finished:
             "preprocess": self.source["preprocess"],
             "recipe_digest": self.recipe.digest,
             "modcap_version": _version(),
+            **({"onnx": ONNX} if self.onnx else {}),
         }
-
-
-@dataclass(frozen=True)
-class Parent:
-    """The run of a sweep, under which its cells are nested."""
-
-    run_id: str
-    key: str
-    url: str
 
 
 @dataclass(frozen=True)
@@ -153,29 +135,6 @@ def _version() -> str:
         return importlib.metadata.version("modcap")
     except importlib.metadata.PackageNotFoundError:
         return "source"
-
-
-@contextlib.contextmanager
-def reaching() -> Iterator[MlflowClient]:
-    """A client, whose failure to reach the server is an error of one line."""
-    try:
-        yield MlflowClient()
-    except MlflowException as error:
-        if "API request to" not in str(error) and "Max retries" not in str(error):
-            raise
-        where = mlflow.get_tracking_uri()
-        raise InputError(
-            f"MLflow at {where} cannot be reached: check MLFLOW_TRACKING_URI and that it runs"
-        ) from None
-
-
-def link_of(experiment: str, tags: Mapping[str, str]) -> str:
-    """The page that shows the runs with these tags, also those that are still to come."""
-    with reaching() as client:
-        number = experiment_of(client, experiment)
-    wanted = quote(" and ".join(f"tags.{name} = '{value}'" for name, value in tags.items()))
-    address = mlflow.get_tracking_uri().rstrip("/")
-    return f"{address}/#/experiments/{number}?searchFilter={wanted}"
 
 
 def publish(finished: Finished, *, experiment: str, model_name: str) -> Registered:
@@ -219,98 +178,7 @@ def _publish_run(
         run_id = start_run(client, number, finished.name, tags)
         _log(client, run_id, finished, with_model)
         run_id = finish_run(client, number, run_id, key)
-    return Published(run_id, _url(number, run_id))
-
-
-def start_parent(experiment: str, name: str, key: str) -> Parent:
-    """The run of the sweep with this key: the finished one, or a new one."""
-    with reaching() as client:
-        number = experiment_of(client, experiment)
-        run_id = first_finished(client, number, key)
-        if run_id is None:
-            run_id = start_run(client, number, name, {RUN_KEY: key})
-    return Parent(run_id, key, _url(number, run_id))
-
-
-def finish_parent(
-    experiment: str,
-    parent: Parent,
-    metrics: Mapping[str, float],
-    write: Callable[[Path], None],
-    nested: Sequence[str],
-) -> Parent:
-    """Logs the whole of a sweep and nests ``nested`` under the run that stays."""
-    with reaching() as client:
-        number = experiment_of(client, experiment)
-        run_id = first_finished(client, number, parent.key)
-        if run_id is None:
-            now = int(time.time() * 1000)
-            logged = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
-            client.log_batch(parent.run_id, metrics=logged)
-            with tempfile.TemporaryDirectory() as folder:
-                write(Path(folder))
-                client.log_artifacts(parent.run_id, folder)
-            run_id = finish_run(client, number, parent.run_id, parent.key)
-        elif run_id != parent.run_id:
-            client.delete_run(parent.run_id)  # somebody else was faster
-        for cell in nested:
-            if client.get_run(cell).data.tags.get(PARENT) != run_id:
-                client.set_tag(cell, PARENT, run_id)
-    return Parent(run_id, parent.key, _url(number, run_id))
-
-
-def _url(experiment_id: str, run_id: str) -> str:
-    address = mlflow.get_tracking_uri().rstrip("/")
-    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
-
-
-def experiment_of(client: MlflowClient, name: str) -> str:
-    """The id of an experiment, made where it is missing."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException:  # somebody else was first
-            found = client.get_experiment_by_name(name)
-            assert found is not None
-    elif found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
-
-
-def start_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-    """A new run, marked with the process that makes it."""
-    owner = f"{socket.gethostname()}/{os.getpid()}"
-    run = client.create_run(experiment_id, run_name=name, tags={**tags, OWNER: owner})
-    return str(run.info.run_id)
-
-
-def first_finished(client: MlflowClient, experiment_id: str, key: str) -> str | None:
-    """The run of ``key`` that finished first; deletes what dead processes left half made."""
-    runs = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{key}'")
-    done = [run for run in runs if run.info.status == "FINISHED"]
-    for run in runs:
-        if run.info.status != "FINISHED" and _abandoned(run):
-            client.delete_run(run.info.run_id)
-    if not done:
-        return None
-    return str(min(done, key=lambda run: (run.info.end_time, run.info.run_id)).info.run_id)
-
-
-def _abandoned(run: Run) -> bool:
-    host, _, process = run.data.tags.get(OWNER, "").rpartition("/")
-    if host == socket.gethostname():
-        return not psutil.pid_exists(int(process))
-    return bool(time.time() * 1000 - run.info.start_time > _ABANDONED_MS)
-
-
-def finish_run(client: MlflowClient, experiment_id: str, run_id: str, key: str) -> str:
-    """Ends a run; where somebody else made the same one earlier, that one stays."""
-    client.set_terminated(run_id, "FINISHED")
-    first = first_finished(client, experiment_id, key) or run_id
-    if first != run_id:
-        client.delete_run(run_id)
-    return first
+    return Published(run_id, run_url(number, run_id))
 
 
 def _log(client: MlflowClient, run_id: str, finished: Finished, with_model: bool) -> None:
@@ -383,8 +251,9 @@ def _write_files(folder: Path, finished: Finished) -> None:
 
 def _save_model(folder: Path, finished: Finished) -> None:
     example = np.zeros((1, *finished.input_shape), np.float32)
+    network = unpack_network(finished.artifact)
     with torch.no_grad():
-        logits = unpack_network(finished.artifact)(torch.from_numpy(example))
+        logits = network(torch.from_numpy(example))
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.float32), (-1, *finished.input_shape))]),
         Schema([TensorSpec(np.dtype(np.float32), (-1, *logits.shape[1:]))]),
@@ -401,6 +270,9 @@ def _save_model(folder: Path, finished: Finished) -> None:
             input_example=example,
             pip_requirements=_requirements(),
         )
+    if finished.onnx:
+        (folder / ONNX).parent.mkdir()
+        save_onnx(network, finished.input_shape, folder / ONNX)
 
 
 def _requirements() -> list[str]:

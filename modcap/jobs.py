@@ -7,55 +7,22 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modcap import artifact, capacity, oscillation, selection
 from modcap.images import ImageSet
-from modcap.network import Network
 from modcap.plan import Job, Kind
 from modcap.quantized import Bits, attach, restore, state_of
 from modcap.recipe import CapacityScale, Homogeneity, Method, Optimiser
 from modcap.reconstruct import Inputs, Progress, calibrate, chain, harden, reconstruct
 from modcap.results import Result
 from modcap.selection import Span
+from modcap.workbench import Workbench
 
-__all__ = ["Workbench", "run"]
-
-_T = TypeVar("_T")
-
-
-@dataclass
-class Workbench:
-    """Reads inputs by digest and keeps the last few in memory, parsed.
-
-    ``fetch`` returns the bytes of an input; it is asked once per digest while that is kept.
-    """
-
-    fetch: Callable[[str], bytes]
-    _kept: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def holding(cls, inputs: dict[str, Any]) -> Workbench:
-        """A workbench on which a few parsed inputs lie already, and which can fetch no other."""
-        return cls(inputs.__getitem__, dict(inputs))
-
-    def _keep(self, digest: str, parse: Callable[[bytes], _T]) -> _T:
-        if digest not in self._kept:
-            while len(self._kept) >= 6:
-                del self._kept[next(iter(self._kept))]
-            self._kept[digest] = parse(self.fetch(digest))
-        value: _T = self._kept[digest]
-        return value
-
-    def network(self, job: Job) -> Network:
-        return self._keep(job.inputs["network"], Network.from_bytes)
-
-    def images(self, job: Job, role: str) -> ImageSet:
-        return self._keep(job.inputs[role], ImageSet.from_bytes)
+__all__ = ["run"]
 
 
 def run(
@@ -156,14 +123,10 @@ def _reconstruct(
     p = job.params
     span, bits = Span(p["start"], p["stop"]), _layer_bits(p)
     floats = bench.network(job).partition.modules
-    x = bench.images(job, "calibration").normalized()
-    full = chain(floats[: span.start], x)
+    full = _full(job, bench, span.start)
     earlier = _states(needs)
-    quantized = full
-    if "prefix" in p:
-        before = chain(floats[: p["prefix"]], x)
-        quantized = chain(_quantized(floats, p["prefix_bits"], earlier, p["prefix"]), before)
-    inputs = Inputs(quantized, full, chain(floats[span.start : span.stop], full))
+    behind = _behind(job, bench, needs, earlier) if "prefix" in p else full
+    inputs = Inputs(behind, full, _full(job, bench, span.stop))
     if p.get("wave"):
         group = _quantized(floats, p["bits"], earlier, span.start, resume=True)
     else:
@@ -177,6 +140,8 @@ def _reconstruct(
         _group_seed(p),
         progress,
     )
+    if not p.get("wave"):
+        bench.activations.put(_place(job, (*job.needs, job.key)), outcome.output)
     tensors = {
         f"{index}.{name}": tensor
         for index, module in zip(range(*span), group, strict=True)
@@ -184,6 +149,46 @@ def _reconstruct(
     }
     meta = {"start": span.start, "stop": span.stop, "error": outcome.error}
     return Result(tensors | {"curve": outcome.curve}, meta)
+
+
+def _full(job: Job, bench: Workbench, stop: int) -> Tensor:
+    """The full-precision activations (N, ...) in front of module ``stop``."""
+    place = job.inputs["network"], job.inputs["calibration"]
+    for at in range(stop, 0, -1):
+        x = bench.activations.get((*place, at))
+        if x is not None:
+            break
+    else:
+        at, x = 0, bench.images(job, "calibration").normalized()
+    x = chain(bench.network(job).partition.modules[at:stop], x)
+    bench.activations.put((*place, stop), x)
+    return x
+
+
+def _place(job: Job, keys: tuple[str, ...]) -> tuple[Any, ...]:
+    """Names the activations behind the results ``keys``, which see full precision in front."""
+    first = job.params.get("prefix", job.params["start"])
+    return job.inputs["network"], job.inputs["calibration"], first, keys
+
+
+def _behind(
+    job: Job, bench: Workbench, needs: Sequence[Result], states: Mapping[int, dict[str, Tensor]]
+) -> Tensor:
+    """The activations (N, ...) in front of the group, behind the quantized part of its prefix."""
+    p = job.params
+    before = needs[:-1] if p.get("wave") else needs  # the last one is the group's own
+    at, x = p["prefix"], None
+    for count in range(len(before), 0, -1):
+        x = bench.activations.get(_place(job, job.needs[:count]))
+        if x is not None:
+            at = before[count - 1].meta["stop"]
+            break
+    if x is None:
+        x = _full(job, bench, at)
+    floats, rest = bench.network(job).partition.modules, p["prefix_bits"][at - p["prefix"] :]
+    x = chain(_quantized(floats, rest, states, at), x)
+    bench.activations.put(_place(job, job.needs[: len(before)]), x)
+    return x
 
 
 def _group_seed(params: Mapping[str, Any]) -> int:

@@ -15,13 +15,13 @@ from typing import Any
 
 from modcap.network import Network
 from modcap.quantized import Bits, bits_of
-from modcap.recipe import CapacityKind, Method, Recipe, Schedule, Selection
+from modcap.recipe import Budget, CapacityKind, Method, Recipe, Schedule, Selection
 from modcap.results import Result, canonical, digest
 from modcap.selection import Span
 
 __all__ = ["Cell", "CellPlan", "Job", "Kind", "Plan", "plan"]
 
-REVISION = 2
+REVISION = 3
 """Of the algorithm: raise it when the same job would give other bytes than before."""
 
 
@@ -241,8 +241,11 @@ def _reconstruct_job(cell: Cell, span: Span, prefix: int, wave: int, needs: tupl
         "p": recipe.scale_exponent,
     }
     if recipe.method is not Method.RTN:
+        steps = recipe.refine_iterations if wave else recipe.optimiser.iterations
+        if recipe.iterations_per is Budget.MODULE:
+            steps *= span.stop - span.start
         params |= {
-            "optimiser": recipe.optimiser.model_dump(mode="json"),
+            "optimiser": recipe.optimiser.model_dump(mode="json") | {"iterations": steps},
             "seed": recipe.seed,
             "threads": recipe.threads,
         }
@@ -250,7 +253,6 @@ def _reconstruct_job(cell: Cell, span: Span, prefix: int, wave: int, needs: tupl
         params |= {"prefix": prefix, "prefix_bits": _bits(cell)[prefix : span.start]}
     if wave:
         params["wave"] = wave
-        params["optimiser"] |= {"iterations": recipe.refine_iterations}
     names = cell.network.partition.names
     title = names[span.start]
     if span.stop - span.start > 1:
@@ -260,7 +262,7 @@ def _reconstruct_job(cell: Cell, span: Span, prefix: int, wave: int, needs: tupl
             else "…" + names[span.stop - 1]
         )
     inputs = {"network": cell.network.digest, "calibration": cell.calibration}
-    label = f"{recipe.method.value} W{recipe.w_bits}A{recipe.a_bits} {title}"
+    label = f"{recipe.method.value} {recipe.bits} {title}"
     if recipe.schedule is Schedule.WAVES:
         label += f" wave {wave + 1}"
     return Job(Kind.RECONSTRUCT, params, inputs, needs, label=label, threads=recipe.threads)

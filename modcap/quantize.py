@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from modcap.artifact import QuantizedNetwork, unpack_network
 from modcap.errors import InputError
 from modcap.images import ImageSet
-from modcap.jobs import Workbench, run
+from modcap.jobs import run
 from modcap.network import Network, build
 from modcap.plan import Cell, Job, Kind, plan
 from modcap.recipe import Recipe
 from modcap.results import Result
 from modcap.selection import Span
+from modcap.workbench import Workbench
 
 __all__ = ["Quantized", "quantize"]
 

@@ -31,41 +31,79 @@ class Bits(NamedTuple):
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Quantized x, where ``keep``; gradients pass straight through the rounding (LSQ, eq. 3-5)."""
+    """x quantized where ``keep`` is 1; gradients pass through the rounding (LSQ, eq. 3-5).
+
+    All that the backward pass needs is two factors, one for each gradient. Selecting by a random
+    mask costs ten times what blending by it does (mispredicted branches), hence the arithmetic.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, top: int, keep: Tensor | None
+        ctx: Any, x: Tensor, scale: Tensor, low: float, high: float, keep: Tensor | None
     ) -> Tensor:
         ratio = x / scale
         rounded = torch.round(ratio)
-        steps = torch.clamp(rounded, -zero, top - zero)
+        steps = torch.clamp(rounded, low, high)
+        clipped = rounded.sub_(steps).abs_().clamp_(max=1)  # 1 where the range ends, else 0
         y = steps * scale
-        ctx.save_for_backward(ratio, steps, rounded == steps, keep)
-        return y if keep is None else torch.where(keep, y, x)
+        slope = torch.addcmul(steps.sub_(ratio), ratio, clipped)
+        if keep is not None:
+            y = torch.lerp(x, y, keep)
+            slope.mul_(keep)
+            clipped.mul_(keep)
+        ctx.save_for_backward(slope, 1 - clipped)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        ratio, steps, inside, keep = ctx.saved_tensors
+        slope, through = ctx.saved_tensors
         (grad,) = grads
-        active = grad if keep is None else grad * keep
-        through = active * inside
-        slope = torch.dot(active.flatten(), steps.flatten())
-        slope -= torch.dot(through.flatten(), ratio.flatten())
-        if keep is not None:
-            through += grad - active
-        return through, slope, None, None, None
+        return grad * through, (grad * slope).sum(), None, None, None
 
 
-def draw(shape: torch.Size, probability: float, like: Tensor, generator: Any) -> Tensor:
-    """True with ``probability`` (to 1/256) for each element; eight elements per random number."""
+def draw(like: Tensor, probability: float, generator: Any) -> Tensor:
+    """A mask with the shape and memory format of ``like``: 1 with ``probability`` (to 1/256).
+
+    One 64-bit random number serves eight elements.
+    """
+    mask = torch.empty_like(like)
     threshold = round(256 * probability)
     if threshold == 0:
-        return torch.zeros(shape, dtype=torch.bool, device=like.device)
-    words = torch.empty((shape.numel() + 7) // 8, dtype=torch.int64, device=like.device)
+        return mask.zero_()
+    words = torch.empty((mask.numel() + 7) // 8, dtype=torch.int64, device=like.device)
     words.random_(-(2**63), None, generator=generator)
-    octets = words.view(torch.uint8)[: shape.numel()]
-    return (octets <= threshold - 1).reshape(shape)
+    octets = words.view(torch.uint8)[: mask.numel()]
+    mask.as_strided((mask.numel(),), (1,)).copy_(octets <= threshold - 1)
+    return mask
+
+
+class _Soften(torch.autograd.Function):
+    """h(V) (AdaRound, eq. 23) and the sum of 1 - |2 h(V) - 1|^beta (eq. 24), with its weight.
+
+    Both gradients come from one sigmoid, and the power from one logarithm.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rounding: Tensor, beta: float | None) -> tuple[Tensor, Tensor]:
+        sigmoid = torch.sigmoid(rounding)
+        up = torch.clamp(sigmoid * (ZETA - GAMMA) + GAMMA, 0, 1)
+        inside = ((up > 0) & (up < 1)).to(up.dtype)
+        slope = sigmoid.mul_(1 - sigmoid).mul_(ZETA - GAMMA).mul_(inside)
+        if beta is None:
+            ctx.save_for_backward(slope, None)
+            return up, up.new_zeros(())
+        centred = 2 * up - 1
+        logarithm = centred.abs().clamp_(min=1e-30).log_()
+        penalty = up.numel() - torch.exp(beta * logarithm).sum()
+        pull = torch.exp((beta - 1) * logarithm).mul_(centred.sign_()).mul_(-2 * beta).mul_(slope)
+        ctx.save_for_backward(slope, pull)
+        return up, penalty
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        slope, pull = ctx.saved_tensors
+        grad = grads[0] * slope
+        return (grad if pull is None else torch.addcmul(grad, pull, grads[1])), None
 
 
 class ActivationQuantizer(nn.Module):
@@ -83,6 +121,7 @@ class ActivationQuantizer(nn.Module):
         self.bits = bits
         self.scale = nn.Parameter(torch.ones(()))
         self.register_buffer("zero_point", torch.zeros(()))
+        self._range = 0.0, float(levels(bits))
         self.enabled = True
         self.keep_probability = 1.0
         self.generator: torch.Generator | None = None
@@ -90,20 +129,27 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
+        if not torch.is_grad_enabled():
+            return torch.clamp_(torch.round(x / self.scale), *self._range).mul_(self.scale)
         keep = None
         if self.keep_probability < 1:
-            keep = draw(x.shape, self.keep_probability, x, self.generator)
-        top = levels(self.bits)
+            keep = draw(x, self.keep_probability, self.generator)
         fake: Tensor = _FakeQuantize.apply(  # type: ignore[no-untyped-call]
-            x, self.scale, self.zero_point, top, keep
+            x, self.scale, *self._range, keep
         )
         return fake
+
+    def set(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Takes scale and zero point, each a scalar."""
+        self.scale.data.copy_(scale)
+        self.zero_point.copy_(zero_point)
+        low = -float(zero_point)  # numbers: clamping to tensors takes six times as long
+        self._range = low, low + levels(self.bits)
 
     def calibrate(self, values: Tensor, p: float) -> None:
         """Sets scale and zero point by the search of :func:`search_scale` on ``values``."""
         scale, zero = search_scale(values.reshape(1, -1), self.bits, p)
-        self.scale.data.copy_(scale[0])
-        self.zero_point.copy_(zero[0])
+        self.set(scale[0], zero[0])
 
 
 class QuantLayer(nn.Module):
@@ -130,6 +176,8 @@ class QuantLayer(nn.Module):
         self.stretch: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
         self.integers: Tensor | None = None
+        self.beta: float | None = None  # exponent of the regulariser; None leaves it out
+        self.penalty = torch.zeros(())
         self._earlier: Tensor | None = None
 
     @property
@@ -167,14 +215,12 @@ class QuantLayer(nn.Module):
         if getattr(self.layer, "bias", None) is not None:
             self.bias = nn.Parameter(cast(Tensor, self.layer.bias).detach().clone())
 
-    def up(self) -> Tensor:
-        """h(V) in [0, 1]: how far each weight is rounded up (AdaRound, eq. 23)."""
-        assert self.rounding is not None
-        return torch.clamp(torch.sigmoid(self.rounding) * (ZETA - GAMMA) + GAMMA, 0, 1)
-
     def soft_weight(self) -> Tensor:
+        """The weight as V rounds it; leaves the regulariser's term in ``penalty``."""
+        assert self.rounding is not None
         assert self.stretch is not None
-        q = torch.clamp(self._floor + self.up(), 0, levels(self.bits))
+        up, self.penalty = _Soften.apply(self.rounding, self.beta)  # type: ignore[no-untyped-call]
+        q = torch.clamp(self._floor + up, 0, levels(self.bits))
         scale = self._spread(self.scale * torch.exp(self.stretch))
         return dequantize(q, scale, self._spread(self.zero_point))
 
@@ -288,5 +334,4 @@ def restore(module: nn.Module, state: dict[str, Tensor], *, resume: bool = False
             state.get(f"{name}.bias"),
         )
     for name, quantizer in activations.items():
-        quantizer.scale.data.copy_(state[f"{name}.scale"])
-        quantizer.zero_point.copy_(state[f"{name}.zero_point"])
+        quantizer.set(state[f"{name}.scale"], state[f"{name}.zero_point"])

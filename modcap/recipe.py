@@ -13,6 +13,7 @@ from modcap.results import canonical, digest
 
 __all__ = [
     "PRESETS",
+    "Budget",
     "CapacityKind",
     "Homogeneity",
     "Method",
@@ -60,6 +61,13 @@ class CapacityScale(str, Enum):
 
     RAW = "raw"
     LOG = "log"
+
+
+class Budget(str, Enum):
+    """What ``iterations`` counts for: a group, however large, or each module of it."""
+
+    GROUP = "group"
+    MODULE = "module"
 
 
 class Schedule(str, Enum):
@@ -121,6 +129,9 @@ class Recipe(_Frozen):
     groups: tuple[tuple[str, ...], ...] = Field(
         (), description="selection explicit: joined modules"
     )
+    iterations_per: Budget = Field(
+        Budget.GROUP, description="module: a group of n modules takes n times the iterations"
+    )
     schedule: Schedule = Schedule.SEQUENTIAL
     waves: int = Field(1, ge=1, description="schedule waves: how many")
     refine_iterations: int = Field(
@@ -145,6 +156,11 @@ class Recipe(_Frozen):
                 "calibration images"
             )
         return self
+
+    @property
+    def bits(self) -> str:
+        """Such as ``W4A8``."""
+        return f"W{self.w_bits}A{self.a_bits}"
 
     @property
     def digest(self) -> str:

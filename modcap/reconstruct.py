@@ -43,10 +43,17 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Loss over steps (points, 2) as (step, loss), and the relative error after hardening."""
+    """Loss over steps (points, 2) as (step, loss); output (N, ...) and its relative error after
+    hardening."""
 
     curve: Tensor
+    output: Tensor
     error: float
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x with its channels innermost in memory, where convolutions are fastest."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 @torch.no_grad()
@@ -56,8 +63,8 @@ def chain(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
         return x
     parts = []
     for part in x.split(_BATCH):
-        for module in modules:
-            part = module(part)
+        for module in modules:  # each sees one memory format, wherever the chain began
+            part = module(channels_last(part))
         parts.append(part)
     return torch.cat(parts)
 
@@ -122,12 +129,14 @@ def reconstruct(
         seed: of batches and drops.
         progress: told of the loss about fifty times.
     """
+    inputs = Inputs(*map(channels_last, (inputs.quantized, inputs.full, inputs.target)))
     curve: list[tuple[int, float]] = []
     if method is not Method.RTN and settings.iterations:
         curve = _optimise(modules, inputs, method, settings, seed, progress)
     harden(modules)
-    error = relative_error(chain(modules, inputs.quantized), inputs.target)
-    return Outcome(torch.tensor(curve, dtype=torch.float64).reshape(-1, 2), error)
+    output = chain(modules, inputs.quantized)
+    points = torch.tensor(curve, dtype=torch.float64).reshape(-1, 2)
+    return Outcome(points, output, relative_error(output, inputs.target))
 
 
 class _Group:
@@ -173,15 +182,16 @@ class _Group:
                 groups.append({"params": [quantizer.scale], "lr": s.scale_rate * unit})
         return groups
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, beta: float | None) -> Tensor:
+        for layer in self.layers:
+            layer.beta = beta
         for module in self.modules:
-            x = module(x)
+            x = module(channels_last(x))
         return x
 
-    def penalty(self, beta: float) -> Tensor:
-        """sum over weights of 1 - |2 h(V) - 1|^beta (AdaRound, eq. 24)."""
-        terms = [(1 - (2 * layer.up() - 1).abs().pow(beta)).sum() for layer in self.layers]
-        return torch.stack(terms).sum()
+    def penalty(self) -> Tensor:
+        """The regulariser of the weights that the last forward pass used."""
+        return torch.stack([layer.penalty for layer in self.layers]).sum()
 
 
 def _optimise(
@@ -204,11 +214,9 @@ def _optimise(
             if index or settings.rounding_decay:
                 place["lr"] = rate * _cosine(step / settings.iterations)
         x, y = _batch(inputs, method, settings, generator)
-        loss = (group.forward(x) - y).square().sum(1).mean()
-        total = loss
         beta = _beta(step / settings.iterations, settings)
-        if beta is not None:
-            total = loss + settings.regulariser * group.penalty(beta)
+        loss = (group.forward(x, beta) - y).square().sum(1).mean()
+        total = loss if beta is None else loss + settings.regulariser * group.penalty()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
@@ -228,8 +236,8 @@ def _batch(
     index = torch.randperm(len(inputs.target), generator=generator, device=device)[:size]
     x = inputs.quantized[index]
     if method is Method.QDROP:
-        keep = draw(x.shape, settings.keep_probability, x, generator)
-        x = torch.where(keep, x, inputs.full[index])
+        keep = draw(x, settings.keep_probability, generator)
+        x = torch.lerp(inputs.full[index], x, keep)
     return x, inputs.target[index]
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import ray
 
 from modcap.errors import ModcapError
-from modcap.jobs import Workbench, run
+from modcap.jobs import run
 from modcap.plan import Job
 from modcap.results import Result
+from modcap.workbench import Workbench
 from tasks.store import Store
 
-__all__ = ["MissingResult", "ProgressBoard", "run_jobs"]
+__all__ = ["MissingResult", "ProgressBoard", "run_jobs", "warm_up"]
 
 _KEPT_RESULTS = 64
 _TRANSFERS = 8  # requests to the store at once, for one batch of jobs
@@ -85,23 +86,39 @@ def _reporter(board: Any, key: str) -> Any:
 
 
 @ray.remote
+def warm_up(store: Store) -> None:
+    """Lets a worker import torch and connect to the store before its first job comes."""
+    _worker(store).store.ensure_bucket()
+
+
+def attempt() -> int:
+    """How often the task that asks was started before: its worker, or its node, was lost."""
+    worker: Any = ray._private.worker.global_worker  # no public call tells it
+    found: int = worker.core_worker.get_current_task_attempt_number()
+    return found
+
+
+@ray.remote
 def run_jobs(jobs: Sequence[Job], store: Store, board: Any) -> list[dict[str, Any]]:
     """Computes ``jobs``, stores their results and returns the results' metas (small).
+
+    Each meta also says, as ``attempt``, how often the task had been started before.
 
     Raises:
         MissingResult: a needed result is gone; computing it again mends that.
     """
     worker = _worker(store)
     with ThreadPoolExecutor(_TRANSFERS) as pool:
-        known = pool.map(store.get, [job.key for job in jobs])  # computed since it was planned?
         metas, stored = [], []
-        for job, done in zip(jobs, known, strict=True):
+        for job in jobs:
+            # computed since it was planned? A small job costs less than the question
+            done = None if job.small else store.get(job.key)
             if done is None:
                 needs = [worker.result(key) for key in job.needs]
                 done = run(job, worker.bench, needs, _reporter(board, job.key))
                 stored.append(pool.submit(store.put, job.key, done))
             worker.keep(job.key, done)
-            metas.append(done.meta)
+            metas.append(done.meta | {"attempt": attempt()})
         for put in stored:
             put.result()
     return metas

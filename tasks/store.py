@@ -145,27 +145,9 @@ class Store:
                 raise
             self._s3.create_bucket(Bucket=self.bucket)
 
-    @patiently
-    def _put(self, name: str, data: bytes, *, once: bool = False) -> bool:
-        condition = {"IfNoneMatch": "*"} if once else {}
-        try:
-            self._s3.put_object(Bucket=self.bucket, Key=self._name(name), Body=data, **condition)
-        except ClientError as error:
-            if once and _code(error) in _TAKEN:
-                return False
-            raise
-        return True
-
-    @patiently
     def _get(self, name: str) -> bytes | None:
-        try:
-            found = self._s3.get_object(Bucket=self.bucket, Key=self._name(name))
-            data: bytes = found["Body"].read()
-        except ClientError as error:
-            if _code(error) in _GONE:
-                return None
-            raise
-        return data
+        found = self.get_document(name)
+        return None if found is None else found[0]
 
     @patiently
     def _exists(self, name: str) -> bool:
@@ -185,8 +167,8 @@ class Store:
         """Stores a result once; False where somebody else was first."""
         document, tensors = encode(result)
         if result.tensors:
-            self._put(f"jobs/{key}/{digest(tensors)}.safetensors", tensors)
-        return self._put(f"jobs/{key}/result.json", document, once=True)
+            self.put_document(f"jobs/{key}/{digest(tensors)}.safetensors", tensors)
+        return self.put_document(f"jobs/{key}/result.json", document, unless="exists")
 
     def get(self, key: str) -> Result | None:
         """The verified result, or None; a damaged one is set aside, to be computed again."""
@@ -210,7 +192,7 @@ class Store:
 
     def _set_aside(self, key: str, document: bytes, reason: str) -> None:
         warnings.warn(f"result of job {key[:12]} is damaged ({reason}): set aside", stacklevel=3)
-        self._put(f"jobs/{key}/damaged-{time.time_ns()}.json", document)
+        self.put_document(f"jobs/{key}/damaged-{time.time_ns()}.json", document)
         self._delete(f"jobs/{key}/result.json")
 
     def done(self, keys: Iterable[str]) -> set[str]:
@@ -226,7 +208,7 @@ class Store:
     def put_document(
         self, name: str, data: bytes, *, unless: str | None = None, only_if: str | None = None
     ) -> bool:
-        """Writes an object that may change; False where the condition does not hold.
+        """Writes an object; False where the condition does not hold.
 
         Args:
             name: under the prefix.
@@ -263,7 +245,7 @@ class Store:
     def upload_input(self, name: str, data: bytes) -> None:
         """Stores an input under its sha256, unless it is there."""
         if not self._exists(f"inputs/{name}"):
-            self._put(f"inputs/{name}", data)
+            self.put_document(f"inputs/{name}", data)
 
     def fetch_input(self, name: str, folder: Path) -> Path:
         """A verified local copy of an input, in ``folder``, fetched once.
@@ -281,7 +263,7 @@ class Store:
 
     def put_artifact(self, name: str, data: bytes) -> str:
         """Stores a packed network under its digest and returns its s3:// address."""
-        self._put(f"artifacts/{name}.safetensors", data)
+        self.put_document(f"artifacts/{name}.safetensors", data)
         return f"s3://{self.bucket}/{self._name(f'artifacts/{name}.safetensors')}"
 
     def keys(self) -> Iterator[str]:

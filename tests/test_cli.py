@@ -24,7 +24,7 @@ DATA = ["--data", "fashion-mnist"]
 FLAGS = {
     "quantize": (
         "a-bits arch calibration capacity compare data eval-data eval-images homogeneity "
-        "iterations json k method name no-compare preprocess preset recipe schedule seed "
+        "iterations json k method name no-compare onnx preprocess preset recipe schedule seed "
         "selection w-bits"
     ),
     "capacity": "arch capacity data json k preprocess preset recipe w-bits",
@@ -169,11 +169,11 @@ def test_bad_input_is_one_line_and_exit_2(
 def test_recipe_file_is_read_and_flags_win(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("w_bits: 3\na_bits: 3\noptimiser:\n  iterations: 7\n")
-    recipe = make_recipe("quick", file, {"w_bits": 2, "a_bits": None})
+    recipe = make_recipe("quick", file, w_bits=2, a_bits=None)
     assert (recipe.w_bits, recipe.a_bits, recipe.optimiser.iterations) == (2, 3, 7)
     file.write_text("- a\n- b\n")
     with pytest.raises(InputError, match="give a mapping"):
-        make_recipe("quick", file, {})
+        make_recipe("quick", file)
 
 
 def test_capacity_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,14 @@ def test_deployments_name_flows_that_exist() -> None:
         flow = getattr(importlib.import_module(module), name)
         assert isinstance(flow, Flow)
         flow.validate_parameters(deployment["parameters"]) if "parameters" in deployment else None
+
+
+def test_kubernetes_work_pool_fills_every_placeholder_and_takes_secrets_by_name() -> None:
+    template = json.loads((INFRA / "kubernetes/work-pool.json").read_text())
+    variables = template["variables"]["properties"]
+    configuration = json.dumps(template["job_configuration"])
+    assert set(re.findall(r"{{ (\w+) }}", configuration)) <= set(variables)
+    assert variables["image"]["default"] == "modcap:latest"
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "modcap-s3"}}]

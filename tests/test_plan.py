@@ -123,3 +123,17 @@ def test_label_does_not_change_the_key() -> None:
     assert a.key != Job(Kind.SELECT, {"k": 2}, {"network": "n"}).key
     assert a.key != Job(Kind.SELECT, {"k": 1}, {"network": "m"}).key
     assert a.key != Job(Kind.SELECT, {"k": 1}, {"network": "n"}, needs=("x",)).key
+
+
+def test_iterations_per_module_grow_with_the_group_and_share_the_single_modules(
+    network: Network,
+) -> None:
+    cells = [
+        cell(network, k=1, iterations_per=per, optimiser={"iterations": 7})
+        for per in ("group", "module")
+    ]
+    group, module = complete(cells, {1: LAST_JOINED}).cells
+    assert group.reconstructs[:3] == module.reconstructs[:3]
+    jobs = {job.key: job for job in complete(cells, {1: LAST_JOINED}).jobs}
+    steps = [jobs[p.reconstructs[3]].params["optimiser"]["iterations"] for p in (group, module)]
+    assert steps == [7, 14]

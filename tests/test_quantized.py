@@ -55,13 +55,12 @@ def straight_through(x: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor
 def test_gradients_equal_those_of_the_composed_quantizer(keep: float) -> None:
     x = torch.linspace(-2.02, 3.03, 101, dtype=torch.float64, requires_grad=True)
     quantizer = ActivationQuantizer(3).double()
-    quantizer.scale.data.fill_(0.31)
-    quantizer.zero_point.fill_(2)
+    quantizer.set(torch.tensor(0.31), torch.tensor(2))
     quantizer.keep_probability = keep
     quantizer.generator = torch.Generator().manual_seed(3)
     weight = torch.randn(101, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     (quantizer(x) * weight).sum().backward()
-    kept = draw(x.shape, keep, x, torch.Generator().manual_seed(3))
+    kept = draw(x.detach(), keep, torch.Generator().manual_seed(3)).bool()
     assert keep == 1 or 0 < int(kept.sum()) < 101
     other = x.detach().clone().requires_grad_()
     scale = torch.tensor(0.31, dtype=torch.float64, requires_grad=True)
@@ -72,11 +71,10 @@ def test_gradients_equal_those_of_the_composed_quantizer(keep: float) -> None:
 
 
 def test_draws_have_their_probability_and_their_seed() -> None:
-    x = torch.zeros(())
-    masks = [
-        draw(torch.Size((999, 101)), 0.25, x, torch.Generator().manual_seed(s)) for s in (1, 1, 2)
-    ]
-    assert abs(float(masks[0].float().mean()) - 0.25) < 0.01
+    x = torch.zeros((999, 101))
+    masks = [draw(x, 0.25, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert set(masks[0].unique().tolist()) == {0, 1}
+    assert abs(float(masks[0].mean()) - 0.25) < 0.01
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
 

@@ -41,7 +41,7 @@ def capacity(
     from flows.capacity import measure_capacity
     from flows.request import Request
 
-    full = make_recipe(preset, recipe, {"w_bits": w_bits, "capacity": capacity})
+    full = make_recipe(preset, recipe, w_bits=w_bits, capacity=capacity)
     full = Recipe.make(parse_k(k), full)
     report = measure_capacity(
         Request(checkpoint=checkpoint, arch=arch, data=data, preprocess=preprocess, recipe=full)

@@ -12,10 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.documents import read_mapping
 from modcap.errors import InputError
 from modcap.recipe import Recipe
 
-__all__ = ["make_recipe", "only_report", "parse_age", "parse_k", "read_recipe_file"]
+__all__ = ["make_recipe", "only_report", "parse_age", "parse_k"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -31,21 +32,9 @@ Preprocess = Annotated[str | None, typer.Option(help="Such as 'mean=0.286,std=0.
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="YAML or JSON with recipe fields; flags win.")
 ]
+Iterations = Annotated[int | None, typer.Option(help="Steps per group.")]
+Calibration = Annotated[int | None, typer.Option(help="Calibration images.")]
 Preset = Annotated[str, typer.Option(help="quick or paper: what flags and files do not name.")]
-
-
-def read_recipe_file(path: Path) -> dict[str, Any]:
-    """The fields that a recipe file names."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"recipe {path}: cannot be read ({reason}): give YAML or JSON") from None
-    if not isinstance(values, dict):
-        raise InputError(f"recipe {path}: give a mapping of recipe fields, such as 'w_bits: 2'")
-    return values
 
 
 def parse_k(text: str | None) -> dict[str, Any]:
@@ -59,15 +48,16 @@ def parse_k(text: str | None) -> dict[str, Any]:
     return {"k": int(text)}
 
 
-def make_recipe(preset: str, path: Path | None, flags: dict[str, Any]) -> Recipe:
+def make_recipe(
+    preset: str, path: Path | None, *, iterations: int | None = None, **flags: Any
+) -> Recipe:
     """The preset, overlaid by the file, overlaid by the flags that were given."""
     given = {name: value for name, value in flags.items() if value is not None}
-    iterations = given.pop("iterations", None)
     if iterations is not None:
         given["optimiser"] = {"iterations": iterations}
     base = Recipe.preset(preset)
     if path is not None:
-        base = Recipe.make(read_recipe_file(path), base)
+        base = Recipe.make(read_mapping(path, f"recipe {path}"), base)
     return Recipe.make(given, base)
 
 

@@ -11,8 +11,10 @@ from rich.table import Table
 
 from flows.cli.options import (
     Arch,
+    Calibration,
     Checkpoint,
     Data,
+    Iterations,
     Json,
     Preprocess,
     Preset,
@@ -38,8 +40,8 @@ def quantize(
     selection: Selection | None = None,
     homogeneity: Homogeneity | None = None,
     schedule: Schedule | None = None,
-    iterations: Annotated[int | None, typer.Option(help="Steps per group.")] = None,
-    calibration: Annotated[int | None, typer.Option(help="Calibration images.")] = None,
+    iterations: Iterations = None,
+    calibration: Calibration = None,
     seed: int | None = None,
     recipe: RecipeFile = None,
     preset: Preset = "quick",
@@ -47,6 +49,7 @@ def quantize(
     eval_images: Annotated[int | None, typer.Option(help="How many; all by default.")] = None,
     preprocess: Preprocess = None,
     name: Annotated[str | None, typer.Option(help="Name of the registered model.")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Register the ONNX form too.")] = False,
     compare: Annotated[bool, typer.Option(help="Also run rounding to nearest and k = 0.")] = True,
     json_: Json = False,
 ) -> None:
@@ -54,19 +57,20 @@ def quantize(
     from flows.connect import use_services
     from flows.request import Request, prepare
 
-    fields = {
-        "w_bits": w_bits,
-        "a_bits": a_bits,
-        "method": method,
-        "capacity": capacity,
-        "selection": selection,
-        "homogeneity": homogeneity,
-        "schedule": schedule,
-        "iterations": iterations,
-        "calibration": calibration,
-        "seed": seed,
-    }
-    full = make_recipe(preset, recipe, fields)
+    full = make_recipe(
+        preset,
+        recipe,
+        w_bits=w_bits,
+        a_bits=a_bits,
+        method=method,
+        capacity=capacity,
+        selection=selection,
+        homogeneity=homogeneity,
+        schedule=schedule,
+        iterations=iterations,
+        calibration=calibration,
+        seed=seed,
+    )
     full = Recipe.make(parse_k(k), full)
     request = Request(
         checkpoint=checkpoint,
@@ -76,6 +80,7 @@ def quantize(
         eval_images=eval_images,
         preprocess=preprocess,
         name=name,
+        onnx=onnx,
         recipe=full,
     )
     if not any(str(place).startswith("s3://") for place in (checkpoint, data, eval_data)):
@@ -93,9 +98,7 @@ def quantize(
 
 def _print_report(report: dict[str, Any]) -> None:
     console = Console()
-    recipe = report["recipe"]
-    bits = f"W{recipe['w_bits']}A{recipe['a_bits']}"
-    title = f"{report['model_name']} version {report['model_version']}: {bits}"
+    title = f"{report['model_name']} version {report['model_version']}: {report['bits']}"
     table = Table(title=title, title_justify="left")
     for heading in ("variant", "top-1 %", "drop", "oscillation", "groups", "bytes"):
         table.add_column(heading, justify="left" if heading == "variant" else "right")

@@ -63,8 +63,8 @@ def run(
     """Run a command with the stack's addresses and credentials in its environment."""
     from infra import local
 
-    local.up(report=lambda line: print(line, file=sys.stderr, flush=True))
-    os.environ.update(local.up().environment())
+    running = local.up(report=lambda line: print(line, file=sys.stderr, flush=True))
+    os.environ.update(running.environment())
     try:
         os.execvp(command[0], command)
     except OSError as error:

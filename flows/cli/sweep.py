@@ -10,7 +10,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import Data, Json, Preprocess, Preset, RecipeFile, make_recipe, only_report
+from flows.cli.options import (
+    Calibration,
+    Data,
+    Iterations,
+    Json,
+    Preprocess,
+    Preset,
+    RecipeFile,
+    make_recipe,
+    only_report,
+)
 from modcap.errors import InputError
 from modcap.recipe import CapacityKind, Homogeneity, Method, Schedule, Selection
 
@@ -28,11 +38,8 @@ MaxDrop = Annotated[float | None, typer.Option(help="Points of top-1 that the be
 MaxBytes = Annotated[int | None, typer.Option(help="Bytes that the best may take.")]
 
 
-def make_grid(
-    checkpoint: list[str], arch: list[str] | None, fields: dict[str, Any], **values: Any
-) -> Any:
-    """The sweep that the flags ask for; ``fields`` are those of its recipe."""
-    from flows.grid import Sweep, parse_range
+def make_requests(checkpoint: list[str], arch: list[str] | None, **fields: Any) -> tuple[Any, ...]:
+    """A request for each checkpoint; ``arch`` is none, one for all, or one for each."""
     from flows.request import Request
 
     archs: list[str | None] = list(arch) if arch else [None]
@@ -42,18 +49,20 @@ def make_grid(
         raise InputError(
             f"--arch: {len(archs)} for {len(checkpoint)} checkpoints: give one for all, or one each"
         )
-    axes = {
-        name: parse_range(values.pop(name), f"--{name.replace('_', '-')}")
-        for name in ("w_bits", "a_bits", "k", "seed")
-        if values.get(name) is not None
-    }
-    recipe = make_recipe(fields.pop("preset"), fields.pop("path"), fields.pop("flags"))
-    requests = tuple(
-        Request(checkpoint=c, arch=a, recipe=recipe, **fields)
-        for c, a in zip(checkpoint, archs, strict=True)
+    return tuple(
+        Request(checkpoint=c, arch=a, **fields) for c, a in zip(checkpoint, archs, strict=True)
     )
-    rest = {name: value for name, value in values.items() if value is not None}
-    return Sweep(requests=requests, **axes, **rest)
+
+
+def parse_axes(**typed: str | None) -> dict[str, tuple[int, ...]]:
+    """The axes that were given, by field of the sweep."""
+    from flows.grid import parse_range
+
+    return {
+        name: parse_range(text, f"--{name.replace('_', '-')}")
+        for name, text in typed.items()
+        if text is not None
+    }
 
 
 def sweep(
@@ -69,8 +78,8 @@ def sweep(
     selection: Selection | None = None,
     homogeneity: Homogeneity | None = None,
     schedule: Schedule | None = None,
-    iterations: Annotated[int | None, typer.Option(help="Steps per group.")] = None,
-    calibration: Annotated[int | None, typer.Option(help="Calibration images.")] = None,
+    iterations: Iterations = None,
+    calibration: Calibration = None,
     recipe: RecipeFile = None,
     preset: Preset = "quick",
     eval_images: Annotated[int | None, typer.Option(help="Test images; all by default.")] = None,
@@ -81,33 +90,31 @@ def sweep(
 ) -> None:
     """Quantize a grid of bit-widths, k and seeds, compare all cells and register the best."""
     from flows.connect import use_services
+    from flows.grid import Sweep
 
-    flags = {
-        "capacity": capacity,
-        "selection": selection,
-        "homogeneity": homogeneity,
-        "schedule": schedule,
-        "iterations": iterations,
-        "calibration": calibration,
-    }
-    grid = make_grid(
-        checkpoint,
-        arch,
-        {
-            "data": data,
-            "preprocess": preprocess,
-            "eval_images": eval_images,
-            "preset": preset,
-            "path": recipe,
-            "flags": flags,
-        },
-        w_bits=w_bits,
-        a_bits=a_bits,
-        k=k,
-        seed=seeds,
-        method=tuple(method) if method else None,
+    base = make_recipe(
+        preset,
+        recipe,
+        capacity=capacity,
+        selection=selection,
+        homogeneity=homogeneity,
+        schedule=schedule,
+        iterations=iterations,
+        calibration=calibration,
+    )
+    grid = Sweep(
+        requests=make_requests(
+            checkpoint,
+            arch,
+            recipe=base,
+            data=data,
+            preprocess=preprocess,
+            eval_images=eval_images,
+        ),
+        method=tuple(method or ()),
         max_drop=max_drop,
         max_bytes=max_bytes,
+        **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seed=seeds),
     )
     _check(grid)
     use_services()
@@ -140,7 +147,7 @@ def _print(report: dict[str, Any]) -> None:
     for row in report["cells"]:
         table.add_row(
             row["model_name"],
-            f"W{row['recipe']['w_bits']}A{row['recipe']['a_bits']}",
+            row["bits"],
             row["recipe"]["method"],
             str(row["k"]),
             str(row["recipe"]["seed"]),
@@ -174,8 +181,8 @@ def plan(
     selection: Selection | None = None,
     homogeneity: Homogeneity | None = None,
     schedule: Schedule | None = None,
-    iterations: Annotated[int | None, typer.Option(help="Steps per group.")] = None,
-    calibration: Annotated[int | None, typer.Option(help="Calibration images.")] = None,
+    iterations: Iterations = None,
+    calibration: Calibration = None,
     recipe: RecipeFile = None,
     preset: Preset = "quick",
     preprocess: Preprocess = None,
@@ -185,25 +192,23 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Show what a run or a sweep would do: jobs, what is done already, time and cost."""
+    from flows.grid import Sweep
     from flows.planning import describe_plan
 
-    flags = {
-        "capacity": capacity,
-        "selection": selection,
-        "homogeneity": homogeneity,
-        "schedule": schedule,
-        "iterations": iterations,
-        "calibration": calibration,
-    }
-    grid = make_grid(
-        checkpoint,
-        arch,
-        {"data": data, "preprocess": preprocess, "preset": preset, "path": recipe, "flags": flags},
-        w_bits=w_bits,
-        a_bits=a_bits,
-        k=k,
-        seed=seeds,
-        method=tuple(method) if method else None,
+    base = make_recipe(
+        preset,
+        recipe,
+        capacity=capacity,
+        selection=selection,
+        homogeneity=homogeneity,
+        schedule=schedule,
+        iterations=iterations,
+        calibration=calibration,
+    )
+    grid = Sweep(
+        requests=make_requests(checkpoint, arch, recipe=base, data=data, preprocess=preprocess),
+        method=tuple(method or ()),
+        **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seed=seeds),
     )
     report = describe_plan(grid, workers, price_per_hour, picture)
     if json_:

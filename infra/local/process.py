@@ -24,6 +24,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
         process = subprocess.Popen(
             command,
             env={**os.environ, **environment},
+            cwd=log.parent,  # the folder of the command that started it may vanish
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -13,13 +13,10 @@ import pytest
 import torch
 
 import modcap
-from modcap import checkpoint, data
-from modcap.preprocess import Preprocess
+from modcap import checkpoint
 from tasks.store import Store, fetch
+from tests.integration.commands import ARCH, CHECKPOINT, ROOT, images, modcap_command
 
-ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "examples/fashion_mnist/checkpoints/resnet18_narrow.safetensors"
-ARCH = "modcap.zoo:resnet18_narrow"
 SMALL: dict[str, Any] = {
     "calibration": 64,
     "optimiser": {"iterations": 5, "batch_size": 16},
@@ -35,18 +32,11 @@ def quantize(
 ) -> subprocess.CompletedProcess[str]:
     recipe = folder / "recipe.json"
     recipe.write_text(json.dumps(SMALL))
-    command = [
-        *(sys.executable, "-m", "flows.cli", "quantize", str(CHECKPOINT), "--arch", ARCH),
-        *("--data", "fashion-mnist", "--eval-images", "500", "--recipe", str(recipe), *flags),
-    ]
-    own = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
-    return subprocess.run(
-        command,
-        env=own | stack | {"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
+    return modcap_command(
+        stack,
+        *("quantize", CHECKPOINT, "--arch", ARCH, "--data", "fashion-mnist"),
+        *("--eval-images", "500", "--recipe", recipe, *flags),
+        **environment,
     )
 
 
@@ -91,14 +81,12 @@ def test_distributed_artifact_is_that_of_the_library(
     store: Store,
     tmp_path: Path,
 ) -> None:
-    preprocess = Preprocess.for_architecture(ARCH)
-    pool = data.load("fashion-mnist", split="calibration", preprocess=preprocess)
-    images = preprocess.normalize(data.calibration(pool, 64, 0).images)
+    calibration = images(64, 0)
     model = checkpoint.load(CHECKPOINT, ARCH).model
-    done = modcap.quantize(model, images, modcap.Recipe.preset("quick", **SMALL))
+    done = modcap.quantize(model, calibration, modcap.Recipe.preset("quick", **SMALL))
     assert fetch(report["artifact"], tmp_path).read_bytes() == done.artifact
     loaded = modcap.load(fetch(report["artifact"], tmp_path))
-    assert torch.equal(loaded(images), done.network(images))
+    assert torch.equal(loaded(calibration), done.network(calibration))
 
 
 def test_registered_version_predicts_without_pickle(

@@ -12,13 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import onnxruntime
 import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save
 
+from modcap import artifact
 from tasks import store as stores
+from tasks.store import fetch
 from tests.integration.commands import ROOT, modcap_command, start
 
 NETWORK = "vgg_tiny"
@@ -152,11 +156,34 @@ def registered(
             stack,
             *("quantize", checkpoint, "--arch", f"modcap.zoo:{NETWORK}", "--json"),
             *("--data", "fashion-mnist", "--eval-images", "200", "--recipe", recipe),
-            *("--w-bits", bits, "--a-bits", bits, "--name", "gated"),
+            *("--w-bits", bits, "--a-bits", bits, "--name", "gated", "--onnx"),
         )
         assert done.returncode == 0, done.stderr
         made.append(json.loads(done.stdout))
     return made
+
+
+def test_onnx_form_comes_with_the_version(
+    stack: dict[str, str],
+    registered: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in stack.items():  # not mlflow.set_tracking_uri: it would outlive this test
+        monkeypatch.setenv(name, value)
+    version = MlflowClient().get_model_version("gated", registered[0]["model_version"])
+    file = mlflow.artifacts.download_artifacts(
+        artifact_uri=f"models:/gated/{version.version}/{version.tags['onnx']}",
+        dst_path=str(tmp_path),
+    )
+    packed = tmp_path / "network.safetensors"
+    packed.write_bytes(fetch(registered[0]["artifact"], tmp_path).read_bytes())
+    images = torch.randn(3, 1, 28, 28)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        expected = artifact.load(packed)(images)
+    assert torch.allclose(torch.from_numpy(logits), expected, atol=1e-3)
 
 
 def promote(stack: dict[str, str], *flags: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,290 @@
+"""Does joining by capacity help? Every selection beside every other, at equal compute.
+
+    python -m benchmarks.fidelity            # resumes where it was stopped
+    python -m benchmarks.fidelity --quick    # a small table in under ten minutes
+
+All variants see the same calibration images, images per step and rates. ``group``: each group takes
+the same number of steps, so joining does not work more (a step of a joined group costs what its
+modules cost alone). ``module``: steps grow with the size of the group, so that all variants take
+the same number of steps per module and joined ones work more. Writes
+benchmarks/results/fidelity.json (every cell), and fidelity.md (tables, rank correlations).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modcap.recipe import Recipe
+
+HERE = Path(__file__).parent
+CHECKPOINTS = HERE.parent / "examples/fashion_mnist/checkpoints"
+RESULTS = HERE / "results/fidelity.json"
+MOBILENET, RESNET = "mobilenet_v2_x0_5", "resnet18_narrow"
+NETWORKS = (MOBILENET, RESNET, "vgg_tiny", "regnet_tiny")
+K = {MOBILENET: 4}  # boundaries to select; 2 in the others, which have half as many modules
+ITERATIONS = 100
+
+# The groups that the authors' configuration of MobileNetV2 names (github.com/bytedance/MRECG,
+# configs/*/mbv2_2_4.yaml: 18 blocks, of which a tuple joins some), and of ResNet-18
+AUTHORS = {
+    MOBILENET: ((3, 4), (6, 7), (9, 10, 11), (12, 13, 14), (16, 17)),
+    RESNET: ((4, 5), (6, 7)),
+}
+
+
+def joined(network: str, indices: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Any]:
+    groups = [[names[i] for i in group] for group in indices]
+    return {"selection": "explicit", "groups": groups, "k": None}
+
+
+def selections(network: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The recipe fields of each selection."""
+    k = K.get(network, 2)
+    pairs = [(i, i + 1) for i in range(0, len(names) - 1, 2)]
+    found = {
+        "none": {"k": 0},
+        "data-free": {"k": k},
+        "data-dependent": {"k": k, "capacity": "data-dependent"},
+        "data-free, any neighbours": {"k": k, "homogeneity": "any"},
+        "data-free, any, log": {"k": k, "homogeneity": "any", "capacity_scale": "log"},
+        "random": {"k": k, "homogeneity": "any", "selection": "random"},
+        "pairs everywhere": joined(network, pairs, names),
+    }
+    if network in AUTHORS:
+        found["authors' list"] = joined(network, AUTHORS[network], names)
+    return found
+
+
+def series(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Accuracy against k: by the paper's rule, and over any neighbours; and what auto chooses."""
+    found: dict[str, dict[str, Any]] = {"auto": {"k": None}}
+    found |= {f"paper, k={k}": {"k": k} for k in range(1, 10)}
+    found |= {
+        f"log, k={k}": {"k": k, "homogeneity": "any", "capacity_scale": "log"}
+        for k in (1, 2, 3, 6, 9)
+    }
+    return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cells of one network, bits, method and seed: they share the prefixes they have in common."""
+
+    network: str
+    bits: tuple[int, int]
+    method: str
+    seed: int
+    table: str = "selections"
+    iterations: int = ITERATIONS
+    tests: int = 10_000
+
+
+def batches(quick: bool) -> list[Batch]:
+    """What to measure, the most telling first."""
+    if quick:
+        small = {"iterations": 30, "tests": 2000}
+        return [Batch(n, (2, 4), "qdrop", 0, **small) for n in ("vgg_tiny", RESNET)]
+    bits = ((2, 4), (4, 4), (3, 3), (2, 2))
+    found = [Batch(n, (2, 4), "qdrop", 0) for n in NETWORKS]
+    found.append(Batch(MOBILENET, (2, 4), "qdrop", 0, "k"))
+    found += [Batch(MOBILENET, b, "qdrop", 0) for b in bits[1:]]
+    found += [Batch(MOBILENET, (2, 4), m, 0) for m in ("brecq", "adaround")]
+    found += [Batch(n, (2, 4), "qdrop", s) for s in (1, 2) for n in NETWORKS]
+    found += [Batch(n, b, "qdrop", 0) for n in NETWORKS[1:] for b in bits[1:]]
+    found += [Batch(n, (2, 4), m, 0) for n in NETWORKS[1:] for m in ("brecq", "adaround")]
+    found += [Batch(MOBILENET, b, "qdrop", s) for s in (1, 2) for b in bits[1:]]
+    return found
+
+
+def measure(batch: Batch, known: set[str]) -> Iterator[dict[str, Any]]:
+    """The cells of a batch that are not in ``known``, in this process, on one thread."""
+    import torch
+
+    from modcap import checkpoint, data
+    from modcap.images import ImageSet
+    from modcap.jobs import run
+    from modcap.network import build
+    from modcap.plan import Cell, plan
+    from modcap.preprocess import Preprocess
+    from modcap.results import Result
+    from modcap.workbench import Workbench
+
+    torch.set_num_threads(1)
+    arch = f"modcap.zoo:{batch.network}"
+    preprocess = Preprocess.for_architecture(arch)
+    pool = data.load("fashion-mnist", split="calibration", preprocess=preprocess)
+    chosen = data.calibration(pool, 1024, batch.seed)
+    tests = data.load("fashion-mnist", split="evaluation", preprocess=preprocess)
+    calibration, evaluation = (
+        ImageSet(torch.tensor(x.images), torch.tensor(x.labels), preprocess.mean, preprocess.std)
+        for x in (chosen, tests.take(range(batch.tests)))
+    )
+    model = checkpoint.load(CHECKPOINTS / f"{batch.network}.safetensors", arch).model
+    network = build(model, calibration.normalized(0, 2))
+    names = network.partition.names
+    bench = Workbench.holding(
+        {network.digest: network, calibration.digest: calibration, evaluation.digest: evaluation}
+    )
+    results: dict[str, Result] = {}
+    variants = series(names) if batch.table == "k" else selections(batch.network, names)
+    for name, fields in variants.items():
+        for per in ("group",) if name == "none" or batch.table == "k" else ("group", "module"):
+            recipe = Recipe.preset(
+                "quick",
+                w_bits=batch.bits[0],
+                a_bits=batch.bits[1],
+                method=batch.method,
+                seed=batch.seed,
+                iterations_per=per,
+                optimiser={"iterations": batch.iterations},
+                **fields,
+            )
+            row = {
+                "network": batch.network,
+                "bits": recipe.bits,
+                "method": batch.method,
+                "selection": name,
+                "per": per,
+                "seed": batch.seed,
+                "iterations": batch.iterations,
+                "tests": batch.tests,
+            }
+            if identity(row) in known:
+                continue
+            cell = Cell(network, calibration.digest, evaluation.digest, recipe)
+            while todo := [j for j in plan([cell], results.get).jobs if j.key not in results]:
+                for job in todo:
+                    results[job.key] = run(job, bench, [results[key] for key in job.needs])
+            made = plan([cell], results.get).cells[0]
+            evaluated = results[made.evaluate].meta
+            yield row | {
+                "k": results[made.select].meta["k"],
+                "groups": [list(names[a:b]) for a, b in made.groups if b - a > 1],
+                "top1": evaluated["top1"],
+                "fp_top1": results[made.evaluate_full].meta["top1"],
+                "oscillation": evaluated["oscillation"],
+                "final_error": evaluated["final_error"],
+                "reconstruct_seconds": round(
+                    sum(results[key].meta["seconds"] for key in made.reconstructs), 1
+                ),
+            }
+
+
+def identity(row: dict[str, Any]) -> str:
+    names = ("network", "bits", "method", "selection", "per", "seed", "iterations", "tests")
+    return json.dumps([row[name] for name in names])
+
+
+def run_batch(batch: Batch, known: set[str]) -> list[dict[str, Any]]:
+    return list(measure(batch, known))
+
+
+def mean(rows: Sequence[dict[str, Any]], name: str) -> float:
+    return statistics.mean(row[name] for row in rows)
+
+
+def selection_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| network | bits | method | selection | k | steps per | top-1 % (min to max, n) "
+        "| to none | oscillation | final error | s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    cells: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = tuple(row[n] for n in ("network", "bits", "method", "selection", "per"))
+        cells.setdefault(key, []).append(row)
+    for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), key[1], key[2])):
+        some = cells[key]
+        none = {r["seed"]: r["top1"] for r in cells.get((*key[:3], "none", "group"), [])}
+        gain = [r["top1"] - none[r["seed"]] for r in some if r["seed"] in none]
+        top = [r["top1"] for r in some]
+        lines.append(
+            f"| {key[0]} | {key[1]} | {key[2]} | {key[3]} | {some[0]['k']} | {key[4]} "
+            f"| {statistics.mean(top):.2f} ({min(top):.2f} to {max(top):.2f}, {len(top)}) "
+            f"| {statistics.mean(gain):+.2f} | {mean(some, 'oscillation'):.3f} "
+            f"| {mean(some, 'final_error'):.4f} | {mean(some, 'reconstruct_seconds'):.0f} |"
+            if gain
+            else f"| {' | '.join(key)} | {top} |"
+        )
+    return lines
+
+
+def correlation_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Spearman's rank correlation with the loss of top-1, over the variants of each setting."""
+    from scipy.stats import spearmanr
+
+    lines = [
+        "| network | bits | method | cells | oscillation | final error |",
+        "|---|---|---|---|---|---|",
+    ]
+    cells: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault(tuple(row[n] for n in ("network", "bits", "method")), []).append(row)
+    for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), *key[1:])):
+        some = cells[key]
+        loss = [row["fp_top1"] - row["top1"] for row in some]
+        rho = [
+            float(spearmanr([row[n] for row in some], loss).statistic)
+            for n in ("oscillation", "final_error")
+        ]
+        lines.append(f"| {' | '.join(key)} | {len(some)} | {rho[0]:+.2f} | {rho[1]:+.2f} |")
+    return lines
+
+
+def k_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = ["| selection | k | top-1 % | oscillation | final error |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {r['selection']} | {r['k']} | {r['top1']:.2f} | {r['oscillation']:.3f} "
+        f"| {r['final_error']:.4f} |"
+        for r in rows
+    ]
+    return lines
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    against_k = [r for r in rows if "k=" in r["selection"] or r["selection"] == "auto"]
+    table = [r for r in rows if r not in against_k]
+    none = [
+        r
+        for r in table
+        if (r["network"], r["bits"], r["method"], r["seed"], r["selection"])
+        == (MOBILENET, "W2A4", "qdrop", 0, "none")
+    ]
+    parts = [selection_table(table), correlation_table(table)]
+    if against_k:
+        parts.append(k_table([*none, *against_k]))
+    path.with_suffix(".md").write_text("\n\n".join("\n".join(part) for part in parts) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="two networks, 30 steps, one seed")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
+    args = parser.parse_args()
+    path = RESULTS.with_stem("fidelity_quick") if args.quick else RESULTS
+    rows = json.loads(path.read_text()) if path.exists() and not args.fresh else []
+    known = {identity(row) for row in rows}
+    with ProcessPoolExecutor(args.workers) as pool:
+        for future in as_completed([pool.submit(run_batch, b, known) for b in batches(args.quick)]):
+            new = future.result()
+            rows += new
+            write(rows, path)
+            for row in new:
+                print(identity(row), row["k"], row["top1"], flush=True)
+    print(path.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()

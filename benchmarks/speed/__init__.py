@@ -1,0 +1,1 @@
+"""Time, memory and accuracy of reconstruction, beside peers: ``python -m benchmarks.speed``."""

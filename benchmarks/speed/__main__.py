@@ -1,0 +1,99 @@
+"""Seconds per reconstruction step and per run, peak memory and top-1, beside peers; and how cost
+grows with depth and calibration images.
+
+    python -m benchmarks.speed --quick     # under ten minutes, 100 steps per layer
+    python -m benchmarks.speed             # 500 steps per layer, both bit widths
+    python -m benchmarks.speed --fresh     # measure again what was measured
+
+Writes benchmarks/results/speed.json, the table in docs/speed.md and docs/images/speed-linear.png.
+Peers come from PyPI into environments of their own under $MODCAP_HOME/peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed import processes, report
+from benchmarks.speed.store import Rows
+
+ROOT = Path(__file__).parents[2]
+NETWORKS = ["resnet18_narrow", "mobilenet_v2_x0_5"]
+BEFORE = "4663890"  # the parent of "Inner loop 1.6 times (MobileNetV2) …"
+DEPTHS = ["resnet18", "resnet34", "resnet50", "resnet101"]
+COUNTS = [256, 512, 1024, 2048]
+COMMON: dict[str, Any] = {"batch": 32, "seed": 0, "images": 1024, "method": "qdrop"}
+
+
+def ratio(rows: Rows, size: str, quick: bool) -> None:
+    """Seconds per step of HEAD and of the revision before, by turns."""
+    for network in NETWORKS:
+        for turn in range(1 if quick else 3):
+            for name, source in (("before", BEFORE), ("now", "HEAD")):
+                spec = {"w_bits": 4, "a_bits": 4, "steps": 30 if quick else 100, "images": 256}
+                spec = {**COMMON, **spec, "network": network, "test": False}
+                place = processes.revision(source)
+                key = f"{size}/step/{network}/{name}/{turn}"
+                rows.once(key, lambda p=place, s=spec: processes.run("modcap", 600, p, **s))
+
+
+def runs(rows: Rows, size: str, quick: bool, steps: int, limit: float) -> None:
+    """Whole runs of modcap and of the peers."""
+    source = processes.revision("HEAD")
+    for network in NETWORKS:
+        for bits in ((4, 4),) if quick else ((4, 4), (2, 4)):
+            spec = {**COMMON, "network": network, "w_bits": bits[0], "a_bits": bits[1]}
+            for method in ("qdrop", "adaround"):
+                key = f"{size}/run/{network}/W{bits[0]}A{bits[1]}/modcap {method}"
+                own = {**spec, "method": method, "steps": steps}
+                rows.once(key, lambda s=own: processes.run("modcap", 3600, source, **s))
+        for peer in processes.PEERS:
+            state = rows.once(f"install/{peer}", lambda p=peer: {"state": processes.install(p)})
+            spec = {**COMMON, "network": network, "w_bits": 4, "a_bits": 4, "steps": steps}
+            if state["state"] != "works":
+                continue
+            key = f"{size}/run/{network}/W4A4/{peer}"
+            row = rows.once(key, lambda p=peer, s=spec: processes.run(p, limit, **s))
+            if peer == "nncf" and "error" in row:
+                eight = {**spec, "w_bits": 8, "a_bits": 8}
+                key = f"{size}/run/{network}/W8A8/{peer}"
+                rows.once(key, lambda p=peer, s=eight: processes.run(p, limit, **s))
+            if peer == "mct" and not quick:
+                key, own = f"{size}/run/{network}/W4A4/mct, Hessian", {**spec, "hessian": True}
+                rows.once(key, lambda s=own: processes.run("mct", limit, **s))
+
+
+def linear(rows: Rows, size: str, quick: bool) -> None:
+    """Cost against depth and against calibration images, at fixed steps per module."""
+    source = processes.revision("HEAD")
+    spec = {**COMMON, "network": NETWORKS[0], "w_bits": 4, "a_bits": 4, "test": False}
+    for name in DEPTHS:
+        deep = {**spec, "torchvision": name, "images": 32, "batch": 8, "steps": 5 if quick else 20}
+        key = f"{size}/depth/{name}"
+        rows.once(key, lambda s=deep: processes.run("modcap", 900, source, **s))
+    for count in COUNTS:
+        many = {**spec, "images": count, "steps": 20 if quick else 100}
+        key = f"{size}/images/{count}"
+        rows.once(key, lambda s=many: processes.run("modcap", 900, source, **s))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
+    args = parser.parse_args()
+    size = "quick" if args.quick else "full"
+    rows = Rows(ROOT / "benchmarks/results/speed.json", args.fresh)
+    processes.write_inputs(NETWORKS)
+    ratio(rows, size, args.quick)
+    linear(rows, size, args.quick)
+    runs(rows, size, args.quick, 100 if args.quick else 500, 150 if args.quick else 3600)
+    report.write(ROOT, size, rows.rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

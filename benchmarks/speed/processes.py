@@ -1,0 +1,113 @@
+"""Measured processes: their inputs, their environments, and their one line of JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+__all__ = ["HOME", "PEERS", "install", "revision", "run", "write_inputs"]
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+HOME = Path(os.environ.get("MODCAP_HOME", ROOT / ".modcap"))
+INPUTS = HOME / "speed" / "inputs"
+CHECKPOINTS = ROOT / "examples/fashion_mnist/checkpoints"
+PEERS = {
+    "mct": ("model-compression-toolkit",),
+    "aimet": ("aimet-torch",),
+    "nncf": ("nncf",),
+}
+TORCH, TORCHVISION = "torch==2.13.0", "torchvision==0.28.0"
+
+
+def write_inputs(networks: list[str]) -> None:
+    """The calibration pool, the test images, normalised, and the checkpoints, for all alike."""
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file
+
+    from modcap import data
+    from modcap.images import ImageSet
+    from modcap.preprocess import Preprocess
+
+    INPUTS.mkdir(parents=True, exist_ok=True)
+    p = Preprocess.for_architecture("modcap.zoo:resnet18_narrow")
+    pool = data.load("fashion-mnist", split="calibration", preprocess=p)
+    count = min(2048, len(pool))
+    chosen = data.calibration(pool, count, seed=0)
+    tests = data.load("fashion-mnist", split="evaluation", preprocess=p)
+    for name, some in (("calibration", chosen), ("tests", tests)):
+        held = ImageSet(torch.tensor(some.images), torch.tensor(some.labels), p.mean, p.std)
+        np.save(INPUTS / f"{name}.npy", held.normalized().numpy())
+    np.save(INPUTS / "labels.npy", tests.labels)
+    for name in networks:
+        torch.save(load_file(CHECKPOINTS / f"{name}.safetensors"), INPUTS / f"{name}.pt")
+
+
+def install(peer: str) -> str:
+    """Makes the peer's own environment; ``works``, or the reason why not in one line."""
+    folder = HOME / "peers" / peer
+    mark = folder / "installed"
+    if mark.exists():
+        return "works"
+    pip = [str(folder / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "-q"]
+    steps = [
+        [sys.executable, "-m", "venv", "--clear", str(folder)],
+        [*pip, TORCH, *PEERS[peer]],
+        [*pip, "--no-deps", TORCHVISION],  # read by two of the peers at import, never used
+    ]
+    for step in steps:
+        done = subprocess.run(step, capture_output=True, text=True)
+        if done.returncode:
+            return f"install fails: {_last_line(done.stderr)}"
+    mark.touch()
+    return "works"
+
+
+def _last_line(text: str) -> str:
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return lines[-1].replace(str(ROOT), ".") if lines else "no message"
+
+
+@cache
+def revision(name: str) -> Path:
+    """A folder with ``modcap/`` as committed in ``name``."""
+    archive = subprocess.run(
+        ["git", "archive", name, "modcap"], cwd=ROOT, capture_output=True, check=True
+    )
+    folder = Path(tempfile.mkdtemp(prefix="modcap-speed-"))
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+def run(who: str, limit: float, source: Path | None = None, **spec: Any) -> dict[str, Any]:
+    """One process of ``who`` (``modcap`` or a peer); its row, or ``{"error": one line}``."""
+    python = sys.executable if who == "modcap" else str(HOME / "peers" / who / "bin/python")
+    threads = {f"{n}_NUM_THREADS": "1" for n in ("OMP", "MKL", "OPENBLAS")}
+    environment = {**os.environ, **threads}
+    if source is not None:
+        environment["PYTHONPATH"] = str(source)
+    command = [
+        python,
+        str(HERE / f"peers/with_{who}.py"),
+        json.dumps({**spec, "inputs": str(INPUTS)}),
+    ]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {limit:.0f} s"}
+    if done.returncode:
+        return {"error": _last_line(done.stderr)}
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row

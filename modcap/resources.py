@@ -1,0 +1,104 @@
+"""How much memory a job needs at its peak, estimated from the shapes of its group.
+
+    memory = base
+           + images * (2 input + 2 output)      calibration activations of the group
+           + images * image + 256 * inside      a forward pass of what lies before it
+           + batch * 6 * inside                 an optimisation step: values, factors, gradients
+           + 12 * weights + 2 * all weights     rounding, Adam's two moments, gradients, copies
+
+The calibration activations are the group's input, in full precision and behind the quantized
+prefix, the output to reproduce, and the output that it has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from modcap.network import Network
+from modcap.selection import Span
+
+__all__ = ["Footprint", "evaluation_memory", "footprints", "reconstruction_memory"]
+
+_BASE = 512 << 20  # a worker process with torch, 312 MB, and room
+_PASS = 256  # images in a forward pass without gradients
+_STEP = 6  # times the inner values, in a step with gradients
+_WEIGHTS = 12  # times the weights, of a group that is optimised
+_ROUND = 256 << 20  # requests are multiples: few sizes, so that workers are shared
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one module in float32: per image its input, its output and all values inside
+    (output included), and its weights."""
+
+    input: int
+    output: int
+    inside: int
+    weights: int
+
+
+@lru_cache(maxsize=64)
+def footprints(network: Network) -> tuple[Footprint, ...]:
+    """Of every module, in order, from one image of zeros."""
+    found = []
+    x = torch.zeros(1, *network.input_shape)
+    with torch.no_grad():
+        for module in network.partition.modules:
+            sizes = _Sizes(module)
+            y = sizes.run(x)
+            weights = sum(tensor.nbytes for tensor in module.state_dict().values())
+            found.append(Footprint(x.nbytes, y.nbytes, sizes.bytes, weights))
+            x = y
+    return tuple(found)
+
+
+class _Sizes(fx.Interpreter):
+    """Adds up the bytes of every value that a graph computes."""
+
+    bytes = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and n.op not in ("placeholder", "output", "get_attr"):
+            self.bytes += value.nbytes
+        return value
+
+
+def reconstruction_memory(network: Network, span: Span, images: int, batch: int) -> int:
+    """Bytes that the reconstruction of a group needs.
+
+    Args:
+        network: whose group it is.
+        span: its modules.
+        images: of calibration.
+        batch: images per step; 0 where nothing is optimised.
+    """
+    modules = footprints(network)
+    before, group = modules[: span.start], modules[span.start : span.stop]
+    kept = images * (2 * group[0].input + 2 * group[-1].output)
+    widest = max(module.inside for module in (*before, *group))
+    passes = images * modules[0].input + _PASS * widest
+    step = batch * _STEP * sum(module.inside for module in group)
+    weights = sum(module.weights for module in group) * (_WEIGHTS if batch else 3)
+    return _rounded(kept + max(passes, step) + weights + 2 * _all_weights(modules))
+
+
+def evaluation_memory(network: Network) -> int:
+    """Bytes that an evaluation needs beside its images: a pass, and the losses on 256 images."""
+    modules = footprints(network)
+    widest = max(module.inside for module in modules)
+    across = max(2 * module.input + 2 * module.output for module in modules)
+    return _rounded(_PASS * (2 * widest + across) + 4 * _all_weights(modules))
+
+
+def _all_weights(modules: tuple[Footprint, ...]) -> int:
+    return sum(module.weights for module in modules)
+
+
+def _rounded(size: int) -> int:
+    return -(-(_BASE + size) // _ROUND) * _ROUND

@@ -25,7 +25,7 @@ from modcap.graph_json import graph_from_json, graph_to_json, tensors_of
 from modcap.network import Network
 from modcap.packing import pack, unpack
 from modcap.partition import weight_layers
-from modcap.quantized import Bits, attach, quantizers, restore
+from modcap.quantized import Bits, attach, quantizers, restore, through
 from modcap.results import canonical, encode_tensors
 
 __all__ = ["QuantizedNetwork", "load", "pack_network", "unpack_network"]
@@ -56,9 +56,7 @@ class QuantizedNetwork(nn.Module):
         return list(self.chain)
 
     def forward(self, x: Tensor) -> Tensor:
-        for module in self.chain:
-            x = module(x)
-        return x
+        return through(self.chain, x)
 
 
 def _layer_names(module: fx.GraphModule) -> list[str]:

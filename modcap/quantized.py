@@ -8,7 +8,7 @@ its weights and of the values that it consumes, its input among them: all of its
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,7 +18,16 @@ from torch.func import functional_call
 from modcap.partition import Partition, weight_layers
 from modcap.quantizer import dequantize, levels, quantize, search_scale
 
-__all__ = ["ActivationQuantizer", "Bits", "QuantLayer", "attach", "bits_of", "quantizers"]
+__all__ = [
+    "ActivationQuantizer",
+    "Bits",
+    "QuantLayer",
+    "attach",
+    "bits_of",
+    "channels_last",
+    "quantizers",
+    "through",
+]
 
 GAMMA, ZETA = -0.1, 1.1  # stretch of the rectified sigmoid (AdaRound, eq. 23)
 
@@ -28,6 +37,22 @@ class Bits(NamedTuple):
 
     weight: int
     activation: int
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x with its channels innermost in memory, where convolutions are fastest."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def through(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """The output of ``modules`` one after another on x (N, ...).
+
+    Each module sees one memory format, wherever the walk began: others sum in another order, and
+    a value that lies on the edge of a level then falls to the other side.
+    """
+    for module in modules:
+        x = module(channels_last(x))
+    return x
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -18,7 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modcap.quantized import ActivationQuantizer, QuantLayer, draw, quantizers
+from modcap.quantized import (
+    ActivationQuantizer,
+    QuantLayer,
+    channels_last,
+    draw,
+    quantizers,
+    through,
+)
 from modcap.recipe import Method, Optimiser
 
 __all__ = ["Inputs", "Outcome", "Progress", "calibrate", "chain", "reconstruct", "relative_error"]
@@ -51,22 +58,12 @@ class Outcome:
     error: float
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """x with its channels innermost in memory, where convolutions are fastest."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-
-
 @torch.no_grad()
 def chain(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     """The output of ``modules`` one after another on x (N, ...), in batches."""
     if not modules:
         return x
-    parts = []
-    for part in x.split(_BATCH):
-        for module in modules:  # each sees one memory format, wherever the chain began
-            part = module(channels_last(part))
-        parts.append(part)
-    return torch.cat(parts)
+    return torch.cat([through(modules, part) for part in x.split(_BATCH)])
 
 
 def relative_error(output: Tensor, target: Tensor) -> float:
@@ -185,9 +182,7 @@ class _Group:
     def forward(self, x: Tensor, beta: float | None) -> Tensor:
         for layer in self.layers:
             layer.beta = beta
-        for module in self.modules:
-            x = module(channels_last(x))
-        return x
+        return through(self.modules, x)
 
     def penalty(self) -> Tensor:
         """The regulariser of the weights that the last forward pass used."""

@@ -16,21 +16,22 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modcap.recipe import Recipe
+from benchmarks.cells import Setting, Variant, identity
 
 HERE = Path(__file__).parent
-CHECKPOINTS = HERE.parent / "examples/fashion_mnist/checkpoints"
 RESULTS = HERE / "results/fidelity.json"
 MOBILENET, RESNET = "mobilenet_v2_x0_5", "resnet18_narrow"
 NETWORKS = (MOBILENET, RESNET, "vgg_tiny", "regnet_tiny")
 K = {MOBILENET: 4}  # boundaries to select; 2 in the others, which have half as many modules
 ITERATIONS = 100
+IDENTITY = ("network", "bits", "method", "selection", "per", "seed", "iterations", "tests")
 
 # The groups that the authors' configuration of MobileNetV2 names (github.com/bytedance/MRECG,
 # configs/*/mbv2_2_4.yaml: 18 blocks, of which a tuple joins some), and of ResNet-18
@@ -104,87 +105,18 @@ def batches(quick: bool) -> list[Batch]:
     return found
 
 
-def measure(batch: Batch, known: set[str]) -> Iterator[dict[str, Any]]:
-    """The cells of a batch that are not in ``known``, in this process, on one thread."""
-    import torch
-
-    from modcap import checkpoint, data
-    from modcap.images import ImageSet
-    from modcap.jobs import run
-    from modcap.network import build
-    from modcap.plan import Cell, plan
-    from modcap.preprocess import Preprocess
-    from modcap.results import Result
-    from modcap.workbench import Workbench
-
-    torch.set_num_threads(1)
-    arch = f"modcap.zoo:{batch.network}"
-    preprocess = Preprocess.for_architecture(arch)
-    pool = data.load("fashion-mnist", split="calibration", preprocess=preprocess)
-    chosen = data.calibration(pool, 1024, batch.seed)
-    tests = data.load("fashion-mnist", split="evaluation", preprocess=preprocess)
-    calibration, evaluation = (
-        ImageSet(torch.tensor(x.images), torch.tensor(x.labels), preprocess.mean, preprocess.std)
-        for x in (chosen, tests.take(range(batch.tests)))
-    )
-    model = checkpoint.load(CHECKPOINTS / f"{batch.network}.safetensors", arch).model
-    network = build(model, calibration.normalized(0, 2))
-    names = network.partition.names
-    bench = Workbench.holding(
-        {network.digest: network, calibration.digest: calibration, evaluation.digest: evaluation}
-    )
-    results: dict[str, Result] = {}
-    variants = series(names) if batch.table == "k" else selections(batch.network, names)
-    for name, fields in variants.items():
+def measure(batch: Batch, known: set[str]) -> list[dict[str, Any]]:
+    """The cells of a batch that are not in ``known``."""
+    setting = Setting(batch.network, batch.method, batch.seed, batch.tests)
+    variants: list[Variant] = []
+    series_of = series if batch.table == "k" else partial(selections, batch.network)
+    for name, fields in series_of(setting.module_names()).items():
         for per in ("group",) if name == "none" or batch.table == "k" else ("group", "module"):
-            recipe = Recipe.preset(
-                "quick",
-                w_bits=batch.bits[0],
-                a_bits=batch.bits[1],
-                method=batch.method,
-                seed=batch.seed,
-                iterations_per=per,
-                optimiser={"iterations": batch.iterations},
-                **fields,
-            )
-            row = {
-                "network": batch.network,
-                "bits": recipe.bits,
-                "method": batch.method,
-                "selection": name,
-                "per": per,
-                "seed": batch.seed,
-                "iterations": batch.iterations,
-                "tests": batch.tests,
-            }
-            if identity(row) in known:
-                continue
-            cell = Cell(network, calibration.digest, evaluation.digest, recipe)
-            while todo := [j for j in plan([cell], results.get).jobs if j.key not in results]:
-                for job in todo:
-                    results[job.key] = run(job, bench, [results[key] for key in job.needs])
-            made = plan([cell], results.get).cells[0]
-            evaluated = results[made.evaluate].meta
-            yield row | {
-                "k": results[made.select].meta["k"],
-                "groups": [list(names[a:b]) for a, b in made.groups if b - a > 1],
-                "top1": evaluated["top1"],
-                "fp_top1": results[made.evaluate_full].meta["top1"],
-                "oscillation": evaluated["oscillation"],
-                "final_error": evaluated["final_error"],
-                "reconstruct_seconds": round(
-                    sum(results[key].meta["seconds"] for key in made.reconstructs), 1
-                ),
-            }
-
-
-def identity(row: dict[str, Any]) -> str:
-    names = ("network", "bits", "method", "selection", "per", "seed", "iterations", "tests")
-    return json.dumps([row[name] for name in names])
-
-
-def run_batch(batch: Batch, known: set[str]) -> list[dict[str, Any]]:
-    return list(measure(batch, known))
+            settings = {"iterations": batch.iterations}
+            labels = {"selection": name, "per": per}
+            recipe = fields | {"iterations_per": per, "optimiser": settings}
+            variants.append(Variant(labels, batch.bits, recipe))
+    return list(setting.rows(variants, known, IDENTITY))
 
 
 def mean(rows: Sequence[dict[str, Any]], name: str) -> float:
@@ -275,14 +207,14 @@ def main() -> None:
     args = parser.parse_args()
     path = RESULTS.with_stem("fidelity_quick") if args.quick else RESULTS
     rows = json.loads(path.read_text()) if path.exists() and not args.fresh else []
-    known = {identity(row) for row in rows}
+    known = {identity(row, IDENTITY) for row in rows}
     with ProcessPoolExecutor(args.workers) as pool:
-        for future in as_completed([pool.submit(run_batch, b, known) for b in batches(args.quick)]):
+        for future in as_completed([pool.submit(measure, b, known) for b in batches(args.quick)]):
             new = future.result()
             rows += new
             write(rows, path)
             for row in new:
-                print(identity(row), row["k"], row["top1"], flush=True)
+                print(identity(row, IDENTITY), row["k"], row["top1"], flush=True)
     print(path.with_suffix(".md").read_text())
 
 

@@ -58,8 +58,8 @@ def prepare_sweep(grid: Sweep) -> list[Prepared]:
 
 def sharing(plan: Plan) -> dict[str, int]:
     """Reconstructions: distinct ones, and those that independent runs of the cells would make."""
-    keys = [key for cell in plan.cells for key in cell.reconstructs]
-    return {"distinct": len(set(keys)), "independent": len(keys)}
+    needed = [plan.reconstructions(cell) for cell in plan.cells]
+    return {"distinct": len(set().union(*needed)), "independent": sum(map(len, needed))}
 
 
 def parse_range(text: str, flag: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from flows import plots
 from flows.grid import Sweep, prepare_sweep, sharing
 from flows.request import Prepared
 from infra import local
+from modcap import correction
 from modcap.jobs import run
 from modcap.plan import Job, Kind, Plan, plan
 from modcap.quantized import attach, bits_of
@@ -196,6 +197,8 @@ class _Probe:
             stop = job.params["module"] + 1
             images: int = job.params["images"]
             return sum(self.search[:stop]) + 3 * sum(self.forward[:stop]) * images
+        if job.kind is Kind.CORRECT:
+            return 3 * sum(self.forward) * correction.IMAGES
         if job.kind is Kind.EVALUATE:
             return sum(self.forward) * self.tests * (3 if job.needs else 1)
         return 0.05

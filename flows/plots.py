@@ -23,8 +23,9 @@ _COLOURS = (
     "#009E73",
     "#CC79A7",
     "#E69F00",
+    "#56B4E9",
 )  # Okabe and Ito: colour-blind safe
-_MARKS = "os^Dv"
+_MARKS = "os^DvP"
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

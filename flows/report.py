@@ -96,7 +96,7 @@ def finished(
         artifact=results[cell.assemble].tensors["artifact"].numpy().tobytes(),
         artifact_digest=said["artifact_digest"],
         fp_bytes=prepared.fp_bytes,
-        seconds=sum(results[key].meta["seconds"] for key in cell.reconstructs),
+        seconds=sum(results[key].meta["seconds"] for key in plan.reconstructions(cell)),
         jobs=(cell.select, cell.assemble, cell.evaluate, cell.evaluate_full),
         network_digest=cell.cell.network.digest,
         report=said,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modcap import artifact, capacity, oscillation, selection
+from modcap import artifact, capacity, correction, oscillation, selection
 from modcap.images import ImageSet
 from modcap.plan import Job, Kind
 from modcap.quantized import Bits, attach, restore, state_of
@@ -124,14 +124,10 @@ def _reconstruct(
     span, bits = Span(p["start"], p["stop"]), _layer_bits(p)
     floats = bench.network(job).partition.modules
     full = _full(job, bench, span.start)
-    earlier = _states(needs)
-    behind = _behind(job, bench, needs, earlier) if "prefix" in p else full
+    behind = _behind(job, bench, needs) if "prefix" in p else full
     inputs = Inputs(behind, full, _full(job, bench, span.stop))
-    if p.get("wave"):
-        group = _quantized(floats, p["bits"], earlier, span.start, resume=True)
-    else:
-        group = [attach(floats[i], b) for i, b in zip(range(*span), bits, strict=True)]
-        calibrate(group, full, p["p"])
+    group = [attach(floats[i], b) for i, b in zip(range(*span), bits, strict=True)]
+    calibrate(group, full, p["p"])
     outcome = reconstruct(
         group,
         inputs,
@@ -140,15 +136,18 @@ def _reconstruct(
         _group_seed(p),
         progress,
     )
-    if not p.get("wave"):
-        bench.activations.put(_place(job, (*job.needs, job.key)), outcome.output)
-    tensors = {
+    bench.activations.put(_place(job, (*job.needs, job.key)), outcome.output)
+    meta = {"start": span.start, "stop": span.stop, "error": outcome.error}
+    return Result(_tensors(group, span.start) | {"curve": outcome.curve}, meta)
+
+
+def _tensors(modules: Sequence[nn.Module], start: int) -> dict[str, Tensor]:
+    """The states of ``modules``, the first of which has the index ``start``."""
+    return {
         f"{index}.{name}": tensor
-        for index, module in zip(range(*span), group, strict=True)
+        for index, module in enumerate(modules, start)
         for name, tensor in state_of(module)
     }
-    meta = {"start": span.start, "stop": span.stop, "error": outcome.error}
-    return Result(tensors | {"curve": outcome.curve}, meta)
 
 
 def _full(job: Job, bench: Workbench, stop: int) -> Tensor:
@@ -171,29 +170,27 @@ def _place(job: Job, keys: tuple[str, ...]) -> tuple[Any, ...]:
     return job.inputs["network"], job.inputs["calibration"], first, keys
 
 
-def _behind(
-    job: Job, bench: Workbench, needs: Sequence[Result], states: Mapping[int, dict[str, Tensor]]
-) -> Tensor:
+def _behind(job: Job, bench: Workbench, needs: Sequence[Result]) -> Tensor:
     """The activations (N, ...) in front of the group, behind the quantized part of its prefix."""
     p = job.params
-    before = needs[:-1] if p.get("wave") else needs  # the last one is the group's own
     at, x = p["prefix"], None
-    for count in range(len(before), 0, -1):
+    for count in range(len(needs), 0, -1):
         x = bench.activations.get(_place(job, job.needs[:count]))
         if x is not None:
-            at = before[count - 1].meta["stop"]
+            at = needs[count - 1].meta["stop"]
             break
     if x is None:
         x = _full(job, bench, at)
     floats, rest = bench.network(job).partition.modules, p["prefix_bits"][at - p["prefix"] :]
-    x = chain(_quantized(floats, rest, states, at), x)
-    bench.activations.put(_place(job, job.needs[: len(before)]), x)
+    x = chain(_quantized(floats, rest, _states(needs), at), x)
+    bench.activations.put(_place(job, job.needs), x)
     return x
 
 
 def _group_seed(params: Mapping[str, Any]) -> int:
-    """One seed per group, so that no group's draws depend on which ran before it."""
-    text = f"{params.get('seed', 0)}/{params['start']}/{params['stop']}/{params.get('wave', 0)}"
+    """One seed per group and prefix, so that no group's draws depend on which ran before it."""
+    first = params.get("prefix", params["start"])
+    text = f"{params.get('seed', 0)}/{params['start']}/{params['stop']}/{first}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
@@ -213,16 +210,25 @@ def _quantized(
     bits: Sequence[Sequence[Sequence[int]]],
     states: Mapping[int, dict[str, Tensor]],
     start: int,
-    *,
-    resume: bool = False,
 ) -> list[nn.Module]:
     """Modules from ``start`` on, one for each entry of ``bits``, in the states found earlier."""
     modules: list[nn.Module] = []
     for index, module_bits in enumerate(bits, start):
         module = attach(floats[index], [Bits(*pair) for pair in module_bits])
-        restore(module, states[index], resume=resume)
+        restore(module, states[index])
         modules.append(module)
     return modules
+
+
+@torch.no_grad()
+def _correct(
+    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
+) -> Result:
+    floats = bench.network(job).partition.modules
+    modules = _quantized(floats, job.params["bits"], _states(needs), 0)
+    x = bench.images(job, "calibration").normalized(0, correction.IMAGES)
+    before, after = correction.correct(floats, modules, x)
+    return Result(_tensors(modules, 0), {"error_before": before, "error": after})
 
 
 def _assemble(
@@ -272,6 +278,7 @@ _RUNNERS = {
     Kind.CAPACITY: _capacity,
     Kind.SELECT: _select,
     Kind.RECONSTRUCT: _reconstruct,
+    Kind.CORRECT: _correct,
     Kind.ASSEMBLE: _assemble,
     Kind.EVALUATE: _evaluate,
 }

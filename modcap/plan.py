@@ -21,7 +21,7 @@ from modcap.selection import Span
 
 __all__ = ["Cell", "CellPlan", "Job", "Kind", "Plan", "plan"]
 
-REVISION = 3
+REVISION = 4
 """Of the algorithm: raise it when the same job would give other bytes than before."""
 
 
@@ -31,6 +31,7 @@ class Kind(str, Enum):
     CAPACITY = "capacity"
     SELECT = "select"
     RECONSTRUCT = "reconstruct"
+    CORRECT = "correct"
     ASSEMBLE = "assemble"
     EVALUATE = "evaluate"
 
@@ -94,6 +95,7 @@ class CellPlan:
     select: str
     groups: tuple[Span, ...] = ()
     reconstructs: tuple[str, ...] = ()
+    correct: str = ""
     assemble: str = ""
     evaluate: str = ""
     evaluate_full: str = ""
@@ -106,6 +108,18 @@ class Plan:
     jobs: tuple[Job, ...]
     cells: tuple[CellPlan, ...]
     open: bool
+
+    def reconstructions(self, cell: CellPlan) -> set[str]:
+        """Every reconstruct job that ``cell`` needs: its groups, and what leads to their inputs."""
+        by_key = {job.key: job for job in self.jobs if job.kind is Kind.RECONSTRUCT}
+        found: set[str] = set()
+        ahead = list(cell.reconstructs)
+        while ahead:
+            key = ahead.pop()
+            if key not in found:
+                found.add(key)
+                ahead += by_key[key].needs
+        return found
 
 
 def plan(cells: Iterable[Cell], known: Callable[[str], Result | None]) -> Plan:
@@ -135,14 +149,25 @@ def _plan_cell(
     if selected is None:
         return CellPlan(cell, capacities, select, evaluate_full=full)
     groups = tuple(Span(*span) for span in selected.meta["groups"])
-    needs: tuple[str, ...] = ()
-    for wave in range(_waves(cell.recipe)):
-        needs = _add_wave(cell, groups, wave, needs, add)
+    reconstructs = _add_groups(cell, groups, add)
     inputs = {"network": cell.network.digest}
-    params = {"bits": _bits(cell)}
-    assemble = add(Job(Kind.ASSEMBLE, params, inputs, needs, label=f"assemble {cell.name}"))
     images = {"calibration": cell.calibration, "evaluation": cell.evaluation}
     threads = cell.recipe.threads
+    params: dict[str, Any] = {"bits": _bits(cell)}
+    correct, states = "", reconstructs
+    if cell.recipe.corrects:
+        correct = add(
+            Job(
+                Kind.CORRECT,
+                params | {"threads": threads},
+                inputs | {"calibration": cell.calibration},
+                reconstructs,
+                label=f"correct {cell.name}",
+                threads=threads,
+            )
+        )
+        states = (correct,)
+    assemble = add(Job(Kind.ASSEMBLE, params, inputs, states, label=f"assemble {cell.name}"))
     evaluate = add(
         Job(
             Kind.EVALUATE,
@@ -153,38 +178,49 @@ def _plan_cell(
             threads=threads,
         )
     )
-    return CellPlan(cell, capacities, select, groups, needs, assemble, evaluate, full)
+    return CellPlan(
+        cell, capacities, select, groups, reconstructs, correct, assemble, evaluate, full
+    )
 
 
-def _waves(recipe: Recipe) -> int:
-    return recipe.waves if recipe.schedule is Schedule.WAVES else 1
+def _add_groups(cell: Cell, groups: Sequence[Span], add: Callable[[Job], str]) -> tuple[str, ...]:
+    """Adds the reconstruct jobs of ``groups``, and of the modules that only lead to their inputs.
 
-
-def _add_wave(
-    cell: Cell,
-    groups: Sequence[Span],
-    wave: int,
-    before: tuple[str, ...],
-    add: Callable[[Job], str],
-) -> tuple[str, ...]:
-    """Adds the reconstruct jobs of one wave; ``before`` are the keys of the last one's.
-
-    A later wave starts from the earlier result, and each of its groups sees the error of the few
-    groups before it. Were it to see that of the whole prefix, all groups would correct the same
-    error at once (docs/method.md, waves).
+    A group sees the modules from ``first`` on as they were reconstructed, and full precision before
+    them. Those are the groups of this cell, or, where cells of every k shall share them, the
+    modules one by one.
     """
+    recipe = cell.recipe
+    own = recipe.schedule is Schedule.SEQUENTIAL and not recipe.shared_prefix
+    alone: dict[tuple[int, int], str] = {}  # (first, module) -> key
+
+    def module(first: int, index: int) -> str:
+        if (first, index) not in alone:
+            needs = tuple(module(first, before) for before in range(first, index))
+            span = Span(index, index + 1)
+            alone[first, index] = add(_reconstruct_job(cell, span, first, needs))
+        return alone[first, index]
+
     keys: list[str] = []
-    independent = cell.recipe.schedule is Schedule.WAVES or cell.recipe.method is Method.RTN
-    for index, span in enumerate(groups):
-        if wave:
-            first = max(0, index - cell.recipe.refine_window)
-            needs, prefix = before[first : index + 1], groups[first].start
+    for span in groups:
+        first = _first(cell, span.start)
+        if own and first == 0:
+            needs = tuple(keys)
         else:
-            needs, prefix = (), span.start
-            if not independent:
-                needs, prefix = tuple(keys), 0
-        keys.append(add(_reconstruct_job(cell, span, prefix, wave, needs)))
+            needs = tuple(module(first, before) for before in range(first, span.start))
+        keys.append(add(_reconstruct_job(cell, span, first, needs)))
     return tuple(keys)
+
+
+def _first(cell: Cell, start: int) -> int:
+    """The first of the modules that the group from module ``start`` sees quantized."""
+    recipe = cell.recipe
+    if recipe.method is Method.RTN:
+        return start
+    if recipe.schedule is Schedule.SEQUENTIAL:
+        return 0
+    length = max(1, len(cell.network.partition.names) // recipe.segments)
+    return max(0, start // length * length - round(recipe.overlap * length))
 
 
 def _bits(cell: Cell) -> list[list[Bits]]:
@@ -230,8 +266,8 @@ def _select_job(cell: Cell, capacities: tuple[str, ...]) -> Job:
     return Job(Kind.SELECT, params, inputs, capacities, label=f"select {cell.name}")
 
 
-def _reconstruct_job(cell: Cell, span: Span, prefix: int, wave: int, needs: tuple[str, ...]) -> Job:
-    """``prefix`` is the first module of those before the group that it sees quantized."""
+def _reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) -> Job:
+    """``needs`` hold the modules from ``first`` to the group, which it sees quantized."""
     recipe = cell.recipe
     params: dict[str, Any] = {
         "start": span.start,
@@ -241,7 +277,7 @@ def _reconstruct_job(cell: Cell, span: Span, prefix: int, wave: int, needs: tupl
         "p": recipe.scale_exponent,
     }
     if recipe.method is not Method.RTN:
-        steps = recipe.refine_iterations if wave else recipe.optimiser.iterations
+        steps = recipe.optimiser.iterations
         if recipe.iterations_per is Budget.MODULE:
             steps *= span.stop - span.start
         params |= {
@@ -249,10 +285,8 @@ def _reconstruct_job(cell: Cell, span: Span, prefix: int, wave: int, needs: tupl
             "seed": recipe.seed,
             "threads": recipe.threads,
         }
-    if prefix < span.start:
-        params |= {"prefix": prefix, "prefix_bits": _bits(cell)[prefix : span.start]}
-    if wave:
-        params["wave"] = wave
+    if first < span.start:
+        params |= {"prefix": first, "prefix_bits": _bits(cell)[first : span.start]}
     names = cell.network.partition.names
     title = names[span.start]
     if span.stop - span.start > 1:
@@ -263,8 +297,6 @@ def _reconstruct_job(cell: Cell, span: Span, prefix: int, wave: int, needs: tupl
         )
     inputs = {"network": cell.network.digest, "calibration": cell.calibration}
     label = f"{recipe.method.value} {recipe.bits} {title}"
-    if recipe.schedule is Schedule.WAVES:
-        label += f" wave {wave + 1}"
     return Job(Kind.RECONSTRUCT, params, inputs, needs, label=label, threads=recipe.threads)
 
 

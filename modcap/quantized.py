@@ -203,7 +203,6 @@ class QuantLayer(nn.Module):
         self.integers: Tensor | None = None
         self.beta: float | None = None  # exponent of the regulariser; None leaves it out
         self.penalty = torch.zeros(())
-        self._earlier: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -222,19 +221,10 @@ class QuantLayer(nn.Module):
         self.zero_point.copy_(zero)
 
     def soften(self) -> None:
-        """Creates the rounding variables V with h(V) = the fraction that rounding down drops.
-
-        After :meth:`resume`, each integer found earlier is the nearer one of the two that V chooses
-        between, and h(V) lies halfway between that choice and the fraction.
-        """
+        """Creates the rounding variables V with h(V) = the fraction that rounding down drops."""
         ratio, zero = self.weight.detach() / self._spread(self.scale), self._spread(self.zero_point)
         self._floor = torch.floor(ratio) + zero
         share = ratio - torch.floor(ratio)
-        if self._earlier is not None:
-            self._floor = self._earlier - (ratio + zero < self._earlier).float()
-            chosen = self._earlier - self._floor
-            share = (chosen + torch.clamp(ratio + zero - self._floor, 0, 1)) / 2
-            self._earlier = None
         self.rounding = nn.Parameter(-torch.log((ZETA - GAMMA) / (share - GAMMA) - 1))
         self.stretch = nn.Parameter(torch.zeros_like(self.scale))
         if getattr(self.layer, "bias", None) is not None:
@@ -252,9 +242,7 @@ class QuantLayer(nn.Module):
     def harden(self) -> None:
         """Rounds to integers; afterwards ``layer`` computes with their float image."""
         scale, zero = self._spread(self.scale), self._spread(self.zero_point)
-        if self._earlier is not None:
-            q, self._earlier = self._earlier, None
-        elif self.rounding is None:
+        if self.rounding is None:
             q = quantize(self.weight.detach(), scale, zero, self.bits)
         else:
             assert self.stretch is not None
@@ -262,14 +250,6 @@ class QuantLayer(nn.Module):
             self.scale = (self.scale * torch.exp(self.stretch.detach())).contiguous()
         bias = None if self.bias is None else self.bias.detach()
         self.restore(q.to(torch.uint8), self.scale, self.zero_point, bias)
-
-    def resume(
-        self, integers: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None
-    ) -> None:
-        """Takes an earlier result as the start of the next optimisation; the weight stays float."""
-        self._earlier, self.scale, self.zero_point = integers.float(), scale, zero_point
-        if bias is not None:
-            self.layer.bias = nn.Parameter(bias, requires_grad=False)
 
     def restore(
         self, integers: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None
@@ -281,6 +261,14 @@ class QuantLayer(nn.Module):
         self.layer.weight = nn.Parameter(image, requires_grad=False)
         if bias is not None:
             self.layer.bias = nn.Parameter(bias, requires_grad=False)
+
+    def rescale(self, factor: Tensor, shift: Tensor | None) -> None:
+        """Makes its output z in the hard state ``factor`` z + ``shift``, each (channels,)."""
+        assert self.integers is not None
+        bias = cast("Tensor | None", self.layer.bias)
+        if bias is not None:
+            bias = bias * factor + (0 if shift is None else shift)
+        self.restore(self.integers, self.scale * factor, self.zero_point, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rounding is None:
@@ -345,14 +333,11 @@ def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield f"{name}.zero_point", quantizer.zero_point.to(torch.uint8)
 
 
-def restore(module: nn.Module, state: dict[str, Tensor], *, resume: bool = False) -> None:
-    """The inverse of :func:`state_of`, onto a freshly attached module.
-
-    With ``resume`` the weights stay float, and the state is where the next optimisation starts.
-    """
+def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse of :func:`state_of`, onto a freshly attached module."""
     layers, activations = quantizers(module)
     for name, layer in layers.items():
-        (layer.resume if resume else layer.restore)(
+        layer.restore(
             state[f"{name}.integers"],
             state[f"{name}.scale"],
             state[f"{name}.zero_point"].float(),

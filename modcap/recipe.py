@@ -133,12 +133,24 @@ class Recipe(_Frozen):
         Budget.GROUP, description="module: a group of n modules takes n times the iterations"
     )
     schedule: Schedule = Schedule.SEQUENTIAL
-    waves: int = Field(1, ge=1, description="schedule waves: how many")
-    refine_iterations: int = Field(
-        100, ge=0, description="schedule waves: steps per group in the second wave and later"
+    shared_prefix: bool = Field(
+        False,
+        description="schedule sequential: a group sees the modules before it as reconstructed one "
+        "by one, not joined, so that cells of every k share them",
     )
-    refine_window: int = Field(
-        1, ge=1, description="schedule waves: groups whose error a later wave sees and corrects"
+    segments: int = Field(
+        10, ge=1, description="schedule waves: least number of segments, reconstructed side by side"
+    )
+    overlap: float = Field(
+        1.0,
+        ge=0,
+        description="schedule waves: modules reconstructed in front of a segment for its input "
+        "alone, as a share of its length",
+    )
+    correction: bool | None = Field(
+        None,
+        description="correct each channel's mean and scale at the end, in one pass; None does so "
+        "for schedule waves and for shared_prefix",
     )
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
     optimiser: Optimiser = Optimiser()
@@ -156,6 +168,14 @@ class Recipe(_Frozen):
                 "calibration images"
             )
         return self
+
+    @property
+    def corrects(self) -> bool:
+        """Whether a correction ends the run: as given, or where groups saw estimated inputs."""
+        if self.method is Method.RTN:
+            return bool(self.correction)
+        estimated = self.schedule is Schedule.WAVES or self.shared_prefix
+        return estimated if self.correction is None else self.correction
 
     @property
     def bits(self) -> str:

@@ -59,7 +59,7 @@ def test_plan_stays_open_until_the_selection_is_known(network: Network) -> None:
 
 def test_every_job_comes_after_those_it_needs(network: Network) -> None:
     for schedule in ("sequential", "waves"):
-        found = complete([cell(network, k=0, schedule=schedule, waves=2)], {0: APART})
+        found = complete([cell(network, k=0, schedule=schedule)], {0: APART})
         seen: set[str] = set()
         for job in found.jobs:
             assert set(job.needs) <= seen
@@ -83,10 +83,38 @@ def test_edge_layers_are_shared_between_bit_widths(network: Network) -> None:
     assert len({p.reconstructs[1] for p in found.cells}) == 3
 
 
-def test_waves_are_independent_and_later_ones_need_their_neighbour(network: Network) -> None:
-    found = complete([cell(network, k=0, schedule="waves", waves=2)], {0: APART})
-    jobs = [job for job in found.jobs if job.kind is Kind.RECONSTRUCT]
-    assert [len(job.needs) for job in jobs] == [0] * 5 + [1, 2, 2, 2, 2]
+@pytest.mark.parametrize(
+    ("segments", "overlap", "needs"),
+    [
+        (5, 0.0, [0, 0, 0, 0, 0]),  # every module beside every other
+        (5, 1.0, [0, 1, 1, 1, 1]),
+        (2, 0.0, [0, 1, 0, 1, 0]),
+        (2, 1.0, [0, 1, 2, 3, 2]),
+        (1, 1.0, [0, 1, 2, 3, 4]),  # one segment is the whole chain
+    ],
+)
+def test_segments_of_waves_begin_with_full_precision(
+    network: Network, segments: int, overlap: float, needs: list[int]
+) -> None:
+    waves = cell(network, k=0, schedule="waves", segments=segments, overlap=overlap)
+    found = complete([waves], {0: APART})
+    jobs = {job.key: job for job in found.jobs}
+    kept = [jobs[key] for key in found.cells[0].reconstructs]
+    assert [len(job.needs) for job in kept] == needs
+    assert [
+        job.params["start"] - job.params.get("prefix", job.params["start"]) for job in kept
+    ] == (needs)
+    assert jobs[found.cells[0].assemble].needs == (found.cells[0].correct,)
+    assert jobs[found.cells[0].correct].needs == found.cells[0].reconstructs
+
+
+def test_shared_prefixes_add_one_job_per_new_group(network: Network) -> None:
+    middle, both = [(0, 1), (1, 3), (3, 4), (4, 5)], [(0, 1), (1, 3), (3, 5)]
+    cells = [cell(network, k=k, shared_prefix=True) for k in (0, 1, 2)]
+    found = complete(cells, {0: APART, 1: middle, 2: both})
+    assert kinds(found).count("reconstruct") == 5 + 1 + 1
+    own = [cell(network, k=k) for k in (0, 1, 2)]
+    assert kinds(complete(own, {0: APART, 1: middle, 2: both})).count("reconstruct") == 5 + 3 + 1
 
 
 def test_first_group_is_shared_between_schedules(network: Network) -> None:
@@ -94,7 +122,7 @@ def test_first_group_is_shared_between_schedules(network: Network) -> None:
     found = complete(cells, {0: APART})
     a, b = found.cells
     assert a.reconstructs[0] == b.reconstructs[0]
-    assert a.reconstructs[1] != b.reconstructs[1]
+    assert a.reconstructs[2] != b.reconstructs[2]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,11 +68,12 @@ class Faulty:
 
     def children(self, name: str, part: str) -> list[psutil.Process]:
         """Processes below a service whose command line holds ``part``."""
-        return [
-            p
-            for p in psutil.Process(self.pid(name)).children(recursive=True)
-            if part in " ".join(p.cmdline())
-        ]
+        found = []
+        for process in psutil.Process(self.pid(name)).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                if part in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def working(self) -> list[psutil.Process]:
         """Ray workers that reconstruct at this moment."""

@@ -1,0 +1,115 @@
+"""Cells of a benchmark: recipes run here on a shipped checkpoint, each as one row of figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modcap import checkpoint, data
+from modcap.images import ImageSet
+from modcap.jobs import run
+from modcap.network import Network, build
+from modcap.plan import Cell, plan
+from modcap.preprocess import Preprocess
+from modcap.recipe import Recipe
+from modcap.results import Result
+from modcap.simulate import critical_path
+from modcap.workbench import Workbench
+
+CHECKPOINTS = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe to measure: fields laid over the quick preset, and labels that name it in its row."""
+
+    labels: dict[str, Any]
+    bits: tuple[int, int]
+    fields: dict[str, Any]
+
+
+def identity(row: dict[str, Any], names: Sequence[str]) -> str:
+    """What tells a row from all others, so that it is not measured again."""
+    return json.dumps([row[name] for name in names])
+
+
+class Setting:
+    """One network, method and seed, on one thread; its cells share the jobs they have in common."""
+
+    def __init__(self, network: str, method: str, seed: int, tests: int) -> None:
+        torch.set_num_threads(1)
+        self.name, self.method, self.seed, self.tests = network, method, seed, tests
+        arch = f"modcap.zoo:{network}"
+        preprocess = Preprocess.for_architecture(arch)
+        pool = data.load("fashion-mnist", split="calibration", preprocess=preprocess)
+        images = data.load("fashion-mnist", split="evaluation", preprocess=preprocess)
+        self.calibration, self.evaluation = (
+            ImageSet(
+                torch.tensor(x.images), torch.tensor(x.labels), preprocess.mean, preprocess.std
+            )
+            for x in (data.calibration(pool, 1024, seed), images.take(range(tests)))
+        )
+        model = checkpoint.load(CHECKPOINTS / f"{network}.safetensors", arch).model
+        self.network: Network = build(model, self.calibration.normalized(0, 2))
+        inputs = (self.network, self.calibration, self.evaluation)
+        self._bench = Workbench.holding({x.digest: x for x in inputs})
+        self._results: dict[str, Result] = {}
+
+    def module_names(self) -> tuple[str, ...]:
+        return self.network.partition.names
+
+    def rows(
+        self, variants: Iterable[Variant], known: set[str], names: Sequence[str]
+    ) -> Iterator[dict[str, Any]]:
+        """The figures of each variant whose identity (over ``names``) is not ``known`` yet."""
+        for variant in variants:
+            recipe = Recipe.preset(
+                "quick",
+                w_bits=variant.bits[0],
+                a_bits=variant.bits[1],
+                method=self.method,
+                seed=self.seed,
+                **variant.fields,
+            )
+            row = {
+                "network": self.name,
+                "bits": recipe.bits,
+                "method": self.method,
+                "seed": self.seed,
+                "iterations": recipe.optimiser.iterations,
+                "tests": self.tests,
+                **variant.labels,
+            }
+            if identity(row, names) not in known:
+                yield row | self._figures(recipe)
+
+    def _figures(self, recipe: Recipe) -> dict[str, Any]:
+        results = self._results
+        cell = Cell(self.network, self.calibration.digest, self.evaluation.digest, recipe)
+        while todo := [j for j in plan([cell], results.get).jobs if j.key not in results]:
+            for job in todo:
+                results[job.key] = run(job, self._bench, [results[key] for key in job.needs])
+        made = plan([cell], results.get)
+        (planned,) = made.cells
+        evaluated = results[planned.evaluate].meta
+        seconds = {job.key: results[job.key].meta["seconds"] for job in made.jobs}
+        names = self.module_names()
+        reconstructions = made.reconstructions(planned)
+        kept = {*reconstructions, planned.correct}
+        path, _ = critical_path([job for job in made.jobs if job.key in kept], seconds)
+        return {
+            "k": results[planned.select].meta["k"],
+            "groups": [list(names[a:b]) for a, b in planned.groups if b - a > 1],
+            "top1": evaluated["top1"],
+            "fp_top1": results[planned.evaluate_full].meta["top1"],
+            "oscillation": evaluated["oscillation"],
+            "final_error": evaluated["final_error"],
+            "reconstructions": len(reconstructions),
+            "reconstruct_seconds": round(sum(seconds[key] for key in reconstructions), 1),
+            "path_seconds": round(path, 1),
+        }

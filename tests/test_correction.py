@@ -1,0 +1,78 @@
+"""The correction maps every channel to least squares and changes neither integers nor size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modcap.correction import correct
+from modcap.network import build
+from modcap.quantized import attach, bits_of, quantizers
+from modcap.reconstruct import calibrate, chain, harden
+
+
+def rounded(model: nn.Module, x: Tensor) -> tuple[Any, list[Any]]:
+    """The modules of ``model``, and the same rounded to nearest at W2A4."""
+    floats = build(model.eval(), x[:2]).partition.modules
+    network = build(model.eval(), x[:2])
+    modules = []
+    full = x
+    for module, bits in zip(floats, bits_of(network.partition, 2, 4, 8), strict=True):
+        modules.append(attach(module, bits))
+        calibrate(modules[-1:], full, 2.4)
+        harden(modules[-1:])
+        full = chain([module], full)
+    return floats, modules
+
+
+def convolutions(bias: bool) -> nn.Module:
+    torch.manual_seed(1)
+    layers = [
+        nn.Sequential(nn.Conv2d(3 if not i else 8, 8, 3, bias=bias), nn.ReLU()) for i in range(3)
+    ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+@torch.no_grad()
+def test_outputs_have_the_mean_of_full_precision_and_no_remaining_slope() -> None:
+    x = torch.randn(64, 3, 12, 12)
+    floats, modules = rounded(convolutions(bias=True), x)
+    before, after = correct(floats, modules, x)
+    assert after < before
+    z, y = chain(modules, x), chain(floats, x)
+    assert torch.allclose(z.mean(0), y.mean(0), atol=1e-4)
+    centred = z - z.mean(0)
+    inside = ((y - z) * centred).mean(0) / centred.square().mean(0)
+    assert torch.allclose(inside, torch.zeros_like(inside), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+def test_integers_stay_and_scales_change_per_channel(bias: bool) -> None:
+    x = torch.randn(32, 3, 12, 12)
+    floats, modules = rounded(convolutions(bias), x)
+    layers = [layer for m in modules for layer in quantizers(m)[0].values()]
+    integers = [layer.integers.clone() for layer in layers]
+    scales = [layer.scale.clone() for layer in layers]
+    correct(floats, modules, x)
+    for layer, kept, scale in zip(layers, integers, scales, strict=True):
+        assert torch.equal(layer.integers, kept)
+        ratio = layer.scale / scale
+        assert ((ratio >= 0.5) & (ratio <= 2)).all()
+        image = (kept.float() - layer._spread(layer.zero_point)) * layer._spread(layer.scale)
+        assert torch.allclose(layer.layer.weight, image, atol=1e-6)
+    assert (layers[0].layer.bias is not None) is bias
+
+
+@torch.no_grad()
+def test_a_dead_channel_is_left_finite() -> None:
+    x = torch.randn(16, 3, 12, 12)
+    model = convolutions(bias=True)
+    first = model[0][0]  # type: ignore[index]
+    first.weight[2], first.bias[2] = 0.0, -1.0
+    floats, modules = rounded(model, x)
+    correct(floats, modules, x)
+    assert torch.isfinite(chain(modules, x)).all()

@@ -26,7 +26,7 @@ CHECKPOINTS = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe to measure: fields laid over the quick preset, and labels that name it in its row."""
+    """A recipe to measure: fields over the quick preset, and labels that name it in its row."""
 
     labels: dict[str, Any]
     bits: tuple[int, int]

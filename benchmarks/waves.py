@@ -3,7 +3,8 @@
     python -m benchmarks.waves            # resumes where it was stopped
     python -m benchmarks.waves --quick    # one network, one seed, few steps
 
-Every shipped checkpoint, W2A4 and W4A4, three seeds; k = 0, the same steps per group everywhere.
+Every shipped checkpoint, W2A4 and W4A4, three seeds, the same steps per group everywhere; k = 0,
+and k = 2 of any neighbours.
 Path and work are seconds of the jobs, beside those of `sequential` in the same process. Writes
 benchmarks/results/waves.json and waves.md.
 """
@@ -27,6 +28,7 @@ BITS = (2, 4), (4, 4)
 IDENTITY = ("network", "bits", "seed", "iterations", "tests", "schedule")
 
 ONE_BY_ONE: dict[str, Any] = {"schedule": "waves", "segments": 1000, "overlap": 0}
+JOINED: dict[str, Any] = {"k": 2, "homogeneity": "any"}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "sequential": {},
     "sequential, corrected": {"correction": True},
@@ -34,6 +36,10 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "all at once, corrected": ONE_BY_ONE,
     "segments": {"schedule": "waves", "correction": False},
     "segments, corrected (waves)": {"schedule": "waves"},
+    "k=2, own prefix": JOINED,
+    "k=2, shared prefix": JOINED | {"shared_prefix": True, "correction": False},
+    "k=2, shared prefix, corrected": JOINED | {"shared_prefix": True},
+    "k=2, segments, corrected (waves)": JOINED | {"schedule": "waves"},
 }
 
 
@@ -43,7 +49,7 @@ def measure(
     setting = Setting(network, "qdrop", seed, tests)
     steps = {"k": 0, "optimiser": {"iterations": iterations}}
     variants = [
-        Variant({"schedule": name}, bits, fields | steps)
+        Variant({"schedule": name}, bits, steps | fields)
         for bits in BITS
         for name, fields in SCHEDULES.items()
     ]

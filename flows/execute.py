@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from graphlib import TopologicalSorter
@@ -26,15 +26,23 @@ from prefect.states import Cancelled
 
 from flows.control import FlowControl
 from flows.progress import Progress
-from modcap.errors import InputError, ModcapError
+from flows.resources import refuse_impossible, request
+from modcap.errors import ModcapError
 from modcap.plan import Cell, Job, Plan, plan
 from modcap.results import Result
-from tasks.remote import MissingResult, ProgressBoard, run_jobs
+from tasks.remote import (
+    MissingResult,
+    OutOfMemory,
+    ProgressBoard,
+    run_jobs,
+    run_jobs_on_gpu,
+)
 from tasks.store import Store
 
 __all__ = ["Counts", "Results", "execute", "execute_jobs"]
 
 _WORKER_LOSSES = 3  # times that a job is tried again because its worker died
+_GROWTH = 4  # times its estimate, at most, for a job that ran out of memory
 _POLL_SECONDS = 0.5
 _REPLANS = 5  # times that lost or damaged results are computed again, before giving up
 _LOOKS = 3  # before Ray counts as gone
@@ -116,7 +124,7 @@ def execute(
 
 def execute_jobs(todo: Sequence[Job], store: Store, progress: Progress, link: str = "") -> None:
     """Runs the jobs of ``todo``, each once those of ``todo`` that it needs are done."""
-    _refuse_impossible(todo)
+    refuse_impossible(todo)
     by_key = {job.key: job for job in todo}
     order = TopologicalSorter(
         {job.key: [need for need in job.needs if need in by_key] for job in todo}
@@ -126,7 +134,7 @@ def execute_jobs(todo: Sequence[Job], store: Store, progress: Progress, link: st
     control = FlowControl(stop)
     watch = _RayWatch(control)
     board = ProgressBoard.remote()  # type: ignore[attr-defined]
-    start = _starter(store, board, stop, link)
+    start = _starter(store, board, stop, progress, link)
     waiting: deque[Job] = deque()
     finished: queue.Queue[str] = queue.Queue()
     running: dict[str, tuple[Batch, Future]] = {}
@@ -199,20 +207,8 @@ def _next_batch(waiting: deque[Job]) -> Batch:
     return tuple(batch)
 
 
-def _refuse_impossible(jobs: Iterable[Job]) -> None:
-    """A request that no node can meet would wait for ever: refuse it at once."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    largest = max((node.get("CPU", 0) for node in nodes), default=0)
-    for job in jobs:
-        if job.threads > largest:
-            raise InputError(
-                f"job '{job.label}' asks for {job.threads} CPU threads and the largest node of the "
-                f"Ray cluster has {largest:g}: lower the recipe's threads, or add a larger node"
-            )
-
-
 def _starter(
-    store: Store, board: Any, stop: threading.Event, link: str
+    store: Store, board: Any, stop: threading.Event, progress: Progress, link: str
 ) -> Callable[[Batch], Future]:
     """A function that submits a batch as a Prefect task run, which waits for its Ray task."""
     batches: dict[str, Batch] = {}
@@ -223,8 +219,25 @@ def _starter(
         batch = batches.pop(key)
         if link:
             get_run_logger().info("metrics: %s", link)
-        options = {"num_cpus": batch[0].threads, "name": label, "max_retries": _WORKER_LOSSES}
-        reference = run_jobs.options(**options).remote(batch, store, board)
+        growth = 1
+        while True:
+            try:
+                return on_ray(batch, label, growth)
+            except (OutOfMemory, ray.exceptions.OutOfMemoryError) as error:
+                if growth == _GROWTH:
+                    raise ModcapError(
+                        f"{label}: out of memory with {growth} times its estimate, too: lower the "
+                        "recipe's calibration or batch_size"
+                    ) from error
+            growth *= 2
+            progress.note(f"{label}: out of memory, started again with {growth} times its estimate")
+            refuse_impossible(batch, growth)
+
+    def on_ray(batch: Batch, label: str, growth: int) -> Any:
+        first = batch[0]
+        remote = run_jobs_on_gpu if first.device == "cuda" else run_jobs
+        options = request(first, growth) | {"name": label, "max_retries": _WORKER_LOSSES}
+        reference = remote.options(**options).remote(batch, store, board)
         try:
             while not ray.wait([reference], timeout=_POLL_SECONDS)[0]:
                 if stop.is_set():

@@ -83,20 +83,25 @@ class _Correct(fx.Interpreter):
         layer = self.fetch_attr(target)
         factor, shift = _line(z, self._outputs.pop(target), layer)
         layer.rescale(factor, shift)
-        return super().call_module(target, args, kwargs)
+        spread = (1, -1) + (1,) * (z.ndim - 2) if _channel(layer) == 1 else (-1,)
+        z = z * factor.reshape(spread)
+        return z if shift is None else z + shift.reshape(spread)
+
+
+def _channel(layer: QuantLayer) -> int:
+    """The dimension of the output that counts channels."""
+    return -1 if isinstance(layer.layer, nn.Linear) else 1
 
 
 def _line(z: Tensor, y: Tensor, layer: QuantLayer) -> tuple[Tensor, Tensor | None]:
     """Factor and shift (channels,) of least squares from z to y; no shift without a bias."""
-    channel = z.ndim - 1 if isinstance(layer.layer, nn.Linear) else 1
-    z, y = (t.double().transpose(0, channel).flatten(1) for t in (z, y))
+    channel = _channel(layer)
+    z, y = (t.transpose(0, channel).flatten(1) for t in (z, y))
     has_bias = layer.layer.bias is not None
-    mean_z, mean_y = (t.mean(1, keepdim=True) if has_bias else 0.0 for t in (z, y))
-    square = (z - mean_z).square().mean(1)
-    product = ((z - mean_z) * (y - mean_y)).mean(1)
-    steady = square <= 1e-12 * z.square().mean(1)  # nothing to fit a slope to
-    factor = torch.where(steady, 1.0, product / square.clamp_min(1e-300)).clamp(*_FACTORS)
-    if not has_bias:
-        return factor.to(layer.scale.dtype), None
-    shift = (mean_y - factor[:, None] * mean_z).squeeze(1)
-    return factor.to(layer.scale.dtype), shift.to(layer.scale.dtype)
+    mean_z, mean_y = (t.mean(1, keepdim=True) * has_bias for t in (z, y))
+    z, y = z - mean_z, y - mean_y
+    square, product = (z * z).mean(1), (z * y).mean(1)
+    steady = square <= 1e-12 * mean_z.square().squeeze(1)  # nothing to fit a slope to
+    factor = torch.where(steady, 1.0, product / square.clamp_min(1e-30)).clamp(*_FACTORS)
+    shift = mean_y.squeeze(1) - factor * mean_z.squeeze(1)
+    return factor, shift if has_bias else None

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from modcap import artifact, capacity, correction, oscillation, selection
+from modcap.errors import InputError
 from modcap.images import ImageSet
 from modcap.plan import Job, Kind
-from modcap.quantized import Bits, attach, restore, state_of
+from modcap.quantized import Bits, attach, device_of, restore, state_of
 from modcap.recipe import CapacityScale, Homogeneity, Method, Optimiser
 from modcap.reconstruct import Inputs, Progress, calibrate, chain, harden, reconstruct
 from modcap.results import Result
@@ -41,6 +42,11 @@ def run(
     """
     start = time.perf_counter()
     torch.set_num_threads(job.threads)
+    if job.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "the recipe's device is cuda and torch finds no GPU here: take device cpu, or a node "
+            "with a GPU and a CUDA build of torch"
+        )
     result = _RUNNERS[job.kind](job, bench, needs, progress)
     seconds = round(time.perf_counter() - start, 4)
     origin = {"kind": job.kind.value, "needs": list(job.needs), "inputs": job.inputs}
@@ -62,7 +68,7 @@ def _capacity(
     if p["measure"] == "data-free":
         bits = [Bits(*pair) for pair in p["bits"]]
         return Result(meta={"capacity": capacity.data_free(modules[index], bits, p["alpha"])})
-    x = bench.images(job, "calibration").normalized(0, p["images"])
+    x = bench.images(job, "calibration").normalized(0, p["images"]).to(job.device)
     x_quantized = x
     for module, bits in zip(modules, _layer_bits(p), strict=False):
         quantized = attach(module, bits)
@@ -144,7 +150,7 @@ def _reconstruct(
 def _tensors(modules: Sequence[nn.Module], start: int) -> dict[str, Tensor]:
     """The states of ``modules``, the first of which has the index ``start``."""
     return {
-        f"{index}.{name}": tensor
+        f"{index}.{name}": tensor.cpu()
         for index, module in enumerate(modules, start)
         for name, tensor in state_of(module)
     }
@@ -152,13 +158,13 @@ def _tensors(modules: Sequence[nn.Module], start: int) -> dict[str, Tensor]:
 
 def _full(job: Job, bench: Workbench, stop: int) -> Tensor:
     """The full-precision activations (N, ...) in front of module ``stop``."""
-    place = job.inputs["network"], job.inputs["calibration"]
+    place = job.device, job.inputs["network"], job.inputs["calibration"]
     for at in range(stop, 0, -1):
         x = bench.activations.get((*place, at))
         if x is not None:
             break
     else:
-        at, x = 0, bench.images(job, "calibration").normalized()
+        at, x = 0, bench.images(job, "calibration").normalized().to(job.device)
     x = chain(bench.network(job).partition.modules[at:stop], x)
     bench.activations.put((*place, stop), x)
     return x
@@ -167,7 +173,7 @@ def _full(job: Job, bench: Workbench, stop: int) -> Tensor:
 def _place(job: Job, keys: tuple[str, ...]) -> tuple[Any, ...]:
     """Names the activations behind the results ``keys``, which see full precision in front."""
     first = job.params.get("prefix", job.params["start"])
-    return job.inputs["network"], job.inputs["calibration"], first, keys
+    return job.device, job.inputs["network"], job.inputs["calibration"], first, keys
 
 
 def _behind(job: Job, bench: Workbench, needs: Sequence[Result]) -> Tensor:
@@ -215,7 +221,8 @@ def _quantized(
     modules: list[nn.Module] = []
     for index, module_bits in enumerate(bits, start):
         module = attach(floats[index], [Bits(*pair) for pair in module_bits])
-        restore(module, states[index])
+        device = device_of(floats[index])
+        restore(module, {name: tensor.to(device) for name, tensor in states[index].items()})
         modules.append(module)
     return modules
 
@@ -226,7 +233,7 @@ def _correct(
 ) -> Result:
     floats = bench.network(job).partition.modules
     modules = _quantized(floats, job.params["bits"], _states(needs), 0)
-    x = bench.images(job, "calibration").normalized(0, correction.IMAGES)
+    x = bench.images(job, "calibration").normalized(0, correction.IMAGES).to(job.device)
     before, after = correction.correct(floats, modules, x)
     return Result(_tensors(modules, 0), {"error_before": before, "error": after})
 
@@ -249,13 +256,14 @@ def _evaluate(
 ) -> Result:
     network, images = bench.network(job), bench.images(job, "evaluation")
     if not needs:
-        return Result(meta={"top1": top1(network, images), "images": len(images)})
+        return Result(meta={"top1": top1(network, images, job.device), "images": len(images)})
     quantized = artifact.unpack_network(needs[0].tensors["artifact"].numpy().tobytes())
-    x = bench.images(job, "calibration").normalized(0, 256)
+    quantized.to(job.device)
+    x = bench.images(job, "calibration").normalized(0, 256).to(job.device)
     losses = oscillation.losses(network.partition.modules, quantized.modules_in_order, x)
     return Result(
         meta={
-            "top1": top1(quantized, images),
+            "top1": top1(quantized, images, job.device),
             "images": len(images),
             "losses": losses,
             "oscillation": oscillation.oscillation(losses),
@@ -265,12 +273,14 @@ def _evaluate(
 
 
 @torch.no_grad()
-def top1(model: Callable[[Tensor], Tensor], images: ImageSet, batch: int = 250) -> float:
+def top1(
+    model: Callable[[Tensor], Tensor], images: ImageSet, device: str = "cpu", batch: int = 250
+) -> float:
     """Percentage of images whose largest logit is their label's."""
     hits = 0
     for start in range(0, len(images), batch):
-        logits = model(images.normalized(start, start + batch))
-        hits += int((logits.argmax(1) == images.labels[start : start + batch]).sum())
+        logits = model(images.normalized(start, start + batch).to(device))
+        hits += int((logits.argmax(1).cpu() == images.labels[start : start + batch]).sum())
     return 100 * hits / len(images)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, fx, nn
@@ -38,6 +40,11 @@ class Network:
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of preprocessed images (N, C, H, W)."""
         return self.partition(x)
+
+    def to(self, device: torch.device) -> Network:
+        """A copy on ``device``."""
+        modules = tuple(copy.deepcopy(module).to(device) for module in self.partition.modules)
+        return replace(self, partition=Partition(modules, self.partition.names))
 
     def to_bytes(self) -> bytes:
         """safetensors: tensors, and the graphs as JSON in the header; equal for equal networks."""

@@ -15,7 +15,8 @@ from typing import Any
 
 from modcap.network import Network
 from modcap.quantized import Bits, bits_of
-from modcap.recipe import Budget, CapacityKind, Method, Recipe, Schedule, Selection
+from modcap.recipe import Budget, CapacityKind, Device, Method, Recipe, Schedule, Selection
+from modcap.resources import evaluation_memory, reconstruction_memory
 from modcap.results import Result, canonical, digest
 from modcap.selection import Span
 
@@ -47,6 +48,8 @@ class Job:
         needs: keys of the jobs whose results it reads, in order.
         label: for people; not part of the key.
         threads: CPU threads it runs with; part of the key through ``params`` where it matters.
+        memory: bytes that it needs at its peak, estimated; 0 where it needs little.
+        gpus: share of a GPU that it asks for; None leaves that to its memory.
     """
 
     kind: Kind
@@ -55,6 +58,14 @@ class Job:
     needs: tuple[str, ...] = ()
     label: str = field(default="", compare=False)
     threads: int = field(default=1, compare=False)
+    memory: int = field(default=0, compare=False)
+    gpus: float | None = field(default=None, compare=False)
+
+    @property
+    def device(self) -> str:
+        """Where it computes: cpu or cuda."""
+        device: str = self.params.get("device", "cpu")
+        return device
 
     @property
     def small(self) -> bool:
@@ -152,18 +163,17 @@ def _plan_cell(
     reconstructs = _add_groups(cell, groups, add)
     inputs = {"network": cell.network.digest}
     images = {"calibration": cell.calibration, "evaluation": cell.evaluation}
-    threads = cell.recipe.threads
     params: dict[str, Any] = {"bits": _bits(cell)}
     correct, states = "", reconstructs
     if cell.recipe.corrects:
         correct = add(
             Job(
                 Kind.CORRECT,
-                params | {"threads": threads},
+                params | _device(cell) | {"threads": cell.recipe.threads},
                 inputs | {"calibration": cell.calibration},
                 reconstructs,
                 label=f"correct {cell.name}",
-                threads=threads,
+                **_room(cell, evaluation_memory(cell.network)),
             )
         )
         states = (correct,)
@@ -171,11 +181,11 @@ def _plan_cell(
     evaluate = add(
         Job(
             Kind.EVALUATE,
-            {"of": "quantized"},
+            {"of": "quantized"} | _device(cell),
             inputs | images,
             (assemble,),
             label=f"evaluate {cell.name}",
-            threads=threads,
+            **_room(cell, evaluation_memory(cell.network)),
         )
     )
     return CellPlan(
@@ -223,6 +233,17 @@ def _first(cell: Cell, start: int) -> int:
     return max(0, start // length * length - round(recipe.overlap * length))
 
 
+def _device(cell: Cell) -> dict[str, str]:
+    """The device as a parameter, where it is not the usual one: keys of the CPU stay."""
+    device = cell.recipe.device
+    return {} if device is Device.CPU else {"device": device.value}
+
+
+def _room(cell: Cell, memory: int) -> dict[str, Any]:
+    """What a job asks of the node that it runs on."""
+    return {"threads": cell.recipe.threads, "memory": memory, "gpus": cell.recipe.gpus}
+
+
 def _bits(cell: Cell) -> list[list[Bits]]:
     r = cell.recipe
     return bits_of(cell.network.partition, r.w_bits, r.a_bits, r.edge_bits)
@@ -237,6 +258,7 @@ def _capacity_jobs(cell: Cell) -> list[Job]:
     jobs = []
     for index, name in enumerate(names):
         params: dict[str, Any] = {"measure": recipe.capacity.value, "module": index}
+        room: dict[str, Any] = {}
         if recipe.capacity is CapacityKind.DATA_FREE:
             params |= {"bits": bits[index], "alpha": recipe.stride_coefficient}
         else:
@@ -245,8 +267,12 @@ def _capacity_jobs(cell: Cell) -> list[Job]:
                 "images": recipe.capacity_images,
                 "p": recipe.scale_exponent,
             }
+            params |= _device(cell)
             inputs = inputs | {"calibration": cell.calibration}
-        jobs.append(Job(Kind.CAPACITY, params, inputs, label=f"capacity {name}"))
+            images = max(recipe.capacity_images, recipe.optimiser.batch_size)
+            memory = reconstruction_memory(cell.network, Span(index, index + 1), images, 0)
+            room = _room(cell, memory)
+        jobs.append(Job(Kind.CAPACITY, params, inputs, label=f"capacity {name}", **room))
     return jobs
 
 
@@ -297,11 +323,14 @@ def _reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...])
         )
     inputs = {"network": cell.network.digest, "calibration": cell.calibration}
     label = f"{recipe.method.value} {recipe.bits} {title}"
-    return Job(Kind.RECONSTRUCT, params, inputs, needs, label=label, threads=recipe.threads)
+    batch = recipe.optimiser.batch_size if recipe.method is not Method.RTN else 0
+    memory = reconstruction_memory(cell.network, span, recipe.calibration, batch)
+    params |= _device(cell)
+    return Job(Kind.RECONSTRUCT, params, inputs, needs, label=label, **_room(cell, memory))
 
 
 def _evaluate_full_job(cell: Cell) -> Job:
     inputs = {"network": cell.network.digest, "evaluation": cell.evaluation}
-    params = {"of": "full precision"}
-    threads = cell.recipe.threads
-    return Job(Kind.EVALUATE, params, inputs, label="evaluate full precision", threads=threads)
+    params = {"of": "full precision"} | _device(cell)
+    room = _room(cell, evaluation_memory(cell.network))
+    return Job(Kind.EVALUATE, params, inputs, label="evaluate full precision", **room)

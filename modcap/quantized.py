@@ -25,6 +25,7 @@ __all__ = [
     "attach",
     "bits_of",
     "channels_last",
+    "device_of",
     "quantizers",
     "through",
 ]
@@ -307,7 +308,13 @@ def attach(module: fx.GraphModule, bits: list[Bits]) -> fx.GraphModule:
         for user in [user for user in source.users if user is not quantized]:
             user.replace_input_with(source, quantized)
     copied.recompile()
-    return copied
+    device = device_of(module)
+    return copied.to(device) if device.type == "cuda" else copied
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the parameters of ``module`` are."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def quantizers(module: nn.Module) -> tuple[dict[str, QuantLayer], dict[str, ActivationQuantizer]]:

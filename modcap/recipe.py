@@ -15,6 +15,7 @@ __all__ = [
     "PRESETS",
     "Budget",
     "CapacityKind",
+    "Device",
     "Homogeneity",
     "Method",
     "Optimiser",
@@ -75,6 +76,13 @@ class Schedule(str, Enum):
 
     SEQUENTIAL = "sequential"
     WAVES = "waves"
+
+
+class Device(str, Enum):
+    """Where jobs compute; another device rounds sums otherwise, and gives other bytes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 class _Frozen(BaseModel):
@@ -157,6 +165,14 @@ class Recipe(_Frozen):
     calibration: int = Field(1024, ge=1, description="calibration images")
     seed: int = 0
     threads: int = Field(1, ge=1, description="CPU threads per job; another number, other bytes")
+    device: Device = Field(Device.CPU, description="where jobs compute; another one, other bytes")
+    gpus: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="device cuda: share of a GPU per job; None takes what its memory needs, and a "
+        "whole one where nodes do not say how much theirs have",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -184,8 +200,12 @@ class Recipe(_Frozen):
 
     @property
     def digest(self) -> str:
-        """sha256 of what differs from the defaults, so that new fields do not change it."""
-        return digest(canonical(self.model_dump(mode="json", exclude_defaults=True)))
+        """sha256 of what differs from the defaults, so that new fields do not change it.
+
+        ``gpus`` is left out: it decides where jobs find room, not what they give.
+        """
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"gpus"})
+        return digest(canonical(fields))
 
     @classmethod
     def make(cls, values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from modcap.images import ImageSet
@@ -56,23 +57,32 @@ class Workbench:
 
     fetch: Callable[[str], bytes]
     activations: Activations = field(default_factory=Activations)
-    _kept: dict[str, Any] = field(default_factory=dict)
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod
-    def holding(cls, inputs: dict[str, Any]) -> Workbench:
+    def holding(cls, inputs: Mapping[str, Any]) -> Workbench:
         """A workbench on which a few parsed inputs lie already, and which can fetch no other."""
-        return cls(inputs.__getitem__, _kept=dict(inputs))
+        kept: dict[Hashable, Any] = dict(inputs.items())
+        return cls(inputs.__getitem__, _kept=kept)
 
-    def _keep(self, digest: str, parse: Callable[[bytes], _T]) -> _T:
-        if digest not in self._kept:
+    def _keep(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        if key not in self._kept:
+            made = make()
             while len(self._kept) >= _INPUTS:
                 del self._kept[next(iter(self._kept))]
-            self._kept[digest] = parse(self.fetch(digest))
-        value: _T = self._kept[digest]
+            self._kept[key] = made
+        value: _T = self._kept[key]
         return value
 
     def network(self, job: Job) -> Network:
-        return self._keep(job.inputs["network"], Network.from_bytes)
+        """The network of ``job``, on the device of ``job``."""
+        digest = job.inputs["network"]
+        network = self._keep(digest, lambda: Network.from_bytes(self.fetch(digest)))
+        if job.device == "cpu":
+            return network
+        return self._keep((digest, job.device), lambda: network.to(torch.device(job.device)))
 
     def images(self, job: Job, role: str) -> ImageSet:
-        return self._keep(job.inputs[role], ImageSet.from_bytes)
+        """Images of ``job``, in the memory of the host."""
+        digest = job.inputs[role]
+        return self._keep(digest, lambda: ImageSet.from_bytes(self.fetch(digest)))

@@ -12,6 +12,7 @@ from tempfile import gettempdir
 from typing import Any
 
 import ray
+import torch
 
 from modcap.errors import ModcapError
 from modcap.jobs import run
@@ -20,15 +21,27 @@ from modcap.results import Result
 from modcap.workbench import Workbench
 from tasks.store import Store
 
-__all__ = ["MissingResult", "ProgressBoard", "run_jobs", "warm_up"]
+__all__ = [
+    "MissingResult",
+    "OutOfMemory",
+    "ProgressBoard",
+    "run_jobs",
+    "run_jobs_on_gpu",
+    "warm_up",
+]
 
 _KEPT_RESULTS = 64
 _TRANSFERS = 8  # requests to the store at once, for one batch of jobs
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch has no error class for it
 _REPORT_SECONDS = 0.3  # least time between two reports of one job
 
 
 class MissingResult(ModcapError):
     """A result that the plan counted on is gone or damaged: plan again."""
+
+
+class OutOfMemory(ModcapError):
+    """A job needed more memory than its worker, or its GPU, could give."""
 
 
 @ray.remote(num_cpus=0)
@@ -98,16 +111,33 @@ def attempt() -> int:
     return found
 
 
-@ray.remote
-def run_jobs(jobs: Sequence[Job], store: Store, board: Any) -> list[dict[str, Any]]:
+def _run_jobs(jobs: Sequence[Job], store: Store, board: Any) -> list[dict[str, Any]]:
     """Computes ``jobs``, stores their results and returns the results' metas (small).
 
     Each meta also says, as ``attempt``, how often the task had been started before.
 
     Raises:
         MissingResult: a needed result is gone; computing it again mends that.
+        OutOfMemory: an allocation failed.
     """
-    worker = _worker(store)
+    try:
+        return _compute(jobs, _worker(store), board)
+    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+        raise OutOfMemory(str(error) or type(error).__name__) from None
+    except RuntimeError as error:
+        if _NO_MEMORY not in str(error):
+            raise
+        raise OutOfMemory(str(error).splitlines()[0]) from None
+
+
+run_jobs = ray.remote(_run_jobs)
+
+run_jobs_on_gpu = ray.remote(max_calls=1)(_run_jobs)
+"""In a process of its own: torch keeps the GPU that it saw first, and Ray may give another."""
+
+
+def _compute(jobs: Sequence[Job], worker: _Worker, board: Any) -> list[dict[str, Any]]:
+    store = worker.store
     with ThreadPoolExecutor(_TRANSFERS) as pool:
         metas, stored = [], []
         for job in jobs:

@@ -187,7 +187,8 @@ def _ray(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Servi
         *("--min-worker-port=31000", "--max-worker-port=31999", "--log-color=false"),
         *(f"--{part}={port}" for part, port in ports.items()),
     )
-    environment = {**clients, **exports, "OMP_NUM_THREADS": "1"}
+    # a job that ran out of memory comes back to the driver, which asks for more (flows/execute.py)
+    environment = {**clients, **exports, "OMP_NUM_THREADS": "1", "RAY_task_oom_retries": "0"}
 
     def ready() -> bool:
         import subprocess

@@ -27,7 +27,7 @@ NETWORKS = ("mobilenet_v2_x0_5", "resnet18_narrow", "vgg_tiny", "regnet_tiny")
 BITS = (2, 4), (4, 4)
 IDENTITY = ("network", "bits", "seed", "iterations", "tests", "schedule")
 
-ONE_BY_ONE: dict[str, Any] = {"schedule": "waves", "segments": 1000, "overlap": 0}
+ONE_BY_ONE: dict[str, Any] = {"schedule": "waves", "path_share": 0}
 JOINED: dict[str, Any] = {"k": 2, "homogeneity": "any"}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "sequential": {},

@@ -16,9 +16,10 @@ from typing import Any
 from modcap.network import Network
 from modcap.quantized import Bits, bits_of
 from modcap.recipe import Budget, CapacityKind, Device, Method, Recipe, Schedule, Selection
-from modcap.resources import evaluation_memory, reconstruction_memory
+from modcap.resources import evaluation_memory, footprints, reconstruction_memory
 from modcap.results import Result, canonical, digest
 from modcap.selection import Span
+from modcap.waves import segments
 
 __all__ = ["Cell", "CellPlan", "Job", "Kind", "Plan", "plan"]
 
@@ -229,8 +230,8 @@ def _first(cell: Cell, start: int) -> int:
         return start
     if recipe.schedule is Schedule.SEQUENTIAL:
         return 0
-    length = max(1, len(cell.network.partition.names) // recipe.segments)
-    return max(0, start // length * length - round(recipe.overlap * length))
+    costs = [module.step_cost for module in footprints(cell.network)]
+    return next(s.first for s in segments(costs, recipe.path_share) if start < s.stop)
 
 
 def _device(cell: Cell) -> dict[str, str]:

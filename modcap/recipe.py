@@ -146,14 +146,12 @@ class Recipe(_Frozen):
         description="schedule sequential: a group sees the modules before it as reconstructed one "
         "by one, not joined, so that cells of every k share them",
     )
-    segments: int = Field(
-        10, ge=1, description="schedule waves: least number of segments, reconstructed side by side"
-    )
-    overlap: float = Field(
-        1.0,
+    path_share: float = Field(
+        0.2,
         ge=0,
-        description="schedule waves: modules reconstructed in front of a segment for its input "
-        "alone, as a share of its length",
+        le=1,
+        description="schedule waves: longest path, as a share of that of sequential; 0 puts every "
+        "module beside every other",
     )
     correction: bool | None = Field(
         None,

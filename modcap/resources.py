@@ -1,4 +1,4 @@
-"""How much memory a job needs at its peak, estimated from the shapes of its group.
+"""What a job needs, estimated from the shapes of its group: memory at its peak, and time.
 
     memory = base
            + images * (2 input + 2 output)      calibration activations of the group
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from modcap.network import Network
 from modcap.selection import Span
@@ -33,13 +34,23 @@ _ROUND = 256 << 20  # requests are multiples: few sizes, so that workers are sha
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one module in float32: per image its input, its output and all values inside
-    (output included), and its weights."""
+    """One module in float32: per image the bytes of its input, its output and all values inside
+    (output included), and its floating-point operations; and the bytes of its weights."""
 
     input: int
     output: int
     inside: int
     weights: int
+    operations: int
+
+    @property
+    def step_cost(self) -> float:
+        """Time of an optimisation step on 32 images, relative to that of other modules.
+
+        Fitted to the steps of the 49 modules of the shipped checkpoints on one core, which it met
+        within 14 % on average: a constant, operations, values inside and weights.
+        """
+        return 1.0 + 8.6e-7 * self.operations + 7.0e-5 * self.inside + 5.1e-6 * self.weights
 
 
 @lru_cache(maxsize=64)
@@ -50,9 +61,11 @@ def footprints(network: Network) -> tuple[Footprint, ...]:
     with torch.no_grad():
         for module in network.partition.modules:
             sizes = _Sizes(module)
-            y = sizes.run(x)
+            with FlopCounterMode(display=False) as counter:
+                y = sizes.run(x)
             weights = sum(tensor.nbytes for tensor in module.state_dict().values())
-            found.append(Footprint(x.nbytes, y.nbytes, sizes.bytes, weights))
+            operations = counter.get_total_flops()
+            found.append(Footprint(x.nbytes, y.nbytes, sizes.bytes, weights, operations))
             x = y
     return tuple(found)
 

@@ -84,19 +84,16 @@ def test_edge_layers_are_shared_between_bit_widths(network: Network) -> None:
 
 
 @pytest.mark.parametrize(
-    ("segments", "overlap", "needs"),
+    ("share", "needs"),
     [
-        (5, 0.0, [0, 0, 0, 0, 0]),  # every module beside every other
-        (5, 1.0, [0, 1, 1, 1, 1]),
-        (2, 0.0, [0, 1, 0, 1, 0]),
-        (2, 1.0, [0, 1, 2, 3, 2]),
-        (1, 1.0, [0, 1, 2, 3, 4]),  # one segment is the whole chain
+        (0.0, [0, 0, 0, 0, 0]),  # every module beside every other
+        (1.0, [0, 1, 2, 3, 4]),  # as many as there are: the whole chain
     ],
 )
-def test_segments_of_waves_begin_with_full_precision(
-    network: Network, segments: int, overlap: float, needs: list[int]
+def test_groups_of_waves_see_their_segment_alone(
+    network: Network, share: float, needs: list[int]
 ) -> None:
-    waves = cell(network, k=0, schedule="waves", segments=segments, overlap=overlap)
+    waves = cell(network, k=0, schedule="waves", path_share=share)
     found = complete([waves], {0: APART})
     jobs = {job.key: job for job in found.jobs}
     kept = [jobs[key] for key in found.cells[0].reconstructs]
@@ -122,7 +119,7 @@ def test_first_group_is_shared_between_schedules(network: Network) -> None:
     found = complete(cells, {0: APART})
     a, b = found.cells
     assert a.reconstructs[0] == b.reconstructs[0]
-    assert a.reconstructs[2] != b.reconstructs[2]
+    assert a.reconstructs[3] != b.reconstructs[3]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ def test_results_are_the_same_with_and_without_kept_activations(schedule: str) -
     network = build(resnet18_narrow().eval(), x[:2])
     images = ImageSet(x, torch.zeros(24, dtype=torch.int64), (0.0,), (1.0,))
     settings = {"iterations": 2, "batch_size": 8}
-    recipe = modcap.Recipe.preset("quick", k=2, schedule=schedule, segments=3, optimiser=settings)
+    recipe = modcap.Recipe.preset(
+        "quick", k=2, schedule=schedule, path_share=0.5, optimiser=settings
+    )
     cell = Cell(network, images.digest, images.digest, recipe)
     inputs = {network.digest: network, images.digest: images}
 

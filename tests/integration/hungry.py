@@ -1,0 +1,53 @@
+"""Runs one job on the stack whose workers run out of memory below a grant: hungry.py BYTES."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import ray
+import torch
+from prefect import flow
+
+from flows.connect import connected
+from flows.execute import execute_jobs
+from flows.progress import Progress
+from flows.quantize import THREADS
+from modcap import zoo
+from modcap.errors import ModcapError
+from modcap.network import build
+from modcap.plan import Job, Kind
+from tasks.store import Store
+
+LEAST = int(sys.argv[1])
+
+
+class Hungry(Store):
+    """Defined in the script that runs, and so shipped to the workers as it is."""
+
+    def fetch_input(self, name: str, folder: Path) -> Path:
+        least = int(self.prefix.rpartition("-")[2])
+        granted = ray.get_runtime_context().get_assigned_resources().get("memory", 0)
+        if granted < least:
+            raise MemoryError(f"granted {granted:.0f} bytes")
+        return super().fetch_input(name, folder)
+
+
+@flow(name="hungry", task_runner=THREADS)
+def body() -> None:
+    network = build(zoo.resnet18_narrow().eval(), torch.zeros(2, 1, 28, 28))
+    with connected() as plain, Progress() as progress:
+        store = Hungry(plain.bucket, f"hungry-{LEAST}", plain.endpoint)
+        store.upload_input(network.digest, network.to_bytes())
+        params = {"measure": "data-free", "module": 1, "bits": [[2, 4]] * 2, "alpha": 1.6}
+        inputs = {"network": network.digest}
+        job = Job(Kind.CAPACITY, params, inputs, label="hungry", memory=1 << 28)
+        execute_jobs([job], store, progress)
+        assert store.get(job.key) is not None
+
+
+if __name__ == "__main__":
+    try:
+        body()
+    except ModcapError as error:
+        sys.exit(f"refused: {error}")

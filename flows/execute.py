@@ -26,7 +26,7 @@ from prefect.states import Cancelled
 
 from flows.control import FlowControl
 from flows.progress import Progress
-from flows.resources import refuse_impossible, request
+from flows.resources import in_flight, refuse_impossible, request
 from modcap.errors import ModcapError
 from modcap.plan import Cell, Job, Plan, plan
 from modcap.results import Result
@@ -48,7 +48,6 @@ _REPLANS = 5  # times that lost or damaged results are computed again, before gi
 _LOOKS = 3  # before Ray counts as gone
 _WATCH_SECONDS = 2.0  # between two checks that it is there
 _BATCH = 256  # small jobs in one task
-_IN_FLIGHT = 60  # task runs at once; Prefect waits for each on a thread
 
 Batch = tuple[Job, ...]
 Future = PrefectFuture[list[dict[str, Any]]]
@@ -122,8 +121,22 @@ def execute(
     raise ModcapError("results keep disappearing from the store: check it: modcap store verify")
 
 
-def execute_jobs(todo: Sequence[Job], store: Store, progress: Progress, link: str = "") -> None:
-    """Runs the jobs of ``todo``, each once those of ``todo`` that it needs are done."""
+def execute_jobs(
+    todo: Sequence[Job],
+    store: Store,
+    progress: Progress,
+    link: str = "",
+    most: int | None = None,
+) -> None:
+    """Runs the jobs of ``todo``, each once those of ``todo`` that it needs are done.
+
+    Args:
+        todo: what to do.
+        store: where results go.
+        progress: told of all that happens.
+        link: address of the metrics; every job's log names it.
+        most: task runs at once, at most; by default what keeps the cluster busy.
+    """
     refuse_impossible(todo)
     by_key = {job.key: job for job in todo}
     order = TopologicalSorter(
@@ -143,7 +156,8 @@ def execute_jobs(todo: Sequence[Job], store: Store, progress: Progress, link: st
             waiting.extend(by_key[key] for key in order.get_ready())
             control.check()
             watch.check()
-            while waiting and len(running) < _IN_FLIGHT:
+            room = most or in_flight()
+            while waiting and len(running) < room:
                 batch = _next_batch(waiting)
                 future = start(batch)
                 running[batch[0].key] = batch, future

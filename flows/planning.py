@@ -26,7 +26,7 @@ from modcap.simulate import critical_path, simulate
 from modcap.workbench import Workbench
 from tasks.store import Store
 
-__all__ = ["describe_plan"]
+__all__ = ["costs_of", "describe_plan", "open_plan"]
 
 _PROBE_STEPS = 3
 _KINDS = tuple(kind.value for kind in Kind)
@@ -50,10 +50,10 @@ def describe_plan(
     prepared = prepare_sweep(grid)
     store = _store()
     known: dict[str, Result] = {}
-    made = _open(prepared, store, known)
+    made = open_plan(prepared, store, known)
     done = store.done(job.key for job in made.jobs) if store else set()
     todo = [job for job in made.jobs if job.key not in done]
-    costs, measured = _costs(made, prepared, store, done, known)
+    costs, measured = costs_of(made, prepared, store, done, known)
     longest, path = critical_path(todo, costs)
     simulated = {n: simulate(todo, costs, n) for n in sorted({1, workers})}
     at = simulated[workers]
@@ -95,7 +95,7 @@ def _store() -> Store | None:
     return store
 
 
-def _open(prepared: Sequence[Prepared], store: Store | None, known: dict[str, Result]) -> Plan:
+def open_plan(prepared: Sequence[Prepared], store: Store | None, known: dict[str, Result]) -> Plan:
     """The plan as far as it can be seen; puts what was computed here into ``known``."""
     bench = Workbench.holding({p.cell.network.digest: p.cell.network for p in prepared})
 
@@ -129,7 +129,7 @@ def _run_small(
     return True
 
 
-def _costs(
+def costs_of(
     made: Plan,
     prepared: Sequence[Prepared],
     store: Store | None,

@@ -15,7 +15,16 @@ from matplotlib.ticker import MaxNLocator
 
 from modcap.selection import Span
 
-__all__ = ["capacity", "curves", "heat_map", "oscillation", "pareto", "plan_graph", "png"]
+__all__ = [
+    "capacity",
+    "curves",
+    "heat_map",
+    "oscillation",
+    "pareto",
+    "plan_graph",
+    "png",
+    "scaling",
+]
 
 _COLOURS = (
     "#0072B2",
@@ -225,4 +234,21 @@ def plan_graph(
     axes.spines["left"].set_visible(False)
     axes.invert_yaxis()
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def scaling(lines: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """Makespan in hours against workers, both on logarithmic scales, beside perfect scaling."""
+    figure, axes = _figure(6, 3.6)
+    for index, (name, points) in enumerate(lines.items()):
+        workers, hours = zip(*((n, seconds / 3600) for n, seconds in points), strict=True)
+        colour = _COLOURS[index]
+        axes.plot(workers, [hours[0] * workers[0] / n for n in workers], ":", color=colour, lw=1)
+        axes.plot(workers, hours, _MARKS[index] + "-", color=colour, ms=4, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(workers, [str(n) for n in workers])
+    axes.set_xlabel("workers")
+    axes.set_ylabel("hours (dotted: perfect)")
+    axes.legend(frameon=False)
     return figure

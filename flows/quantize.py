@@ -15,6 +15,7 @@ from flows.execute import Results, execute
 from flows.progress import Progress
 from flows.report import finished, jobs_of, report
 from flows.request import Prepared, Request, prepare
+from flows.resources import MOST_IN_FLIGHT
 from flows.runs import link_of
 from flows.tracking import Finished, Registered, publish
 from modcap.plan import CellPlan
@@ -24,7 +25,7 @@ from tasks.store import Store
 __all__ = ["quantize", "run_quantize"]
 
 EXPERIMENT = "modcap"
-THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
+THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MOST_IN_FLIGHT)
 
 
 @flow(name="quantize", task_runner=THREADS)  # type: ignore[arg-type]

@@ -12,7 +12,11 @@ import ray
 from modcap.errors import InputError
 from modcap.plan import Job
 
-__all__ = ["GPU_MEMORY", "refuse_impossible", "request"]
+__all__ = ["GPU_MEMORY", "MOST_IN_FLIGHT", "in_flight", "refuse_impossible", "request"]
+
+MOST_IN_FLIGHT = 1000
+"""Task runs at once, at most: Prefect waits for each on a thread."""
+_LEAST_IN_FLIGHT = 60
 
 GPU_MEMORY = "gpu_memory"
 """Custom resource by which a node says how many bytes each of its GPUs has."""
@@ -30,6 +34,14 @@ def request(job: Job, growth: int = 1) -> dict[str, Any]:
         asked["num_gpus"] = min(1.0, (job.gpus or _share(job)) * growth)
         asked["memory"] = 0  # what it needs lies on the GPU
     return asked
+
+
+def in_flight() -> int:
+    """How many task runs keep this cluster busy: some wait, so that no worker does."""
+    if os.environ.get("MODCAP_AUTOSCALING"):
+        return MOST_IN_FLIGHT  # what waits is what makes the cluster grow
+    threads = sum(node.get("CPU", 0) for node in _nodes())
+    return min(MOST_IN_FLIGHT, max(_LEAST_IN_FLIGHT, int(2 * threads)))
 
 
 def _share(job: Job) -> float:

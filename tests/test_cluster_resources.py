@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from flows import resources
-from flows.resources import GPU_MEMORY, refuse_impossible, request
+from flows.resources import (
+    GPU_MEMORY,
+    MOST_IN_FLIGHT,
+    in_flight,
+    refuse_impossible,
+    request,
+)
 from modcap.errors import InputError
 from modcap.plan import Job, Kind
 
@@ -38,6 +44,17 @@ def test_share_of_a_gpu_is_given_or_what_the_memory_needs(nodes: list[dict[str, 
     assert request(job(device="cuda", memory=8 * GIB))["num_gpus"] == 0.5  # the smallest counts
     assert request(job(device="cuda", memory=8 * GIB), growth=4)["num_gpus"] == 1.0
     assert request(job(device="cuda", memory=99 * GIB, gpus=0.25))["num_gpus"] == 0.25
+
+
+def test_as_many_jobs_are_in_flight_as_keep_the_cluster_busy(
+    nodes: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes += [{"CPU": 2}]
+    assert in_flight() == 60
+    nodes += [{"CPU": 64}] * 4
+    assert in_flight() == 516
+    monkeypatch.setenv("MODCAP_AUTOSCALING", "1")
+    assert in_flight() == MOST_IN_FLIGHT
 
 
 @pytest.mark.parametrize(

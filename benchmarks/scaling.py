@@ -1,0 +1,172 @@
+"""How a plan scales: measured on one and two workers, simulated on many.
+
+    python -m benchmarks.scaling [--steps 60] [--quick]
+
+Runs the same plan of independent jobs on the local stack, first with one job in flight and then
+with two, one thread each, into prefixes of their own; predicts both times from the costs of the
+jobs; and simulates a sweep over a hundred checkpoints on up to 4,096 workers. Writes
+benchmarks/results/scaling.json and docs/images/scaling.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.connect import use_services
+
+HERE = Path(__file__).parent
+CHECKPOINTS = HERE.parent / "examples/fashion_mnist/checkpoints"
+WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+CHECKPOINTS_SIMULATED = 100
+
+
+def request(network: str, **recipe: Any) -> Any:
+    from flows.request import Request
+    from modcap.recipe import Recipe
+
+    return Request(
+        checkpoint=str(CHECKPOINTS / f"{network}.safetensors"),
+        arch=f"modcap.zoo:{network}",
+        data="fashion-mnist",
+        recipe=Recipe.preset("quick", a_bits=4, **recipe),
+    )
+
+
+def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
+    """Every module of some networks at three bit-widths, all at once: jobs that need no other."""
+    from prefect import flow
+
+    from flows.connect import connected
+    from flows.execute import execute_jobs
+    from flows.grid import Sweep, prepare_sweep
+    from flows.planning import open_plan
+    from flows.progress import Progress
+    from flows.quantize import THREADS
+    from modcap.plan import Kind
+    from modcap.simulate import simulate
+
+    fields = {"k": 0, "schedule": "waves", "path_share": 0, "optimiser": {"iterations": steps}}
+    grid = Sweep(requests=tuple(request(n, **fields) for n in networks), w_bits=(2, 3, 4))
+    prepared = prepare_sweep(grid)
+    jobs = [j for j in open_plan(prepared, None, {}).jobs if j.kind is Kind.RECONSTRUCT]
+
+    @flow(name="scaling", task_runner=THREADS)
+    def body() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        with connected() as plain, Progress() as progress:
+            for workers in (1, 2):
+                prefix = f"scaling-{uuid.uuid4().hex[:8]}"
+                store = dataclasses.replace(plain, prefix=prefix)
+                for p in prepared:
+                    p.upload(store)
+                warm = [
+                    dataclasses.replace(jobs[0], params={**jobs[0].params, "seed": 99 + i})
+                    for i in range(workers)
+                ]
+                execute_jobs(warm, store, progress, most=workers)  # inputs are there, then
+                start = time.perf_counter()
+                execute_jobs(jobs, store, progress, most=workers)
+                seconds = time.perf_counter() - start
+                costs = {job.key: store.meta(job.key)["seconds"] for job in jobs}
+                predicted = simulate(jobs, costs, workers).makespan
+                found.append(
+                    {
+                        "workers": workers,
+                        "jobs": len(jobs),
+                        "seconds": round(seconds, 2),
+                        "sum_of_jobs": round(sum(costs.values()), 2),
+                        "predicted": round(predicted, 2),
+                        "predicted_over_measured": round(predicted / seconds, 4),
+                    }
+                )
+                if workers == 1:
+                    alone = costs
+        one, two = found
+        two["efficiency"] = round(one["seconds"] / (2 * two["seconds"]), 4)
+        ahead = simulate(jobs, alone, 2).makespan
+        two["predicted_from_one_worker"] = round(ahead, 2)
+        two["predicted_from_one_worker_over_measured"] = round(ahead / two["seconds"], 4)
+        return found
+
+    return body()
+
+
+def simulated(schedule: str) -> dict[str, Any]:
+    """A sweep of three bit-widths and eight k over a hundred networks like MobileNetV2 x0.5."""
+    from flows.grid import Sweep, prepare_sweep
+    from flows.planning import costs_of, open_plan
+    from modcap.simulate import critical_path, simulate
+
+    grid = Sweep(
+        requests=(request("mobilenet_v2_x0_5", schedule=schedule, homogeneity="any"),),
+        w_bits=(2, 3, 4),
+        k=tuple(range(8)),
+    )
+    prepared = prepare_sweep(grid)
+    known: dict[str, Any] = {}
+    made = open_plan(prepared, None, known)
+    costs, _ = costs_of(made, prepared, None, set(), known)
+    longest, _ = critical_path(made.jobs, costs)
+    jobs, seconds = [], {}
+    for copy in range(CHECKPOINTS_SIMULATED):
+        keys: dict[str, str] = {}
+        for job in made.jobs:
+            inputs = job.inputs | {"network": f"{job.inputs['network']} {copy}"}
+            needs = tuple(keys[need] for need in job.needs)
+            copied = dataclasses.replace(job, inputs=inputs, needs=needs)
+            keys[job.key] = copied.key
+            seconds[copied.key] = costs[job.key]
+            jobs.append(copied)
+    makespans = {n: simulate(jobs, seconds, n) for n in WORKERS}
+    return {
+        "schedule": schedule,
+        "checkpoints": CHECKPOINTS_SIMULATED,
+        "jobs": len(jobs),
+        "work_hours": round(sum(seconds.values()) / 3600, 2),
+        "critical_path_seconds": round(longest, 1),
+        "workers": {
+            n: {"seconds": round(m.makespan, 1), "efficiency": round(m.efficiency, 4)}
+            for n, m in makespans.items()
+        },
+    }
+
+
+def picture(found: dict[str, Any], path: Path) -> None:
+    from flows import plots
+
+    lines = {
+        s["schedule"]: [(int(n), v["seconds"]) for n, v in s["workers"].items()]
+        for s in found["simulated"]
+    }
+    path.write_bytes(plots.png(plots.scaling(lines)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--quick", action="store_true", help="one small network")
+    args = parser.parse_args()
+    networks = ("vgg_tiny",) if args.quick else ("resnet18_narrow", "vgg_tiny", "regnet_tiny")
+    found: dict[str, Any] = {"simulated": [simulated(s) for s in ("sequential", "waves")]}
+    os.environ["MODCAP_PREFIX"] = "scaling"
+    use_services()
+    found["measured"] = measured(args.steps, networks)
+    path = HERE / f"results/scaling{'_quick' if args.quick else ''}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    if not args.quick:
+        picture(found, HERE.parent / "docs/images/scaling.png")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,8 @@
 
 Every shipped checkpoint, W2A4 and W4A4, three seeds, the same steps per group everywhere; k = 0,
 and k = 2 of any neighbours.
-Path and work are seconds of the jobs, beside those of `sequential` in the same process. Writes
+Path and work are processor seconds of the jobs, beside those of `sequential` in the same
+process. Writes
 benchmarks/results/waves.json and waves.md.
 """
 

@@ -1,4 +1,4 @@
-# make quantize | test | faults | lint | lock | clean. Needs Python 3.10 or later, and pip.
+# make quantize | test | faults | bench-… | lint | lock | clean. Needs Python 3.10 or later, and pip.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -13,7 +13,7 @@ export MODCAP_HOME ?= $(CURDIR)/.modcap
 CHECKPOINT ?= examples/fashion_mnist/checkpoints/mobilenet_v2_x0_5.safetensors
 ARCH ?= modcap.zoo:mobilenet_v2_x0_5
 
-.PHONY: help env quantize test faults bench-speed lint lock clean
+.PHONY: help env quantize test faults lint lock clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,8 +37,13 @@ test: env ## Run all tests, also those against real servers
 faults: env ## Kill every part of the system in mid-sweep; about ten minutes
 	$(BIN)/python -m pytest -m fault
 
-bench-speed: env ## Time reconstruction beside peers from PyPI; QUICK=1 is the short form
-	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick) $(ARGS)
+bench-speed: ## Time reconstruction beside peers from PyPI; QUICK=1 is the short form
+bench-fidelity: ## Every selection beside every other, at equal compute; QUICK=1, too
+bench-waves: ## Groups side by side against one after another; QUICK=1, too
+bench-scaling: ## One and two workers, and a simulation of many; QUICK=1, too
+bench-overhead: ## What orchestration costs; QUICK=1, too
+bench-%: env
+	$(BIN)/python -m benchmarks.$* $(if $(QUICK),--quick) $(ARGS)
 
 lint: env ## Check style and types
 	$(BIN)/ruff check .

@@ -70,14 +70,9 @@ class Setting:
     ) -> Iterator[dict[str, Any]]:
         """The figures of each variant whose identity (over ``names``) is not ``known`` yet."""
         for variant in variants:
-            recipe = Recipe.preset(
-                "quick",
-                w_bits=variant.bits[0],
-                a_bits=variant.bits[1],
-                method=self.method,
-                seed=self.seed,
-                **variant.fields,
-            )
+            w_bits, a_bits = variant.bits
+            usual = {"w_bits": w_bits, "a_bits": a_bits, "method": self.method, "seed": self.seed}
+            recipe = Recipe.preset("quick", **usual | variant.fields)
             row = {
                 "network": self.name,
                 "bits": recipe.bits,

@@ -32,6 +32,8 @@ ONE_BY_ONE: dict[str, Any] = {"schedule": "waves", "path_share": 0}
 JOINED: dict[str, Any] = {"k": 2, "homogeneity": "any"}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "sequential": {},
+    "rounding to nearest": {"method": "rtn"},
+    "rounding to nearest, corrected": {"method": "rtn", "correction": True},
     "sequential, corrected": {"correction": True},
     "all at once": ONE_BY_ONE | {"correction": False},
     "all at once, corrected": ONE_BY_ONE,

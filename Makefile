@@ -16,7 +16,7 @@ ARCH ?= modcap.zoo:mobilenet_v2_x0_5
 .PHONY: help env quantize test faults lint lock clean
 
 help: ## Show the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 env: $(STAMP) ## Make the environment, with pip alone
 

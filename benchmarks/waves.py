@@ -37,12 +37,12 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "sequential, corrected": {"correction": True},
     "all at once": ONE_BY_ONE | {"correction": False},
     "all at once, corrected": ONE_BY_ONE,
-    "segments": {"schedule": "waves", "correction": False},
-    "segments, corrected (waves)": {"schedule": "waves"},
-    "k=2, own prefix": JOINED,
-    "k=2, shared prefix": JOINED | {"shared_prefix": True, "correction": False},
-    "k=2, shared prefix, corrected": JOINED | {"shared_prefix": True},
-    "k=2, segments, corrected (waves)": JOINED | {"schedule": "waves"},
+    "waves, uncorrected": {"schedule": "waves", "correction": False},
+    "waves": {"schedule": "waves"},
+    "waves, path_share 0.4": {"schedule": "waves", "path_share": 0.4},
+    "k=2": JOINED,
+    "k=2, shared prefix": JOINED | {"shared_prefix": True},
+    "k=2, waves": JOINED | {"schedule": "waves"},
 }
 
 

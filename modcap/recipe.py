@@ -156,7 +156,7 @@ class Recipe(_Frozen):
     correction: bool | None = Field(
         None,
         description="correct each channel's mean and scale at the end, in one pass; None does so "
-        "for schedule waves and for shared_prefix",
+        "for schedule waves",
     )
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
     optimiser: Optimiser = Optimiser()
@@ -185,11 +185,10 @@ class Recipe(_Frozen):
 
     @property
     def corrects(self) -> bool:
-        """Whether a correction ends the run: as given, or where groups saw estimated inputs."""
-        if self.method is Method.RTN:
-            return bool(self.correction)
-        estimated = self.schedule is Schedule.WAVES or self.shared_prefix
-        return estimated if self.correction is None else self.correction
+        """Whether a correction ends the run."""
+        if self.correction is None:
+            return self.schedule is Schedule.WAVES and self.method is not Method.RTN
+        return self.correction
 
     @property
     def bits(self) -> str:

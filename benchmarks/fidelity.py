@@ -7,7 +7,7 @@ All variants see the same calibration images, images per step and rates. ``group
 the same number of steps, so joining does not work more (a step of a joined group costs what its
 modules cost alone). ``module``: steps grow with the size of the group, so that all variants take
 the same number of steps per module and joined ones work more. Writes
-benchmarks/results/fidelity.json (every cell), and fidelity.md (tables, rank correlations).
+benchmarks/results/fidelity.json (every cell), and the tables of docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Setting, Variant, identity
+from benchmarks.pages import publish
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/fidelity.json"
@@ -181,8 +182,8 @@ def k_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def write(rows: list[dict[str, Any]], path: Path) -> None:
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+def tables(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Selections, rank correlations, accuracy against k."""
     against_k = [r for r in rows if "k=" in r["selection"] or r["selection"] == "auto"]
     table = [r for r in rows if r not in against_k]
     none = [
@@ -192,9 +193,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> None:
         == (MOBILENET, "W2A4", "qdrop", 0, "none")
     ]
     parts = [selection_table(table), correlation_table(table)]
-    if against_k:
-        parts.append(k_table([*none, *against_k]))
-    path.with_suffix(".md").write_text("\n\n".join("\n".join(part) for part in parts) + "\n")
+    return [*parts, k_table([*none, *against_k])] if against_k else parts
 
 
 def main() -> None:
@@ -204,18 +203,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two networks, 30 steps, one seed")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
+    parser.add_argument("--tables", action="store_true", help="write the tables, measure nothing")
     args = parser.parse_args()
     path = RESULTS.with_stem("fidelity_quick") if args.quick else RESULTS
     rows = json.loads(path.read_text()) if path.exists() and not args.fresh else []
     known = {identity(row, IDENTITY) for row in rows}
+    todo = [] if args.tables else batches(args.quick)
     with ProcessPoolExecutor(args.workers) as pool:
-        for future in as_completed([pool.submit(measure, b, known) for b in batches(args.quick)]):
+        for future in as_completed([pool.submit(measure, b, known) for b in todo]):
             new = future.result()
             rows += new
-            write(rows, path)
+            path.write_text(json.dumps(rows, indent=1) + "\n")
             for row in new:
                 print(identity(row, IDENTITY), row["k"], row["top1"], flush=True)
-    print(path.with_suffix(".md").read_text())
+    found = tables(rows)
+    if not args.quick:
+        for mark, lines in zip(("selections", "correlations", "k"), found, strict=True):
+            publish("evidence.md", mark, "\n".join(lines))
+    print("\n\n".join("\n".join(lines) for lines in found))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Every shipped checkpoint, W2A4 and W4A4, three seeds, the same steps per group e
 and k = 2 of any neighbours.
 Path and work are processor seconds of the jobs, beside those of `sequential` in the same
 process. Writes
-benchmarks/results/waves.json and waves.md.
+benchmarks/results/waves.json, and the table of docs/waves.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Setting, Variant, identity
+from benchmarks.pages import publish
 
 RESULTS = Path(__file__).parent / "results/waves.json"
 NETWORKS = ("mobilenet_v2_x0_5", "resnet18_narrow", "vgg_tiny", "regnet_tiny")
@@ -107,9 +108,10 @@ def main() -> None:
         for batch in as_completed(batches):
             rows += batch.result()
             path.write_text(json.dumps(rows, indent=1) + "\n")
-            path.with_suffix(".md").write_text("\n".join(table(rows)) + "\n")
             print(f"{len(rows)} rows", flush=True)
-    print(path.with_suffix(".md").read_text())
+    if not args.quick:
+        publish("waves.md", "table", "\n".join(table(rows)))
+    print("\n".join(table(rows)))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+
+from benchmarks.pages import publish
 
 __all__ = ["write"]
 
@@ -19,15 +20,8 @@ def write(root: Path, size: str, rows: dict[str, Row]) -> None:
     some = {key.removeprefix(f"{size}/"): row for key, row in rows.items() if _of(key, size)}
     fits = _plot(some, root / "docs/images/speed-linear.png")
     parts = [f"Size: {size}.", _ratios(some), _runs(some), _installs(some), _linear(some), fits]
-    page = root / "docs/speed.md"
     text = "\n\n".join(parts)
-    marked = re.sub(
-        r"(<!-- table -->\n).*(\n<!-- end -->)",
-        lambda m: m[1] + text + m[2],
-        page.read_text(),
-        flags=re.DOTALL,
-    )
-    page.write_text(marked)
+    publish("speed.md", "table", text)
     print(text)
 
 

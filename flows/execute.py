@@ -85,7 +85,11 @@ class Results:
 
 
 def execute(
-    cells: Sequence[Cell], store: Store, progress: Progress, link: str = ""
+    cells: Sequence[Cell],
+    store: Store,
+    progress: Progress,
+    link: str = "",
+    most: int | None = None,
 ) -> tuple[Plan, Results, Counts]:
     """Runs every job of ``cells`` that is not done yet, in rounds as selections open the plan.
 
@@ -94,6 +98,7 @@ def execute(
         store: where results lie.
         progress: told of all that happens.
         link: address of the metrics; every job's log names it.
+        most: task runs at once, at most; by default what keeps the cluster busy.
 
     Raises:
         InputError: a job found the user's input wrong, or no node can hold a job.
@@ -112,7 +117,7 @@ def execute(
                 progress.planned(current, done)
                 if not todo:
                     break
-                execute_jobs(todo, store, progress, link)
+                execute_jobs(todo, store, progress, link, most)
             if not current.open:
                 reused = sum(seen.values())
                 return current, results, Counts(len(seen), len(seen) - reused, reused)
@@ -154,23 +159,25 @@ def execute_jobs(
     with _stopping(stop, running):
         while order.is_active():
             waiting.extend(by_key[key] for key in order.get_ready())
-            control.check()
-            watch.check()
             room = most or in_flight()
             while waiting and len(running) < room:
                 batch = _next_batch(waiting)
                 future = start(batch)
                 running[batch[0].key] = batch, future
                 future.add_done_callback(partial(_note, finished, batch[0].key))
+            # all that asks somebody comes now, while the jobs run
+            control.check()
+            watch.check()
+            progress.running([job for batch, _ in running.values() for job in batch], _read(board))
             for first in _finished(finished):
                 batch, future = running.pop(first)
+                future.wait()  # it is done, and knows its state now, without asking the server
                 if future.state.is_cancelled() and stop.is_set():
                     waiting.extendleft(reversed(batch))  # paused: it starts again
                     continue
                 for job, meta in zip(batch, _outcome(future), strict=True):
                     progress.finished(job, meta)
                     order.done(job.key)
-            progress.running([job for batch, _ in running.values() for job in batch], _read(board))
 
 
 class _RayWatch:

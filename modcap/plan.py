@@ -156,10 +156,10 @@ def _plan_cell(
 ) -> CellPlan:
     capacities = tuple(add(job) for job in _capacity_jobs(cell))
     select = add(_select_job(cell, capacities))
-    full = add(_evaluate_full_job(cell))
     selected = known(select)
     if selected is None:
-        return CellPlan(cell, capacities, select, evaluate_full=full)
+        return CellPlan(cell, capacities, select)
+    full = add(_evaluate_full_job(cell))  # from here on: nothing waits for it
     groups = tuple(Span(*span) for span in selected.meta["groups"])
     reconstructs = _add_groups(cell, groups, add)
     inputs = {"network": cell.network.digest}

@@ -54,7 +54,7 @@ def kinds(found: Plan) -> list[str]:
 def test_plan_stays_open_until_the_selection_is_known(network: Network) -> None:
     first = plan([cell(network, k=0)], lambda _: None)
     assert first.open
-    assert set(kinds(first)) == {"capacity", "select", "evaluate"}
+    assert set(kinds(first)) == {"capacity", "select"}
     assert kinds(first).count("capacity") == len(network.partition.names)
     assert not complete([cell(network, k=0)], {0: APART}).open
 

@@ -151,8 +151,8 @@ def execute_jobs(
     stop = threading.Event()
     control = FlowControl(stop)
     watch = _RayWatch(control)
-    board = ProgressBoard.remote()  # type: ignore[attr-defined]
-    start = _starter(store, board, stop, progress, link)
+    board = _Board()
+    start = _starter(store, board.actor, stop, progress, link)
     waiting: deque[Job] = deque()
     finished: queue.Queue[str] = queue.Queue()
     running: dict[str, tuple[Batch, Future]] = {}
@@ -168,7 +168,7 @@ def execute_jobs(
             # all that asks somebody comes now, while the jobs run
             control.check()
             watch.check()
-            progress.running([job for batch, _ in running.values() for job in batch], _read(board))
+            progress.running([job for batch, _ in running.values() for job in batch], board.read())
             for first in _finished(finished):
                 batch, future = running.pop(first)
                 future.wait()  # it is done, and knows its state now, without asking the server
@@ -290,12 +290,28 @@ def _outcome(future: Future) -> list[dict[str, Any]]:
         raise ModcapError(f"a job failed: {type(error).__name__}: {first[-1]}") from error
 
 
-def _read(board: Any) -> dict[str, tuple[int, int, float]]:
-    try:
-        found: dict[str, tuple[int, int, float]] = ray.get(board.read.remote(), timeout=5)
-    except ray.exceptions.RayError:  # the board's node died, or is busy: it only informs
-        return {}
-    return found
+class _Board:
+    """What running jobs said last, without waiting for it: it only informs.
+
+    One actor serves a driver, whatever it runs; its start takes a second.
+    """
+
+    def __init__(self) -> None:
+        options = {"name": "modcap-progress", "get_if_exists": True}
+        self.actor: Any = ProgressBoard.options(**options).remote()  # type: ignore[attr-defined]
+        self._last: dict[str, tuple[int, int, float]] = {}
+        self._asked: Any = None
+
+    def read(self) -> dict[str, tuple[int, int, float]]:
+        try:
+            if self._asked is None:
+                self._asked = self.actor.read.remote()
+            elif ray.wait([self._asked], timeout=0)[0]:
+                asked, self._asked = self._asked, None
+                self._last = ray.get(asked)
+        except ray.exceptions.RayError:  # its node died
+            self._last = {}
+        return self._last
 
 
 @contextlib.contextmanager

@@ -159,21 +159,20 @@ def execute_jobs(
     with _stopping(stop, running):
         while order.is_active():
             waiting.extend(by_key[key] for key in order.get_ready())
-            room = most or in_flight()
-            while waiting and len(running) < room:
+            while waiting and len(running) < (most or watch.room):
                 batch = _next_batch(waiting)
                 future = start(batch)
                 running[batch[0].key] = batch, future
                 future.add_done_callback(partial(_note, finished, batch[0].key))
-            # all that asks somebody comes now, while the jobs run
-            control.check()
+            # all that asks somebody comes now, while the jobs run; first, whether Ray is there
             watch.check()
+            control.check()
             progress.running([job for batch, _ in running.values() for job in batch], board.read())
             for first in _finished(finished):
                 batch, future = running.pop(first)
                 future.wait()  # it is done, and knows its state now, without asking the server
-                if future.state.is_cancelled() and stop.is_set():
-                    waiting.extendleft(reversed(batch))  # paused: it starts again
+                if future.state.is_cancelled():
+                    waiting.extendleft(reversed(batch))  # the run was paused: it starts again
                     continue
                 for job, meta in zip(batch, _outcome(future), strict=True):
                     progress.finished(job, meta)
@@ -189,7 +188,8 @@ class _RayWatch:
     def __init__(self, control: FlowControl) -> None:
         self._control = control
         self._address = ray.get_runtime_context().gcs_address
-        self._looked = 0.0
+        self._looked = time.monotonic()
+        self.room = in_flight()  # for task runs; asking costs a call, and nodes come and go
 
     def check(self) -> None:
         if time.monotonic() - self._looked < _WATCH_SECONDS:
@@ -201,6 +201,7 @@ class _RayWatch:
                 contextlib.suppress(OSError),
                 socket.create_connection((host, int(port)), timeout=2),
             ):
+                self.room = in_flight()
                 return
             time.sleep(1)
         self._control.crash(

@@ -98,7 +98,7 @@ class Setting:
         evaluated = results[planned.evaluate].meta
         names = self.module_names()
         reconstructions = made.reconstructions(planned)
-        kept = {*reconstructions, planned.correct}
+        kept = {*reconstructions, *planned.finish}
         path, _ = critical_path([job for job in made.jobs if job.key in kept], self._seconds)
         return {
             "k": results[planned.select].meta["k"],

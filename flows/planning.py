@@ -190,15 +190,17 @@ class _Probe:
         """The estimated cost of ``job``."""
         if job.kind is Kind.RECONSTRUCT:
             span = slice(job.params["start"], job.params["stop"])
-            steps = job.params.get("optimiser", {}).get("iterations", 0)
             prefix = sum(self.forward[: span.stop]) * self.images * 2
-            return float(sum(self.search[span]) + steps * sum(self.step[span]) + prefix)
+            return float(sum(self.search[span]) + job.steps * sum(self.step[span]) + prefix)
         if job.kind is Kind.CAPACITY and not job.small:
             stop = job.params["module"] + 1
             images: int = job.params["images"]
             return sum(self.search[:stop]) + 3 * sum(self.forward[:stop]) * images
         if job.kind is Kind.CORRECT:
             return 3 * sum(self.forward) * correction.IMAGES
+        if job.kind is Kind.TUNE:
+            passes = 4 * sum(self.forward) * self.images
+            return job.steps * sum(self.step) + passes
         if job.kind is Kind.EVALUATE:
             return sum(self.forward) * self.tests * (3 if job.needs else 1)
         return 0.05

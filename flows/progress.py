@@ -71,7 +71,7 @@ class Progress:
         done = set(done)
         self._total, self._done = len(plan.jobs), sum(job.key in done for job in plan.jobs)
         self._steps_left = {
-            job.key: _steps(job) for job in plan.jobs if job.key not in done and _steps(job)
+            job.key: job.steps for job in plan.jobs if job.key not in done and job.steps
         }
         self._bars.update(self._bar, total=self._total, completed=self._done)
         if self._done < self._total:
@@ -84,7 +84,7 @@ class Progress:
         self._bars.update(self._bar, completed=self._done)
         if meta.get("attempt"):
             self.note(f"{job.label}: its worker was lost, started again {meta['attempt']} time(s)")
-        if job.kind is Kind.RECONSTRUCT:
+        if job.kind in (Kind.RECONSTRUCT, Kind.TUNE):
             self.note(
                 f"[{self._done}/{self._total}] {job.label}: relative error {meta['error']:.4g} "
                 f"({meta['seconds']:.1f} s{self._left({})})"
@@ -116,11 +116,6 @@ class Progress:
             if seconds > 90
             else f", about {seconds:.0f} s left"
         )
-
-
-def _steps(job: Job) -> int:
-    optimiser = job.params.get("optimiser")
-    return int(optimiser["iterations"]) if optimiser else 0
 
 
 def plain(text: str) -> None:

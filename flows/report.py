@@ -62,7 +62,9 @@ def finished(
         baselines: cells whose losses are drawn beside this one's.
     """
     jobs = {job.key: job for job in plan.jobs if job.key in cell.reconstructs}
-    groups = [(_group_name(jobs[key]), results[key]) for key in cell.reconstructs]
+    optimised = {_group_name(jobs[key]): results[key] for key in cell.reconstructs}
+    if cell.tune:
+        optimised["tuning"] = results[cell.tune]
     selected, evaluated = results[cell.select].meta, results[cell.evaluate].meta
     publication = {
         "assemble": cell.assemble,
@@ -84,8 +86,8 @@ def finished(
         differentials=tuple(selected["differentials"]),
         allowed=tuple(selected["allowed"]),
         selected=tuple(selected["selected"]),
-        curves={name: result.tensors["curve"] for name, result in groups},
-        errors={name: result.meta["error"] for name, result in groups},
+        curves={name: result.tensors["curve"] for name, result in optimised.items()},
+        errors={name: result.meta["error"] for name, result in optimised.items()},
         losses=tuple(evaluated["losses"]),
         oscillation=evaluated["oscillation"],
         baseline_losses={
@@ -96,7 +98,9 @@ def finished(
         artifact=results[cell.assemble].tensors["artifact"].numpy().tobytes(),
         artifact_digest=said["artifact_digest"],
         fp_bytes=prepared.fp_bytes,
-        seconds=sum(results[key].meta["seconds"] for key in plan.reconstructions(cell)),
+        seconds=sum(
+            results[key].meta["seconds"] for key in (*plan.reconstructions(cell), *cell.finish)
+        ),
         jobs=(cell.select, cell.assemble, cell.evaluate, cell.evaluate_full),
         network_digest=cell.cell.network.digest,
         report=said,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modcap import artifact, capacity, correction, oscillation, selection
+from modcap import artifact, capacity, correction, oscillation, selection, tuning
 from modcap.errors import InputError
 from modcap.images import ImageSet
 from modcap.plan import Job, Kind
@@ -238,6 +238,17 @@ def _correct(
     return Result(_tensors(modules, 0), {"error_before": before, "error": after})
 
 
+def _tune(job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None) -> Result:
+    p = job.params
+    floats = bench.network(job).partition.modules
+    modules = _quantized(floats, p["bits"], _states(needs), 0)
+    x = bench.images(job, "calibration").normalized().to(job.device)
+    curve, before, after = tuning.tune(
+        floats, modules, x, p["steps"], p["rate"], p["batch_size"], p["seed"], progress
+    )
+    return Result(_tensors(modules, 0) | {"curve": curve}, {"error_before": before, "error": after})
+
+
 def _assemble(
     job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
 ) -> Result:
@@ -289,6 +300,7 @@ _RUNNERS = {
     Kind.SELECT: _select,
     Kind.RECONSTRUCT: _reconstruct,
     Kind.CORRECT: _correct,
+    Kind.TUNE: _tune,
     Kind.ASSEMBLE: _assemble,
     Kind.EVALUATE: _evaluate,
 }

@@ -34,6 +34,7 @@ class Kind(str, Enum):
     SELECT = "select"
     RECONSTRUCT = "reconstruct"
     CORRECT = "correct"
+    TUNE = "tune"
     ASSEMBLE = "assemble"
     EVALUATE = "evaluate"
 
@@ -74,6 +75,12 @@ class Job:
         free = self.params.get("measure") == CapacityKind.DATA_FREE.value
         return self.kind is Kind.SELECT or free
 
+    @property
+    def steps(self) -> int:
+        """Optimisation steps that it takes."""
+        settings: dict[str, Any] = self.params.get("optimiser", {})
+        return int(settings.get("iterations", self.params.get("steps", 0)))
+
     @cached_property
     def key(self) -> str:
         """sha256 of kind, revision, parameters, inputs and the keys it needs."""
@@ -108,9 +115,15 @@ class CellPlan:
     groups: tuple[Span, ...] = ()
     reconstructs: tuple[str, ...] = ()
     correct: str = ""
+    tune: str = ""
     assemble: str = ""
     evaluate: str = ""
     evaluate_full: str = ""
+
+    @property
+    def finish(self) -> tuple[str, ...]:
+        """What follows the reconstructions: correction and tuning, where asked for."""
+        return tuple(key for key in (self.correct, self.tune) if key)
 
 
 @dataclass(frozen=True)
@@ -165,19 +178,14 @@ def _plan_cell(
     inputs = {"network": cell.network.digest}
     images = {"calibration": cell.calibration, "evaluation": cell.evaluation}
     params: dict[str, Any] = {"bits": _bits(cell)}
-    correct, states = "", reconstructs
+    correct = tune = ""
+    states = reconstructs
     if cell.recipe.corrects:
-        correct = add(
-            Job(
-                Kind.CORRECT,
-                params | _device(cell) | {"threads": cell.recipe.threads},
-                inputs | {"calibration": cell.calibration},
-                reconstructs,
-                label=f"correct {cell.name}",
-                **_room(cell, evaluation_memory(cell.network)),
-            )
-        )
+        correct = add(_correct_job(cell, states))
         states = (correct,)
+    if cell.recipe.tuning_steps:
+        tune = add(_tune_job(cell, states))
+        states = (tune,)
     assemble = add(Job(Kind.ASSEMBLE, params, inputs, states, label=f"assemble {cell.name}"))
     evaluate = add(
         Job(
@@ -190,7 +198,7 @@ def _plan_cell(
         )
     )
     return CellPlan(
-        cell, capacities, select, groups, reconstructs, correct, assemble, evaluate, full
+        cell, capacities, select, groups, reconstructs, correct, tune, assemble, evaluate, full
     )
 
 
@@ -328,6 +336,39 @@ def _reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...])
     memory = reconstruction_memory(cell.network, span, recipe.calibration, batch)
     params |= _device(cell)
     return Job(Kind.RECONSTRUCT, params, inputs, needs, label=label, **_room(cell, memory))
+
+
+def _correct_job(cell: Cell, needs: tuple[str, ...]) -> Job:
+    return Job(
+        Kind.CORRECT,
+        {"bits": _bits(cell)} | _device(cell) | {"threads": cell.recipe.threads},
+        {"network": cell.network.digest, "calibration": cell.calibration},
+        needs,
+        label=f"correct {cell.name}",
+        **_room(cell, evaluation_memory(cell.network)),
+    )
+
+
+def _tune_job(cell: Cell, needs: tuple[str, ...]) -> Job:
+    recipe = cell.recipe
+    batch, modules = recipe.optimiser.batch_size, len(cell.network.partition.modules)
+    params: dict[str, Any] = {
+        "bits": _bits(cell),
+        "steps": recipe.tuning_steps,
+        "rate": recipe.tuning_rate,
+        "batch_size": batch,
+        "seed": recipe.seed,
+        "threads": recipe.threads,
+    }
+    memory = reconstruction_memory(cell.network, Span(0, modules), recipe.calibration, batch)
+    return Job(
+        Kind.TUNE,
+        params | _device(cell),
+        {"network": cell.network.digest, "calibration": cell.calibration},
+        needs,
+        label=f"tune {cell.name}",
+        **_room(cell, memory),
+    )
 
 
 def _evaluate_full_job(cell: Cell) -> Job:

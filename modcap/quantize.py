@@ -14,7 +14,7 @@ from modcap.errors import InputError
 from modcap.images import ImageSet
 from modcap.jobs import run
 from modcap.network import Network, build
-from modcap.plan import Cell, Job, Kind, plan
+from modcap.plan import Cell, Job, plan
 from modcap.recipe import Recipe
 from modcap.results import Result
 from modcap.selection import Span
@@ -60,7 +60,7 @@ def quantize(
         model: any vision network that torch.fx or torch.export captures, in float32.
         images: (N, C, H, W) float32, preprocessed as for the model; all N are used.
         recipe: default ``Recipe.preset("quick")``.
-        progress: told (job, step, steps, loss) while groups are reconstructed.
+        progress: told (job, step, steps, loss) while a job optimises.
 
     Raises:
         InputError: the model cannot be captured, or recipe and images do not fit.
@@ -116,6 +116,6 @@ def _run_all(
 def _bound(
     progress: Callable[[Job, int, int, float], None] | None, job: Job
 ) -> Callable[[int, int, float], None] | None:
-    if progress is None or job.kind is not Kind.RECONSTRUCT:
+    if progress is None or not job.steps:
         return None
     return lambda step, steps, loss: progress(job, step, steps, loss)

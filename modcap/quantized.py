@@ -181,9 +181,9 @@ class ActivationQuantizer(nn.Module):
 class QuantLayer(nn.Module):
     """A convolution or linear layer whose weight is quantized per output channel.
 
-    Three states: *float* (``integers`` and ``rounding`` are None), *soft* (``rounding`` holds the
-    variables of the rectified sigmoid) and *hard* (``integers`` hold the weight, the ``layer`` its
-    float image).
+    Four states: *float* (``integers`` and ``rounding`` are None), *soft* (``rounding`` holds the
+    variables of the rectified sigmoid), *hard* (``integers`` hold the weight, the ``layer`` its
+    float image) and *loose* (hard, and ``stretch`` holds variables that scale each channel).
     """
 
     scale: Tensor
@@ -227,14 +227,19 @@ class QuantLayer(nn.Module):
         self._floor = torch.floor(ratio) + zero
         share = ratio - torch.floor(ratio)
         self.rounding = nn.Parameter(-torch.log((ZETA - GAMMA) / (share - GAMMA) - 1))
+        self.loosen()
+
+    def loosen(self) -> None:
+        """Creates variables of the scales, as logarithms of a factor, and of the biases."""
         self.stretch = nn.Parameter(torch.zeros_like(self.scale))
         if getattr(self.layer, "bias", None) is not None:
             self.bias = nn.Parameter(cast(Tensor, self.layer.bias).detach().clone())
 
-    def soft_weight(self) -> Tensor:
-        """The weight as V rounds it; leaves the regulariser's term in ``penalty``."""
-        assert self.rounding is not None
+    def trained_weight(self) -> Tensor:
+        """The weight as stretched, and as V rounds it; leaves the regulariser in ``penalty``."""
         assert self.stretch is not None
+        if self.rounding is None:
+            return self.weight * self._spread(torch.exp(self.stretch))
         up, self.penalty = _Soften.apply(self.rounding, self.beta)  # type: ignore[no-untyped-call]
         q = torch.clamp(self._floor + up, 0, levels(self.bits))
         scale = self._spread(self.scale * torch.exp(self.stretch))
@@ -242,12 +247,14 @@ class QuantLayer(nn.Module):
 
     def harden(self) -> None:
         """Rounds to integers; afterwards ``layer`` computes with their float image."""
-        scale, zero = self._spread(self.scale), self._spread(self.zero_point)
-        if self.rounding is None:
-            q = quantize(self.weight.detach(), scale, zero, self.bits)
-        else:
-            assert self.stretch is not None
+        if self.integers is not None:
+            q = self.integers
+        elif self.rounding is not None:
             q = torch.clamp(self._floor + (self.rounding.detach() >= 0), 0, levels(self.bits))
+        else:
+            scale, zero = self._spread(self.scale), self._spread(self.zero_point)
+            q = quantize(self.weight.detach(), scale, zero, self.bits)
+        if self.stretch is not None:
             self.scale = (self.scale * torch.exp(self.stretch.detach())).contiguous()
         bias = None if self.bias is None else self.bias.detach()
         self.restore(q.to(torch.uint8), self.scale, self.zero_point, bias)
@@ -272,9 +279,9 @@ class QuantLayer(nn.Module):
         self.restore(self.integers, self.scale * factor, self.zero_point, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rounding is None:
+        if self.stretch is None:
             return cast(Tensor, self.layer(x))
-        state = {"weight": self.soft_weight()}
+        state = {"weight": self.trained_weight()}
         if self.bias is not None:
             state["bias"] = self.bias
         return cast(Tensor, functional_call(self.layer, state, (x,)))

@@ -25,6 +25,9 @@ __all__ = [
 ]
 
 
+_TUNING = 50  # steps at the least, where a recipe leaves it open
+
+
 class Method(str, Enum):
     """How the weights of a group are rounded."""
 
@@ -158,6 +161,13 @@ class Recipe(_Frozen):
         description="correct each channel's mean and scale at the end, in one pass; None does so "
         "for schedule waves",
     )
+    tuning: int | None = Field(
+        None,
+        ge=0,
+        description="steps that train the scales and biases of the whole network at the end, "
+        "integers fixed; None takes a tenth of iterations, at least 50, for schedule waves",
+    )
+    tuning_rate: float = Field(1e-2, gt=0, description="learning rate of tuning, relative")
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
     optimiser: Optimiser = Optimiser()
     calibration: int = Field(1024, ge=1, description="calibration images")
@@ -189,6 +199,14 @@ class Recipe(_Frozen):
         if self.correction is None:
             return self.schedule is Schedule.WAVES and self.method is not Method.RTN
         return self.correction
+
+    @property
+    def tuning_steps(self) -> int:
+        """How many steps of tuning end the run, after the correction."""
+        if self.tuning is None:
+            waves = self.schedule is Schedule.WAVES and self.method is not Method.RTN
+            return max(_TUNING, self.optimiser.iterations // 10) if waves else 0
+        return self.tuning
 
     @property
     def bits(self) -> str:

@@ -28,7 +28,16 @@ from modcap.quantized import (
 )
 from modcap.recipe import Method, Optimiser
 
-__all__ = ["Inputs", "Outcome", "Progress", "calibrate", "chain", "reconstruct", "relative_error"]
+__all__ = [
+    "Inputs",
+    "Outcome",
+    "Progress",
+    "calibrate",
+    "chain",
+    "optimise",
+    "reconstruct",
+    "relative_error",
+]
 
 Progress = Callable[[int, int, float], None]
 """Called with (step, steps, reconstruction loss) now and then."""
@@ -101,9 +110,12 @@ def _observe(p: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
 
 def harden(modules: Sequence[nn.Module]) -> None:
     """Rounds every weight of the group to integers."""
-    for module in modules:
-        for layer in quantizers(module)[0].values():
-            layer.harden()
+    for layer in _layers(modules):
+        layer.harden()
+
+
+def _layers(modules: Sequence[nn.Module]) -> list[QuantLayer]:
+    return [layer for module in modules for layer in quantizers(module)[0].values()]
 
 
 def reconstruct(
@@ -127,28 +139,25 @@ def reconstruct(
         progress: told of the loss about fifty times.
     """
     inputs = Inputs(*map(channels_last, (inputs.quantized, inputs.full, inputs.target)))
-    curve: list[tuple[int, float]] = []
+    curve = torch.zeros((0, 2), dtype=torch.float64)
     if method is not Method.RTN and settings.iterations:
-        curve = _optimise(modules, inputs, method, settings, seed, progress)
+        for layer in _layers(modules):
+            layer.soften()
+        curve = optimise(modules, inputs, method, settings, seed, progress)
     harden(modules)
     output = chain(modules, inputs.quantized)
-    points = torch.tensor(curve, dtype=torch.float64).reshape(-1, 2)
-    return Outcome(points, output, relative_error(output, inputs.target))
+    return Outcome(curve, output, relative_error(output, inputs.target))
 
 
 class _Group:
     """The trainable parts of a group, and its forward pass."""
 
     def __init__(self, modules: Sequence[nn.Module], method: Method, settings: Optimiser) -> None:
-        self.modules = modules
-        found = [quantizers(module) for module in modules]
-        self.layers: list[QuantLayer] = [x for layers, _ in found for x in layers.values()]
-        self.activations = [x for _, activations in found for x in activations.values()]
+        self.modules, self.layers = modules, _layers(modules)
+        self.activations = [x for module in modules for x in quantizers(module)[1].values()]
         self.method, self.settings = method, settings
 
     def prepare(self, generator: torch.Generator) -> None:
-        for layer in self.layers:
-            layer.soften()
         for quantizer in self.activations:
             quantizer.enabled = self.method is not Method.ADAROUND
             if self.method is Method.QDROP:
@@ -164,9 +173,8 @@ class _Group:
 
     def parameter_groups(self) -> list[dict[str, object]]:
         s = self.settings
-        groups: list[dict[str, object]] = [
-            {"params": [x.rounding for x in self.layers], "lr": s.rounding_rate}
-        ]
+        roundings = [x.rounding for x in self.layers if x.rounding is not None]
+        groups: list[dict[str, object]] = [{"params": roundings, "lr": s.rounding_rate}]
         if s.weight_scale_rate:
             stretches = [x.stretch for x in self.layers]
             groups.append({"params": stretches, "lr": s.weight_scale_rate})
@@ -189,14 +197,15 @@ class _Group:
         return torch.stack([layer.penalty for layer in self.layers]).sum()
 
 
-def _optimise(
+def optimise(
     modules: Sequence[nn.Module],
     inputs: Inputs,
     method: Method,
     settings: Optimiser,
     seed: int,
     progress: Progress | None,
-) -> list[tuple[int, float]]:
+) -> Tensor:
+    """Trains the variables of soft or loose ``modules``; the loss over steps (points, 2)."""
     generator = torch.Generator(inputs.target.device).manual_seed(seed)
     group = _Group(modules, method, settings)
     group.prepare(generator)
@@ -220,7 +229,7 @@ def _optimise(
             if progress is not None:
                 progress(step + 1, settings.iterations, curve[-1][1])
     group.finish()
-    return curve
+    return torch.tensor(curve, dtype=torch.float64).reshape(-1, 2)
 
 
 def _batch(

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from modcap import _torchvision, zoo
+from modcap.network import build
+from modcap.quantized import attach, bits_of
+from modcap.reconstruct import calibrate, chain, harden
 
 TORCHVISION = [
     "resnet18",
@@ -68,3 +71,25 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     return model.eval(), images
+
+
+def convolutions(bias: bool) -> nn.Module:
+    """Three convolutions and a classifier, for images (N, 3, H, W)."""
+    torch.manual_seed(1)
+    layers = [
+        nn.Sequential(nn.Conv2d(3 if not i else 8, 8, 3, bias=bias), nn.ReLU()) for i in range(3)
+    ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+def rounded(model: nn.Module, x: Tensor) -> tuple[Any, list[Any]]:
+    """The modules of ``model``, and the same rounded to nearest at W2A4."""
+    partition = build(model.eval(), x[:2]).partition
+    modules = []
+    full = x
+    for module, bits in zip(partition.modules, bits_of(partition, 2, 4, 8), strict=True):
+        modules.append(attach(module, bits))
+        calibrate(modules[-1:], full, 2.4)
+        harden(modules[-1:])
+        full = chain([module], full)
+    return partition.modules, modules

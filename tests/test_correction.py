@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
 
 from modcap.correction import correct
-from modcap.network import build
-from modcap.quantized import attach, bits_of, quantizers
-from modcap.reconstruct import calibrate, chain, harden
-
-
-def rounded(model: nn.Module, x: Tensor) -> tuple[Any, list[Any]]:
-    """The modules of ``model``, and the same rounded to nearest at W2A4."""
-    floats = build(model.eval(), x[:2]).partition.modules
-    network = build(model.eval(), x[:2])
-    modules = []
-    full = x
-    for module, bits in zip(floats, bits_of(network.partition, 2, 4, 8), strict=True):
-        modules.append(attach(module, bits))
-        calibrate(modules[-1:], full, 2.4)
-        harden(modules[-1:])
-        full = chain([module], full)
-    return floats, modules
-
-
-def convolutions(bias: bool) -> nn.Module:
-    torch.manual_seed(1)
-    layers = [
-        nn.Sequential(nn.Conv2d(3 if not i else 8, 8, 3, bias=bias), nn.ReLU()) for i in range(3)
-    ]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+from modcap.quantized import quantizers
+from modcap.reconstruct import chain
+from tests.networks import convolutions, rounded
 
 
 @torch.no_grad()

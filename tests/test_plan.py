@@ -97,8 +97,33 @@ def test_groups_of_waves_see_their_segment_alone(network: Network, share: float)
     assert [
         job.params["start"] - job.params.get("prefix", job.params["start"]) for job in kept
     ] == (needs)
-    assert jobs[found.cells[0].assemble].needs == (found.cells[0].correct,)
+    assert jobs[found.cells[0].assemble].needs == (found.cells[0].tune,)
+    assert jobs[found.cells[0].tune].needs == (found.cells[0].correct,)
     assert jobs[found.cells[0].correct].needs == found.cells[0].reconstructs
+
+
+@pytest.mark.parametrize(
+    ("fields", "finish"),
+    [
+        ({}, []),
+        ({"tuning": 7}, ["tune"]),
+        ({"correction": True, "tuning": 7}, ["correct", "tune"]),
+        ({"schedule": "waves"}, ["correct", "tune"]),
+        ({"schedule": "waves", "tuning": 0}, ["correct"]),
+        ({"schedule": "waves", "method": "rtn"}, []),
+    ],
+)
+def test_a_cell_ends_as_its_recipe_says(
+    network: Network, fields: dict[str, Any], finish: list[str]
+) -> None:
+    found = complete([cell(network, k=0, **fields)], {0: APART})
+    jobs = {job.key: job for job in found.jobs}
+    (planned,) = found.cells
+    assert [jobs[key].kind.value for key in planned.finish] == finish
+    needs = planned.reconstructs
+    for key in (*planned.finish, planned.assemble):
+        assert jobs[key].needs == needs
+        needs = (key,)
 
 
 def test_shared_prefixes_add_one_job_per_new_group(network: Network) -> None:

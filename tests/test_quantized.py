@@ -103,7 +103,7 @@ def test_rounding_starts_at_the_float_weight() -> None:
     layer.calibrate(2.4)
     layer.soften()
     inside = (layer._floor >= 0) & (layer._floor + 1 <= 255)
-    difference = (layer.soft_weight() - conv.weight)[inside]
+    difference = (layer.trained_weight() - conv.weight)[inside]
     assert float(difference.detach().abs().max()) < 1e-6
 
 

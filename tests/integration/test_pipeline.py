@@ -28,10 +28,10 @@ SMALL: dict[str, Any] = {
 
 
 def quantize(
-    stack: dict[str, str], folder: Path, *flags: str, **environment: str
+    stack: dict[str, str], folder: Path, *flags: str, threads: int = 1, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     recipe = folder / "recipe.json"
-    recipe.write_text(json.dumps(SMALL))
+    recipe.write_text(json.dumps(SMALL | {"threads": threads}))
     return modcap_command(
         stack,
         *("quantize", CHECKPOINT, "--arch", ARCH, "--data", "fashion-mnist"),
@@ -166,4 +166,16 @@ def test_unreachable_service_is_one_line_and_exit_2(
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("modcap: ")
     assert address.removesuffix("/api") in last
+    assert "Traceback" not in done.stderr
+
+
+def test_more_threads_than_any_node_has_are_one_line_and_exit_2(
+    stack: dict[str, str], tmp_path: Path
+) -> None:
+    done = quantize(stack, tmp_path, threads=99, MODCAP_PREFIX="threads")
+    assert done.returncode == 2, done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert "asks for 99 CPU threads" in said
+    assert "nodes: 2 CPU threads" in said
+    assert "lower the recipe's threads" in said
     assert "Traceback" not in done.stderr

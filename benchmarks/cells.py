@@ -15,10 +15,10 @@ from modcap import checkpoint, data
 from modcap.images import ImageSet
 from modcap.jobs import run
 from modcap.network import Network, build
-from modcap.plan import Cell, plan
+from modcap.plan import Cell, Job, plan
 from modcap.preprocess import Preprocess
 from modcap.recipe import Recipe
-from modcap.results import Result
+from modcap.results import Result, decode, encode
 from modcap.simulate import critical_path
 from modcap.workbench import Workbench
 
@@ -27,11 +27,12 @@ CHECKPOINTS = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe to measure: fields over the quick preset, and labels that name it in its row."""
+    """A recipe to measure: fields over a preset, and labels that name it in its row."""
 
     labels: dict[str, Any]
     bits: tuple[int, int]
     fields: dict[str, Any]
+    preset: str = "quick"
 
 
 def identity(row: dict[str, Any], names: Sequence[str]) -> str:
@@ -42,7 +43,10 @@ def identity(row: dict[str, Any], names: Sequence[str]) -> str:
 class Setting:
     """One network, method and seed, on one thread; its cells share the jobs they have in common."""
 
-    def __init__(self, network: str, method: str, seed: int, tests: int) -> None:
+    def __init__(
+        self, network: str, method: str, seed: int, tests: int, keep: Path | None = None
+    ) -> None:
+        """``keep`` is a folder for results of jobs, so that a long cell goes on where it was."""
         torch.set_num_threads(1)
         self.name, self.method, self.seed, self.tests = network, method, seed, tests
         arch = f"modcap.zoo:{network}"
@@ -59,6 +63,7 @@ class Setting:
         self.network: Network = build(model, self.calibration.normalized(0, 2))
         inputs = (self.network, self.calibration, self.evaluation)
         self._bench = Workbench.holding({x.digest: x for x in inputs})
+        self._keep = keep
         self._results: dict[str, Result] = {}
         self._seconds: dict[str, float] = {}  # of the processor: others may use the machine too
 
@@ -72,7 +77,7 @@ class Setting:
         for variant in variants:
             w_bits, a_bits = variant.bits
             usual = {"w_bits": w_bits, "a_bits": a_bits, "method": self.method, "seed": self.seed}
-            recipe = Recipe.preset("quick", **usual | variant.fields)
+            recipe = Recipe.preset(variant.preset, **usual | variant.fields)
             row = {
                 "network": self.name,
                 "bits": recipe.bits,
@@ -85,14 +90,31 @@ class Setting:
             if identity(row, names) not in known:
                 yield row | self._figures(recipe)
 
+    def _kept(self, job: Job) -> tuple[Result, float]:
+        """The result of ``job`` and its processor seconds, from the folder where it is there."""
+        file = self._keep / job.key if self._keep else None
+        if file and file.with_suffix(".json").exists():
+            parts = (file.with_suffix(s).read_bytes() for s in (".json", ".safetensors"))
+            result = decode(*parts)
+            return result, result.meta["processor_seconds"]
+        start = time.process_time()
+        result = run(job, self._bench, [self._results[key] for key in job.needs])
+        seconds = time.process_time() - start
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            document, tensors = encode(
+                Result(result.tensors, result.meta | {"processor_seconds": seconds})
+            )
+            file.with_suffix(".safetensors").write_bytes(tensors)
+            file.with_suffix(".json").write_bytes(document)  # last: it says that both are there
+        return result, seconds
+
     def _figures(self, recipe: Recipe) -> dict[str, Any]:
         results = self._results
         cell = Cell(self.network, self.calibration.digest, self.evaluation.digest, recipe)
         while todo := [j for j in plan([cell], results.get).jobs if j.key not in results]:
             for job in todo:
-                start = time.process_time()
-                results[job.key] = run(job, self._bench, [results[key] for key in job.needs])
-                self._seconds[job.key] = time.process_time() - start
+                results[job.key], self._seconds[job.key] = self._kept(job)
         made = plan([cell], results.get)
         (planned,) = made.cells
         evaluated = results[planned.evaluate].meta
@@ -109,5 +131,6 @@ class Setting:
             "final_error": evaluated["final_error"],
             "reconstructions": len(reconstructions),
             "reconstruct_seconds": round(sum(self._seconds[key] for key in reconstructions), 1),
+            "finish_seconds": round(sum(self._seconds[key] for key in planned.finish), 1),
             "path_seconds": round(path, 1),
         }

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-_TUNING = 50  # steps at the least, where a recipe leaves it open
+_TUNING = 100  # steps, where a recipe leaves it open
 
 
 class Method(str, Enum):
@@ -165,7 +165,7 @@ class Recipe(_Frozen):
         None,
         ge=0,
         description="steps that train the scales and biases of the whole network at the end, "
-        "integers fixed; None takes a tenth of iterations, at least 50, for schedule waves",
+        "integers fixed; None takes 100 for schedule waves",
     )
     tuning_rate: float = Field(1e-2, gt=0, description="learning rate of tuning, relative")
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
@@ -205,7 +205,7 @@ class Recipe(_Frozen):
         """How many steps of tuning end the run, after the correction."""
         if self.tuning is None:
             waves = self.schedule is Schedule.WAVES and self.method is not Method.RTN
-            return max(_TUNING, self.optimiser.iterations // 10) if waves else 0
+            return _TUNING if waves else 0
         return self.tuning
 
     @property

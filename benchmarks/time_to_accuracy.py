@@ -1,0 +1,117 @@
+"""Time to the accuracy of the published recipe: processor seconds of cheaper ones beside it.
+
+    python -m benchmarks.time_to_accuracy            # resumes where it was stopped; hours
+    python -m benchmarks.time_to_accuracy --quick    # one small network, 400 steps as the reference
+
+The reference is the ``paper`` preset: 20,000 steps per group, one after another. Beside it the
+``quick`` preset and others with fewer steps, or none but tuning, all on the same images, one seed.
+A recipe that comes within 0.2 points of the reference has reached it. Writes
+benchmarks/results/time_to_accuracy.json, and the table of docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import Setting, Variant, identity
+from benchmarks.pages import publish
+from benchmarks.speed.processes import HOME
+
+RESULTS = Path(__file__).parent / "results/time_to_accuracy.json"
+NETWORKS = ("mobilenet_v2_x0_5", "resnet18_narrow", "vgg_tiny")
+IDENTITY = ("network", "bits", "seed", "iterations", "tests", "recipe")
+REFERENCE = "paper"
+ENOUGH = 0.2  # points below the reference
+
+
+def steps(count: int, **fields: Any) -> dict[str, Any]:
+    return {"k": 0, "optimiser": {"iterations": count}, **fields}
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "rtn, corrected, tuned 100": steps(0, method="rtn", correction=True, tuning=100),
+    "rtn, corrected, tuned 300": steps(0, method="rtn", correction=True, tuning=300),
+    "waves 100": steps(100, schedule="waves", tuning=100),
+    "waves 500": steps(500, schedule="waves", tuning=100),
+    "sequential 100": steps(100, tuning=0),
+    "sequential 100, tuned 100": steps(100, tuning=100),
+    "sequential 500": steps(500, tuning=0),
+    "sequential 500, tuned 100": steps(500, tuning=100),
+}
+
+
+def measure(network: str, reference: bool, known: set[str], quick: bool) -> list[dict[str, Any]]:
+    """The rows of a network that are not known: the reference, or all others."""
+    keep = HOME / "time_to_accuracy"
+    setting = Setting(network, "qdrop", 0, 1000 if quick else 10_000, keep)
+    if reference:
+        fields = steps(400) if quick else {"k": 0}
+        variants = [Variant({"recipe": REFERENCE}, (2, 4), fields, REFERENCE)]
+    else:
+        variants = [
+            Variant({"recipe": name}, (2, 4), steps(20) | fields if quick else fields)
+            for name, fields in RECIPES.items()
+            if not quick or "500" not in name
+        ]
+    return list(setting.rows(variants, known, IDENTITY))
+
+
+def seconds(row: dict[str, Any]) -> float:
+    """Processor seconds of all that optimises."""
+    return float(row["reconstruct_seconds"] + row["finish_seconds"])
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| network | recipe | top-1 % | to the reference | processor s | of the reference "
+        "| reached |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    order = [*RECIPES, REFERENCE]
+    for network in NETWORKS:
+        own = {row["recipe"]: row for row in rows if row["network"] == network}
+        base = own.get(REFERENCE)
+        for name in (name for name in order if name in own):
+            row = own[name]
+            beside = "| | | |"
+            if base:
+                gain, share = row["top1"] - base["top1"], seconds(row) / seconds(base)
+                reached = "yes" if gain >= -ENOUGH else "no"
+                beside = f"| {gain:+.2f} | {seconds(row):.0f} | 1/{1 / share:.0f} | {reached} |"
+            else:
+                beside = f"| | {seconds(row):.0f} | | |"
+            lines.append(f"| {network} | {name} | {row['top1']:.2f} {beside}")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--workers", type=int, default=1)
+    args = parser.parse_args()
+    path = RESULTS.with_stem("time_to_accuracy_quick") if args.quick else RESULTS
+    rows = json.loads(path.read_text()) if path.exists() else []
+    known = {identity(row, IDENTITY) for row in rows}
+    networks = ("vgg_tiny",) if args.quick else args.networks
+    todo = [(n, reference) for n in networks for reference in (False, True)]
+    with ProcessPoolExecutor(args.workers) as pool:
+        batches = [pool.submit(measure, n, r, known, args.quick) for n, r in todo]
+        for batch in as_completed(batches):
+            rows += batch.result()
+            path.write_text(json.dumps(rows, indent=1) + "\n")
+            print(f"{len(rows)} rows", flush=True)
+    if not args.quick:
+        publish("speed.md", "time to accuracy", "\n".join(table(rows)))
+    print("\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    main()

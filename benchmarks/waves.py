@@ -28,35 +28,45 @@ from benchmarks.pages import publish
 RESULTS = Path(__file__).parent / "results/waves.json"
 NETWORKS = ("mobilenet_v2_x0_5", "resnet18_narrow", "vgg_tiny", "regnet_tiny")
 BITS = (2, 4), (4, 4)
-IDENTITY = ("network", "bits", "seed", "iterations", "tests", "schedule")
+IDENTITY = ("network", "bits", "seed", "iterations", "tests", "schedule", "table")
+
+
+def steps(count: int, **fields: Any) -> dict[str, Any]:
+    return {"k": 0, "optimiser": {"iterations": count}} | fields
+
 
 WAVES: dict[str, Any] = {"schedule": "waves"}
+AT_ONCE: dict[str, Any] = WAVES | {"path_share": 0}
+NEAREST: dict[str, Any] = {"method": "rtn", "correction": True}
+WHOLE: dict[str, dict[str, Any]] = {  # against one after another at 500 steps
+    "sequential, 500 steps": steps(500),
+    "sequential, 100 steps": steps(100),
+    "sequential, 100 steps, tuned 300": steps(100, tuning=300),
+    "rounding to nearest, tuned 300": steps(0, tuning=300, **NEAREST),
+    "all at once, 100 steps, tuned 100": steps(100, tuning=100, **AT_ONCE),
+    "all at once, 100 steps, tuned 300": steps(100, tuning=300, **AT_ONCE),
+    "waves, 100 steps, tuned 100": steps(100, tuning=100, **WAVES),
+    "waves, 100 steps, tuned 300": steps(100, tuning=300, **WAVES),
+}
+
 UNTUNED: dict[str, Any] = WAVES | {"tuning": 0}
-ONE_BY_ONE: dict[str, Any] = UNTUNED | {"path_share": 0}
+ONE_BY_ONE: dict[str, Any] = AT_ONCE | {"tuning": 0}
 JOINED: dict[str, Any] = {"k": 2, "homogeneity": "any"}
-NEAREST: dict[str, Any] = {"method": "rtn"}
-BRIEF: dict[str, dict[str, Any]] = {  # what each part of a schedule gives
-    "sequential": {},
-    "rounding to nearest": NEAREST,
-    "rounding to nearest, corrected": NEAREST | {"correction": True},
-    "sequential, corrected": {"correction": True},
-    "all at once": ONE_BY_ONE | {"correction": False},
-    "all at once, corrected": ONE_BY_ONE,
-    "waves, uncorrected": UNTUNED | {"correction": False},
-    "waves, corrected": UNTUNED,
-    "waves, path_share 0.4, corrected": UNTUNED | {"path_share": 0.4},
-    "k=2": JOINED,
-    "k=2, shared prefix": JOINED | {"shared_prefix": True},
-    "k=2, waves, corrected": JOINED | UNTUNED,
+PARTS: dict[str, dict[str, Any]] = {  # what each part gives, without tuning, at 100 steps
+    "sequential": steps(100),
+    "rounding to nearest": steps(100, method="rtn"),
+    "rounding to nearest, corrected": steps(100, **NEAREST),
+    "sequential, corrected": steps(100, correction=True),
+    "all at once": steps(100, **ONE_BY_ONE, correction=False),
+    "all at once, corrected": steps(100, **ONE_BY_ONE),
+    "waves, uncorrected": steps(100, **UNTUNED, correction=False),
+    "waves, corrected": steps(100, **UNTUNED),
+    "waves, path_share 0.4, corrected": steps(100, **UNTUNED, path_share=0.4),
+    "k=2": steps(100, **JOINED),
+    "k=2, shared prefix": steps(100, **JOINED, shared_prefix=True),
+    "k=2, waves, corrected": steps(100, **JOINED, **UNTUNED),
 }
-WHOLE: dict[str, dict[str, Any]] = {  # at the steps of the quick preset
-    "sequential": {},
-    "sequential, tuned": {"tuning": 100},
-    "rounding to nearest, corrected, tuned": NEAREST | {"correction": True, "tuning": 100},
-    "waves, corrected": UNTUNED,
-    "waves": WAVES,
-    "waves, path_share 0.1": WAVES | {"path_share": 0.1},
-}
+TABLES = {"whole": WHOLE, "parts": PARTS}
 
 
 @dataclass(frozen=True)
@@ -66,47 +76,47 @@ class Batch:
     network: str
     bits: tuple[int, int]
     seed: int
-    iterations: int = 500
+    table: str
     tests: int = 10_000
 
 
-def batches(quick: bool) -> list[Batch]:
+def batches() -> list[Batch]:
     """What to measure, the most telling first."""
-    if quick:
-        return [Batch("resnet18_narrow", (2, 4), 0, 20, 1000)]
-    each = [(bits, seed) for bits in BITS for seed in range(3)]
     return [
-        Batch(network, bits, seed, iterations)
-        for iterations in (500, 100)
-        for bits, seed in each
+        Batch(network, bits, seed, table)
+        for table in TABLES
+        for seed in range(3)
+        for bits in BITS
         for network in NETWORKS
     ]
 
 
-def measure(batch: Batch, known: set[str]) -> list[dict[str, Any]]:
-    schedules = BRIEF if batch.iterations == 100 else WHOLE
-    steps = {"k": 0, "optimiser": {"iterations": batch.iterations}}
+def measure(batch: Batch, known: set[str], quick: bool = False) -> list[dict[str, Any]]:
     variants = [
-        Variant({"schedule": name}, batch.bits, steps | fields)
-        for name, fields in schedules.items()
+        Variant(
+            {"schedule": name, "table": batch.table},
+            batch.bits,
+            fields | steps(20, tuning=20) if quick else fields,
+        )
+        for name, fields in TABLES[batch.table].items()
     ]
     setting = Setting(batch.network, "qdrop", batch.seed, batch.tests)
     return list(setting.rows(variants, known, IDENTITY))
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> list[str]:
+    """Beside the first of ``order``."""
     lines = [
-        "| network | bits | schedule | top-1 % (min to max, n) | to sequential | final error "
+        "| network | bits | schedule | top-1 % (min to max, n) | to the first | final error "
         "| path | work |",
         "|---|---|---|---|---|---|---|---|",
     ]
     cells: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["network"], row["bits"], row["schedule"]), []).append(row)
-    order = [*WHOLE, *(name for name in BRIEF if name not in WHOLE)]
     for key in sorted(cells, key=lambda k: (NETWORKS.index(k[0]), k[1], order.index(k[2]))):
         some = cells[key]
-        base = {row["seed"]: row for row in cells[(*key[:2], "sequential")]}
+        base = {row["seed"]: row for row in cells[(*key[:2], order[0])]}
         top = [row["top1"] for row in some]
         gain = statistics.mean(row["top1"] - base[row["seed"]]["top1"] for row in some)
         error = statistics.mean(row["final_error"] for row in some)
@@ -134,20 +144,22 @@ def main() -> None:
     path = RESULTS.with_stem("waves_quick") if args.quick else RESULTS
     rows = json.loads(path.read_text()) if path.exists() else []
     known = {identity(row, IDENTITY) for row in rows}
+    todo = batches()
+    if args.quick:
+        todo = [Batch("resnet18_narrow", (2, 4), 0, "whole", 1000)]
     with ProcessPoolExecutor(args.workers) as pool:
-        todo = [pool.submit(measure, batch, known) for batch in batches(args.quick)]
-        for batch in as_completed(todo):
+        for batch in as_completed([pool.submit(measure, b, known, args.quick) for b in todo]):
             rows += batch.result()
             path.write_text(json.dumps(rows, indent=1) + "\n")
             print(f"{len(rows)} rows", flush=True)
-    brief, whole = (
-        table([row for row in rows if (row["iterations"] == 100) is short])
-        for short in (True, False)
-    )
+    tables = {
+        name: "\n".join(table([r for r in rows if r["table"] == name], list(variants)))
+        for name, variants in TABLES.items()
+    }
     if not args.quick:
-        publish("waves.md", "whole", "\n".join(whole))
-        publish("waves.md", "brief", "\n".join(brief))
-    print("\n".join(whole))
+        for name, text in tables.items():
+            publish("waves.md", name, text)
+    print(tables["whole"])
 
 
 if __name__ == "__main__":

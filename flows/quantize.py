@@ -81,7 +81,8 @@ def _variants(prepared: Prepared) -> dict[str, Prepared]:
 
 def rounding_to_nearest(recipe: Recipe) -> Recipe:
     """The same bits by plain rounding."""
-    return Recipe.make({"method": "rtn", "selection": "top-k", "groups": (), "k": 0}, recipe)
+    plain = {"correction": False, "tuning": 0}
+    return Recipe.make(unjoined(recipe).model_dump(mode="json") | plain | {"method": "rtn"})
 
 
 def unjoined(recipe: Recipe) -> Recipe:

@@ -33,6 +33,7 @@ RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="YAML or JSON with recipe fields; flags win.")
 ]
 Iterations = Annotated[int | None, typer.Option(help="Steps per group.")]
+Tuning = Annotated[int | None, typer.Option(help="Steps through the whole network at the end.")]
 Calibration = Annotated[int | None, typer.Option(help="Calibration images.")]
 Preset = Annotated[str, typer.Option(help="quick or paper: what flags and files do not name.")]
 

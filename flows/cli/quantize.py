@@ -19,6 +19,7 @@ from flows.cli.options import (
     Preprocess,
     Preset,
     RecipeFile,
+    Tuning,
     make_recipe,
     only_report,
     parse_k,
@@ -41,6 +42,7 @@ def quantize(
     homogeneity: Homogeneity | None = None,
     schedule: Schedule | None = None,
     iterations: Iterations = None,
+    tuning: Tuning = None,
     calibration: Calibration = None,
     seed: int | None = None,
     recipe: RecipeFile = None,
@@ -68,6 +70,7 @@ def quantize(
         homogeneity=homogeneity,
         schedule=schedule,
         iterations=iterations,
+        tuning=tuning,
         calibration=calibration,
         seed=seed,
     )

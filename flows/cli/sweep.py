@@ -18,6 +18,7 @@ from flows.cli.options import (
     Preprocess,
     Preset,
     RecipeFile,
+    Tuning,
     make_recipe,
     only_report,
 )
@@ -79,6 +80,7 @@ def sweep(
     homogeneity: Homogeneity | None = None,
     schedule: Schedule | None = None,
     iterations: Iterations = None,
+    tuning: Tuning = None,
     calibration: Calibration = None,
     recipe: RecipeFile = None,
     preset: Preset = "quick",
@@ -100,6 +102,7 @@ def sweep(
         homogeneity=homogeneity,
         schedule=schedule,
         iterations=iterations,
+        tuning=tuning,
         calibration=calibration,
     )
     grid = Sweep(
@@ -182,6 +185,7 @@ def plan(
     homogeneity: Homogeneity | None = None,
     schedule: Schedule | None = None,
     iterations: Iterations = None,
+    tuning: Tuning = None,
     calibration: Calibration = None,
     recipe: RecipeFile = None,
     preset: Preset = "quick",
@@ -203,6 +207,7 @@ def plan(
         homogeneity=homogeneity,
         schedule=schedule,
         iterations=iterations,
+        tuning=tuning,
         calibration=calibration,
     )
     grid = Sweep(

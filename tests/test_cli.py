@@ -183,3 +183,13 @@ def test_capacity_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> 
     assert len(report["capacities"]) == len(report["modules"]) == len(report["differentials"]) + 1
     assert sum(report["selected"]) == report["k"] == 2
     assert sorted(name for group in report["groups"] for name in group) == sorted(report["modules"])
+
+
+def test_the_baselines_of_a_report_are_plain() -> None:
+    from flows.quantize import rounding_to_nearest, unjoined
+
+    recipe = make_recipe("quick", None, tuning=7, schedule="waves", w_bits=2)
+    nearest = rounding_to_nearest(recipe)
+    assert (nearest.method.value, nearest.k, nearest.w_bits) == ("rtn", 0, 2)
+    assert (nearest.corrects, nearest.tuning_steps) == (False, 0)
+    assert (unjoined(recipe).k, unjoined(recipe).tuning_steps) == (0, 7)

@@ -49,3 +49,15 @@ def test_digest_depends_on_values_alone() -> None:
 def test_unknown_preset_lists_the_known() -> None:
     with pytest.raises(InputError, match="quick"):
         Recipe.preset("fast")
+
+
+def test_tuning_and_correction_follow_the_schedule_unless_they_are_named() -> None:
+    for fields, corrects, steps in (
+        ({}, False, 0),
+        ({"schedule": "waves"}, True, 100),
+        ({"schedule": "waves", "method": "rtn"}, False, 0),
+        ({"schedule": "waves", "correction": False, "tuning": 0}, False, 0),
+        ({"method": "rtn", "correction": True, "tuning": 7}, True, 7),
+    ):
+        recipe = Recipe.make(fields)
+        assert (recipe.corrects, recipe.tuning_steps) == (corrects, steps)

@@ -25,7 +25,7 @@ FLAGS = {
     "quantize": (
         "a-bits arch calibration capacity compare data eval-data eval-images homogeneity "
         "iterations json k method name no-compare onnx preprocess preset recipe schedule seed "
-        "selection w-bits"
+        "selection tuning w-bits"
     ),
     "capacity": "arch capacity data json k preprocess preset recipe w-bits",
     "evaluate": "data eval-images json preprocess",
@@ -35,7 +35,7 @@ FLAGS = {
     ),
     "sweep": (
         "a-bits arch calibration capacity checkpoint data eval-images homogeneity iterations json "
-        "k max-bytes max-drop method preprocess preset recipe schedule seeds selection w-bits"
+        "k max-bytes max-drop method preprocess preset recipe schedule seeds selection tuning w-bits"
     ),
     "scan": "json policy",
     "promote": ("against alias data eval-images json max-bytes max-drop rollback version"),

@@ -31,11 +31,13 @@ FLAGS = {
     "evaluate": "data eval-images json preprocess",
     "plan": (
         "a-bits arch calibration capacity checkpoint data homogeneity iterations json k method "
-        "picture preprocess preset price-per-hour recipe schedule seeds selection w-bits workers"
+        "picture preprocess preset price-per-hour recipe schedule seeds selection tuning "
+        "w-bits workers"
     ),
     "sweep": (
         "a-bits arch calibration capacity checkpoint data eval-images homogeneity iterations json "
-        "k max-bytes max-drop method preprocess preset recipe schedule seeds selection tuning w-bits"
+        "k max-bytes max-drop method preprocess preset recipe schedule seeds selection tuning "
+        "w-bits"
     ),
     "scan": "json policy",
     "promote": ("against alias data eval-images json max-bytes max-drop rollback version"),

@@ -30,18 +30,21 @@ ENOUGH = 0.2  # points below the reference
 
 
 def steps(count: int, **fields: Any) -> dict[str, Any]:
-    return {"k": 0, "optimiser": {"iterations": count}, **fields}
+    return {"k": 0, "optimiser": {"iterations": count}, "tuning": 0, **fields}
 
 
+NEAREST: dict[str, Any] = {"method": "rtn", "correction": True}
 RECIPES: dict[str, dict[str, Any]] = {
-    "rtn, corrected, tuned 100": steps(0, method="rtn", correction=True, tuning=100),
-    "rtn, corrected, tuned 300": steps(0, method="rtn", correction=True, tuning=300),
-    "waves 100": steps(100, schedule="waves", tuning=100),
-    "waves 500": steps(500, schedule="waves", tuning=100),
-    "sequential 100": steps(100, tuning=0),
-    "sequential 100, tuned 100": steps(100, tuning=100),
-    "sequential 500": steps(500, tuning=0),
-    "sequential 500, tuned 100": steps(500, tuning=100),
+    "rounding to nearest, corrected, tuned 100": steps(0, tuning=100, **NEAREST),
+    "rounding to nearest, corrected, tuned 300": steps(0, tuning=300, **NEAREST),
+    "sequential, 100 steps": steps(100),
+    "sequential, 100 steps, tuned 100": steps(100, tuning=100),
+    "sequential, 100 steps, tuned 300 (quick)": steps(100, tuning=300),
+    "sequential, 500 steps": steps(500),
+    "sequential, 500 steps, tuned 100": steps(500, tuning=100),
+    "waves, 100 steps, tuned 100": steps(100, schedule="waves", tuning=100),
+    "waves, 100 steps, tuned 300": steps(100, schedule="waves", tuning=300),
+    "waves, 500 steps, tuned 100": steps(500, schedule="waves", tuning=100),
 }
 
 

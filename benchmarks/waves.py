@@ -32,7 +32,7 @@ IDENTITY = ("network", "bits", "seed", "iterations", "tests", "schedule", "table
 
 
 def steps(count: int, **fields: Any) -> dict[str, Any]:
-    return {"k": 0, "optimiser": {"iterations": count}} | fields
+    return {"k": 0, "optimiser": {"iterations": count}, "tuning": 0} | fields
 
 
 WAVES: dict[str, Any] = {"schedule": "waves"}
@@ -49,22 +49,20 @@ WHOLE: dict[str, dict[str, Any]] = {  # against one after another at 500 steps
     "waves, 100 steps, tuned 300": steps(100, tuning=300, **WAVES),
 }
 
-UNTUNED: dict[str, Any] = WAVES | {"tuning": 0}
-ONE_BY_ONE: dict[str, Any] = AT_ONCE | {"tuning": 0}
 JOINED: dict[str, Any] = {"k": 2, "homogeneity": "any"}
 PARTS: dict[str, dict[str, Any]] = {  # what each part gives, without tuning, at 100 steps
     "sequential": steps(100),
     "rounding to nearest": steps(100, method="rtn"),
     "rounding to nearest, corrected": steps(100, **NEAREST),
     "sequential, corrected": steps(100, correction=True),
-    "all at once": steps(100, **ONE_BY_ONE, correction=False),
-    "all at once, corrected": steps(100, **ONE_BY_ONE),
-    "waves, uncorrected": steps(100, **UNTUNED, correction=False),
-    "waves, corrected": steps(100, **UNTUNED),
-    "waves, path_share 0.4, corrected": steps(100, **UNTUNED, path_share=0.4),
+    "all at once": steps(100, **AT_ONCE, correction=False),
+    "all at once, corrected": steps(100, **AT_ONCE),
+    "waves, uncorrected": steps(100, **WAVES, correction=False),
+    "waves, corrected": steps(100, **WAVES),
+    "waves, path_share 0.4, corrected": steps(100, **WAVES, path_share=0.4),
     "k=2": steps(100, **JOINED),
     "k=2, shared prefix": steps(100, **JOINED, shared_prefix=True),
-    "k=2, waves, corrected": steps(100, **JOINED, **UNTUNED),
+    "k=2, waves, corrected": steps(100, **JOINED, **WAVES),
 }
 TABLES = {"whole": WHOLE, "parts": PARTS}
 

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-_TUNING = 100  # steps, where a recipe leaves it open
+_TUNING = 300  # steps at most, where a recipe leaves it open
 
 
 class Method(str, Enum):
@@ -165,7 +165,8 @@ class Recipe(_Frozen):
         None,
         ge=0,
         description="steps that train the scales and biases of the whole network at the end, "
-        "integers fixed; None takes 100 for schedule waves",
+        "integers fixed; None takes 3 for each of iterations, at most 300, where the optimiser "
+        "learns weight scales, else 0",
     )
     tuning_rate: float = Field(1e-2, gt=0, description="learning rate of tuning, relative")
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
@@ -203,10 +204,10 @@ class Recipe(_Frozen):
     @property
     def tuning_steps(self) -> int:
         """How many steps of tuning end the run, after the correction."""
-        if self.tuning is None:
-            waves = self.schedule is Schedule.WAVES and self.method is not Method.RTN
-            return _TUNING if waves else 0
-        return self.tuning
+        if self.tuning is not None:
+            return self.tuning
+        learns = self.method is not Method.RTN and self.optimiser.weight_scale_rate > 0
+        return min(3 * self.optimiser.iterations, _TUNING) if learns else 0
 
     @property
     def bits(self) -> str:
@@ -259,7 +260,7 @@ PRESETS: dict[str, Recipe] = {
     "paper": Recipe(),
     "quick": Recipe(
         optimiser=Optimiser(
-            iterations=500,
+            iterations=100,
             rounding_rate=3e-2,
             scale_rate=1e-3,
             relative_scale_rate=True,

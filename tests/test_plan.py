@@ -97,8 +97,7 @@ def test_groups_of_waves_see_their_segment_alone(network: Network, share: float)
     assert [
         job.params["start"] - job.params.get("prefix", job.params["start"]) for job in kept
     ] == (needs)
-    assert jobs[found.cells[0].assemble].needs == (found.cells[0].tune,)
-    assert jobs[found.cells[0].tune].needs == (found.cells[0].correct,)
+    assert jobs[found.cells[0].assemble].needs == (found.cells[0].correct,)
     assert jobs[found.cells[0].correct].needs == found.cells[0].reconstructs
 
 
@@ -108,8 +107,8 @@ def test_groups_of_waves_see_their_segment_alone(network: Network, share: float)
         ({}, []),
         ({"tuning": 7}, ["tune"]),
         ({"correction": True, "tuning": 7}, ["correct", "tune"]),
-        ({"schedule": "waves"}, ["correct", "tune"]),
-        ({"schedule": "waves", "tuning": 0}, ["correct"]),
+        ({"schedule": "waves"}, ["correct"]),
+        ({"schedule": "waves", "tuning": 7}, ["correct", "tune"]),
         ({"schedule": "waves", "method": "rtn"}, []),
     ],
 )

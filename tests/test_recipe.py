@@ -51,13 +51,16 @@ def test_unknown_preset_lists_the_known() -> None:
         Recipe.preset("fast")
 
 
-def test_tuning_and_correction_follow_the_schedule_unless_they_are_named() -> None:
-    for fields, corrects, steps in (
-        ({}, False, 0),
-        ({"schedule": "waves"}, True, 100),
-        ({"schedule": "waves", "method": "rtn"}, False, 0),
-        ({"schedule": "waves", "correction": False, "tuning": 0}, False, 0),
-        ({"method": "rtn", "correction": True, "tuning": 7}, True, 7),
+def test_how_a_run_ends_follows_the_recipe_unless_it_is_named() -> None:
+    for preset, fields, corrects, steps in (
+        ("paper", {}, False, 0),
+        ("paper", {"schedule": "waves"}, True, 0),
+        ("quick", {}, False, 300),
+        ("quick", {"schedule": "waves"}, True, 300),
+        ("quick", {"optimiser": {"iterations": 5}}, False, 15),
+        ("quick", {"schedule": "waves", "method": "rtn"}, False, 0),
+        ("quick", {"schedule": "waves", "correction": False, "tuning": 0}, False, 0),
+        ("quick", {"method": "rtn", "correction": True, "tuning": 7}, True, 7),
     ):
-        recipe = Recipe.make(fields)
+        recipe = Recipe.preset(preset, **fields)
         assert (recipe.corrects, recipe.tuning_steps) == (corrects, steps)

@@ -33,8 +33,9 @@ _COLOURS = (
     "#CC79A7",
     "#E69F00",
     "#56B4E9",
+    "#000000",
 )  # Okabe and Ito: colour-blind safe
-_MARKS = "os^DvP"
+_MARKS = "os^DvPX"
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -69,7 +70,7 @@ def oscillation(
             axes.axvspan(start - 0.45, stop - 0.55, color="#999999", alpha=0.25, lw=0, label=label)
             shaded = True
     for index, (name, values) in enumerate(losses.items()):
-        colour, mark = _COLOURS[index % 5], _MARKS[index % 5]
+        colour, mark = _COLOURS[index], _MARKS[index % 5]
         axes.plot(range(len(values)), values, color=colour, marker=mark, ms=4, lw=1.5, label=name)
     axes.set_yscale("symlog", linthresh=1e-3)
     axes.set_ylim(bottom=0)
@@ -147,7 +148,7 @@ def pareto(points: Sequence[tuple[int, float, str]]) -> Figure:
     kinds = list(dict.fromkeys(kind for _, _, kind in points))
     for index, kind in enumerate(kinds):
         own = [(size / 1000, top1) for size, top1, name in points if name == kind]
-        colour, mark = _COLOURS[index % 5], _MARKS[index // 5 % 5]
+        colour, mark = _COLOURS[index], _MARKS[index // 5 % 5]
         xs, ys = zip(*own, strict=True)
         axes.scatter(xs, ys, color=colour, marker=mark, s=26, label=kind)
     front: list[tuple[float, float]] = []
@@ -222,9 +223,9 @@ def plan_graph(
                     [levels[i] for i in own],
                     [lanes[i] for i in own],
                     s=16,
-                    marker=_MARKS[index % 5],
-                    facecolor=_COLOURS[index % 5] if filled else "white",
-                    edgecolor=_COLOURS[index % 5],
+                    marker=_MARKS[index],
+                    facecolor=_COLOURS[index] if filled else "white",
+                    edgecolor=_COLOURS[index],
                     linewidths=1,
                     label=f"{kind}, {'done' if filled else 'to do'} ({len(own)})",
                 )

@@ -20,7 +20,7 @@ def write(root: Path, size: str, rows: dict[str, Row]) -> None:
     some = {key.removeprefix(f"{size}/"): row for key, row in rows.items() if _of(key, size)}
     fits = _plot(some, root / "docs/images/speed-linear.png")
     parts = [f"Size: {size}.", _ratios(some), _runs(some), _installs(some), _linear(some), fits]
-    text = "\n\n".join(parts)
+    text = "\n\n".join(part for part in parts if part)
     publish("speed.md", "table", text)
     print(text)
 
@@ -46,6 +46,8 @@ def _ratios(rows: dict[str, Row]) -> str:
             turns = len(sums["now"])
             lines.append(f"| {network} | {1000 * old:.0f} | {1000 * new:.0f} | "
                          f"{old / new:.2f} | {turns} |")  # fmt: skip
+    if not lines:
+        return ""
     head = "network | before, ms | now, ms | before / now | turns"
     return "One step of every module, summed, W4A4, QDrop:\n\n" + _table(head, lines)
 

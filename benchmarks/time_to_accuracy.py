@@ -37,13 +37,17 @@ NEAREST: dict[str, Any] = {"method": "rtn", "correction": True}
 RECIPES: dict[str, dict[str, Any]] = {
     "rounding to nearest, corrected, tuned 100": steps(0, tuning=100, **NEAREST),
     "rounding to nearest, corrected, tuned 300": steps(0, tuning=300, **NEAREST),
+    "rounding to nearest, corrected, tuned 1000": steps(0, tuning=1000, **NEAREST),
     "sequential, 100 steps": steps(100),
     "sequential, 100 steps, tuned 100": steps(100, tuning=100),
     "sequential, 100 steps, tuned 300 (quick)": steps(100, tuning=300),
+    "sequential, 100 steps, corrected, tuned 600": steps(100, tuning=600, correction=True),
     "sequential, 500 steps": steps(500),
     "sequential, 500 steps, tuned 100": steps(500, tuning=100),
     "waves, 100 steps, tuned 100": steps(100, schedule="waves", tuning=100),
     "waves, 100 steps, tuned 300": steps(100, schedule="waves", tuning=300),
+    "waves, 100 steps, tuned 600": steps(100, schedule="waves", tuning=600),
+    "waves, 500 steps, tuned 600": steps(500, schedule="waves", tuning=600),
     "waves, 500 steps, tuned 100": steps(500, schedule="waves", tuning=100),
 }
 

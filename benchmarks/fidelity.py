@@ -115,7 +115,8 @@ def measure(batch: Batch, known: set[str]) -> list[dict[str, Any]]:
         for per in ("group",) if name == "none" or batch.table == "k" else ("group", "module"):
             settings = {"iterations": batch.iterations}
             labels = {"selection": name, "per": per}
-            recipe = fields | {"iterations_per": per, "optimiser": settings, "tuning": 0}
+            recipe = fields | {"iterations_per": per, "optimiser": settings}
+            recipe |= {"schedule": "sequential", "tuning": 0}
             variants.append(Variant(labels, batch.bits, recipe))
     return list(setting.rows(variants, known, IDENTITY))
 

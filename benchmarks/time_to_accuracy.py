@@ -30,7 +30,8 @@ ENOUGH = 0.2  # points below the reference
 
 
 def steps(count: int, **fields: Any) -> dict[str, Any]:
-    return {"k": 0, "optimiser": {"iterations": count}, "tuning": 0, **fields}
+    usual = {"k": 0, "schedule": "sequential", "tuning": 0}
+    return usual | {"optimiser": {"iterations": count}} | fields
 
 
 NEAREST: dict[str, Any] = {"method": "rtn", "correction": True}
@@ -40,12 +41,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "rounding to nearest, corrected, tuned 1000": steps(0, tuning=1000, **NEAREST),
     "sequential, 100 steps": steps(100),
     "sequential, 100 steps, tuned 100": steps(100, tuning=100),
-    "sequential, 100 steps, tuned 300 (quick)": steps(100, tuning=300),
+    "sequential, 100 steps, tuned 300": steps(100, tuning=300),
     "sequential, 100 steps, corrected, tuned 600": steps(100, tuning=600, correction=True),
     "sequential, 500 steps": steps(500),
     "sequential, 500 steps, tuned 100": steps(500, tuning=100),
     "waves, 100 steps, tuned 100": steps(100, schedule="waves", tuning=100),
-    "waves, 100 steps, tuned 300": steps(100, schedule="waves", tuning=300),
+    "waves, 100 steps, tuned 300 (quick)": steps(100, schedule="waves", tuning=300),
     "waves, 100 steps, tuned 600": steps(100, schedule="waves", tuning=600),
     "waves, 500 steps, tuned 600": steps(500, schedule="waves", tuning=600),
     "waves, 500 steps, tuned 100": steps(500, schedule="waves", tuning=100),
@@ -61,11 +62,15 @@ def measure(network: str, reference: bool, known: set[str], quick: bool) -> list
         variants = [Variant({"recipe": REFERENCE}, (2, 4), fields, REFERENCE)]
     else:
         variants = [
-            Variant({"recipe": name}, (2, 4), steps(20) | fields if quick else fields)
+            Variant({"recipe": name}, (2, 4), _short(fields) if quick else fields)
             for name, fields in RECIPES.items()
             if not quick or "500" not in name
         ]
     return list(setting.rows(variants, known, IDENTITY))
+
+
+def _short(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | {"optimiser": {"iterations": 20}, "tuning": min(20, fields["tuning"])}
 
 
 def seconds(row: dict[str, Any]) -> float:

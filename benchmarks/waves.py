@@ -32,7 +32,8 @@ IDENTITY = ("network", "bits", "seed", "iterations", "tests", "schedule", "table
 
 
 def steps(count: int, **fields: Any) -> dict[str, Any]:
-    return {"k": 0, "optimiser": {"iterations": count}, "tuning": 0} | fields
+    usual = {"k": 0, "schedule": "sequential", "tuning": 0}
+    return usual | {"optimiser": {"iterations": count}} | fields
 
 
 WAVES: dict[str, Any] = {"schedule": "waves"}

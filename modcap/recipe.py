@@ -259,6 +259,7 @@ def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
 PRESETS: dict[str, Recipe] = {
     "paper": Recipe(),
     "quick": Recipe(
+        schedule=Schedule.WAVES,
         optimiser=Optimiser(
             iterations=100,
             rounding_rate=3e-2,

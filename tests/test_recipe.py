@@ -55,9 +55,9 @@ def test_how_a_run_ends_follows_the_recipe_unless_it_is_named() -> None:
     for preset, fields, corrects, steps in (
         ("paper", {}, False, 0),
         ("paper", {"schedule": "waves"}, True, 0),
-        ("quick", {}, False, 300),
-        ("quick", {"schedule": "waves"}, True, 300),
-        ("quick", {"optimiser": {"iterations": 5}}, False, 15),
+        ("quick", {}, True, 300),
+        ("quick", {"schedule": "sequential"}, False, 300),
+        ("quick", {"optimiser": {"iterations": 5}}, True, 15),
         ("quick", {"schedule": "waves", "method": "rtn"}, False, 0),
         ("quick", {"schedule": "waves", "correction": False, "tuning": 0}, False, 0),
         ("quick", {"method": "rtn", "correction": True, "tuning": 7}, True, 7),

@@ -49,6 +49,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "waves, 100 steps, tuned 300 (quick)": steps(100, schedule="waves", tuning=300),
     "waves, 100 steps, tuned 600": steps(100, schedule="waves", tuning=600),
     "waves, 500 steps, tuned 600": steps(500, schedule="waves", tuning=600),
+    "waves, 300 steps, tuned 300": steps(300, schedule="waves", tuning=300),
+    "waves, 500 steps, tuned 300": steps(500, schedule="waves", tuning=300),
     "waves, 500 steps, tuned 100": steps(500, schedule="waves", tuning=100),
 }
 

@@ -37,8 +37,10 @@ def quantize(bench: Bench) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
     optimiser = {"iterations": spec["steps"], "batch_size": spec["batch"]}
     values = {"w_bits": spec["w_bits"], "a_bits": spec["a_bits"], "seed": spec["seed"]}
     more = {"method": spec["method"], "k": 0, "calibration": len(images), "optimiser": optimiser}
-    if not spec.get("test", True) and "tuning" in modcap.Recipe.model_fields:
-        more["tuning"] = 0  # timed is what grows with modules and images: the reconstructions
+    if not spec.get("test", True):  # timed is what grows with modules and images
+        more["schedule"] = "sequential"
+        if "tuning" in modcap.Recipe.model_fields:
+            more["tuning"] = 0
     times: dict[str, list[tuple[int, float]]] = defaultdict(list)
     taken: dict[str, int] = {}
 

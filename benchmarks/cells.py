@@ -35,6 +35,25 @@ class Variant:
     preset: str = "quick"
 
 
+NEAREST: dict[str, Any] = {"method": "rtn", "correction": True}
+
+
+def steps(count: int, **fields: Any) -> dict[str, Any]:
+    """Recipe fields: groups one after another, no tuning, no joins; ``fields`` go over these."""
+    usual = {"k": 0, "schedule": "sequential", "tuning": 0}
+    return usual | {"optimiser": {"iterations": count}} | fields
+
+
+def short(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same in few steps."""
+    return fields | {"optimiser": {"iterations": 20}, "tuning": min(20, fields["tuning"])}
+
+
+def seconds(row: dict[str, Any]) -> float:
+    """Processor seconds of all that optimises."""
+    return float(row["reconstruct_seconds"] + row.get("finish_seconds", 0))
+
+
 def identity(row: dict[str, Any], names: Sequence[str]) -> str:
     """What tells a row from all others, so that it is not measured again."""
     return json.dumps([row[name] for name in names])

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Setting, Variant, identity
+from benchmarks.cells import Setting, Variant, identity, steps
 from benchmarks.pages import publish
 
 HERE = Path(__file__).parent
@@ -113,10 +113,8 @@ def measure(batch: Batch, known: set[str]) -> list[dict[str, Any]]:
     series_of = series if batch.table == "k" else partial(selections, batch.network)
     for name, fields in series_of(setting.module_names()).items():
         for per in ("group",) if name == "none" or batch.table == "k" else ("group", "module"):
-            settings = {"iterations": batch.iterations}
             labels = {"selection": name, "per": per}
-            recipe = fields | {"iterations_per": per, "optimiser": settings}
-            recipe |= {"schedule": "sequential", "tuning": 0}
+            recipe = steps(batch.iterations, **fields, iterations_per=per)
             variants.append(Variant(labels, batch.bits, recipe))
     return list(setting.rows(variants, known, IDENTITY))
 

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Setting, Variant, identity
+from benchmarks.cells import NEAREST, Setting, Variant, identity, seconds, short, steps
 from benchmarks.pages import publish
 from benchmarks.speed.processes import HOME
 
@@ -29,12 +29,6 @@ REFERENCE = "paper"
 ENOUGH = 0.2  # points below the reference
 
 
-def steps(count: int, **fields: Any) -> dict[str, Any]:
-    usual = {"k": 0, "schedule": "sequential", "tuning": 0}
-    return usual | {"optimiser": {"iterations": count}} | fields
-
-
-NEAREST: dict[str, Any] = {"method": "rtn", "correction": True}
 RECIPES: dict[str, dict[str, Any]] = {
     "rounding to nearest, corrected, tuned 100": steps(0, tuning=100, **NEAREST),
     "rounding to nearest, corrected, tuned 300": steps(0, tuning=300, **NEAREST),
@@ -64,20 +58,11 @@ def measure(network: str, reference: bool, known: set[str], quick: bool) -> list
         variants = [Variant({"recipe": REFERENCE}, (2, 4), fields, REFERENCE)]
     else:
         variants = [
-            Variant({"recipe": name}, (2, 4), _short(fields) if quick else fields)
+            Variant({"recipe": name}, (2, 4), short(fields) if quick else fields)
             for name, fields in RECIPES.items()
             if not quick or "500" not in name
         ]
     return list(setting.rows(variants, known, IDENTITY))
-
-
-def _short(fields: dict[str, Any]) -> dict[str, Any]:
-    return fields | {"optimiser": {"iterations": 20}, "tuning": min(20, fields["tuning"])}
-
-
-def seconds(row: dict[str, Any]) -> float:
-    """Processor seconds of all that optimises."""
-    return float(row["reconstruct_seconds"] + row["finish_seconds"])
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:

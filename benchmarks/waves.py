@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Setting, Variant, identity
+from benchmarks.cells import NEAREST, Setting, Variant, identity, seconds, short, steps
 from benchmarks.pages import publish
 
 RESULTS = Path(__file__).parent / "results/waves.json"
@@ -31,14 +31,8 @@ BITS = (2, 4), (4, 4)
 IDENTITY = ("network", "bits", "seed", "iterations", "tests", "schedule", "table")
 
 
-def steps(count: int, **fields: Any) -> dict[str, Any]:
-    usual = {"k": 0, "schedule": "sequential", "tuning": 0}
-    return usual | {"optimiser": {"iterations": count}} | fields
-
-
 WAVES: dict[str, Any] = {"schedule": "waves"}
 AT_ONCE: dict[str, Any] = WAVES | {"path_share": 0}
-NEAREST: dict[str, Any] = {"method": "rtn", "correction": True}
 WHOLE: dict[str, dict[str, Any]] = {  # against one after another at 500 steps
     "sequential, 500 steps": steps(500),
     "sequential, 100 steps": steps(100),
@@ -95,7 +89,7 @@ def measure(batch: Batch, known: set[str], quick: bool = False) -> list[dict[str
         Variant(
             {"schedule": name, "table": batch.table},
             batch.bits,
-            fields | steps(20, tuning=20) if quick else fields,
+            short(fields) if quick else fields,
         )
         for name, fields in TABLES[batch.table].items()
     ]
@@ -120,17 +114,13 @@ def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> list[str]:
         gain = statistics.mean(row["top1"] - base[row["seed"]]["top1"] for row in some)
         error = statistics.mean(row["final_error"] for row in some)
         path = statistics.mean(r["path_seconds"] / base[r["seed"]]["path_seconds"] for r in some)
-        work = statistics.mean(_work(r) / _work(base[r["seed"]]) for r in some)
+        work = statistics.mean(seconds(r) / seconds(base[r["seed"]]) for r in some)
         lines.append(
             f"| {' | '.join(key)} | {statistics.mean(top):.2f} "
             f"({min(top):.2f} to {max(top):.2f}, {len(top)}) | {gain:+.2f} | {error:.4f} "
             f"| {path:.2f} | {work:.2f} |"
         )
     return lines
-
-
-def _work(row: dict[str, Any]) -> float:
-    return float(row["reconstruct_seconds"] + row.get("finish_seconds", 0))
 
 
 def main() -> None:

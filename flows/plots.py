@@ -70,7 +70,7 @@ def oscillation(
             axes.axvspan(start - 0.45, stop - 0.55, color="#999999", alpha=0.25, lw=0, label=label)
             shaded = True
     for index, (name, values) in enumerate(losses.items()):
-        colour, mark = _COLOURS[index % 7], _MARKS[index % 7]
+        colour, mark = _COLOURS[index % len(_COLOURS)], _MARKS[index % len(_MARKS)]
         axes.plot(range(len(values)), values, color=colour, marker=mark, ms=4, lw=1.5, label=name)
     axes.set_yscale("symlog", linthresh=1e-3)
     axes.set_ylim(bottom=0)
@@ -148,7 +148,7 @@ def pareto(points: Sequence[tuple[int, float, str]]) -> Figure:
     kinds = list(dict.fromkeys(kind for _, _, kind in points))
     for index, kind in enumerate(kinds):
         own = [(size / 1000, top1) for size, top1, name in points if name == kind]
-        colour, mark = _COLOURS[index % 7], _MARKS[index // 7 % 7]
+        colour, mark = _COLOURS[index % len(_COLOURS)], _MARKS[index // len(_COLOURS) % len(_MARKS)]
         xs, ys = zip(*own, strict=True)
         axes.scatter(xs, ys, color=colour, marker=mark, s=26, label=kind)
     front: list[tuple[float, float]] = []

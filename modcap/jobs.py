@@ -242,9 +242,9 @@ def _tune(job: Job, bench: Workbench, needs: Sequence[Result], progress: Progres
     p = job.params
     floats = bench.network(job).partition.modules
     modules = _quantized(floats, p["bits"], _states(needs), 0)
-    x = bench.images(job, "calibration").normalized().to(job.device)
+    x, target = _full(job, bench, 0), _full(job, bench, len(floats))
     curve, before, after = tuning.tune(
-        floats, modules, x, p["steps"], p["rate"], p["batch_size"], p["seed"], progress
+        modules, x, target, p["steps"], p["rate"], p["batch_size"], p["seed"], progress
     )
     return Result(_tensors(modules, 0) | {"curve": curve}, {"error_before": before, "error": after})
 

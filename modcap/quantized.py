@@ -26,6 +26,7 @@ __all__ = [
     "bits_of",
     "channels_last",
     "device_of",
+    "layers_of",
     "quantizers",
     "through",
 ]
@@ -330,6 +331,11 @@ def quantizers(module: nn.Module) -> tuple[dict[str, QuantLayer], dict[str, Acti
     layers = {n: m for n, m in named.items() if isinstance(m, QuantLayer)}
     activations = {n: m for n, m in named.items() if isinstance(m, ActivationQuantizer)}
     return layers, activations
+
+
+def layers_of(modules: Iterable[nn.Module]) -> list[QuantLayer]:
+    """The weight layers of attached modules, in order."""
+    return [layer for module in modules for layer in quantizers(module)[0].values()]
 
 
 def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

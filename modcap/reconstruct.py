@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from modcap.quantized import (
     ActivationQuantizer,
-    QuantLayer,
     channels_last,
     draw,
+    layers_of,
     quantizers,
     through,
 )
@@ -110,12 +110,8 @@ def _observe(p: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
 
 def harden(modules: Sequence[nn.Module]) -> None:
     """Rounds every weight of the group to integers."""
-    for layer in _layers(modules):
+    for layer in layers_of(modules):
         layer.harden()
-
-
-def _layers(modules: Sequence[nn.Module]) -> list[QuantLayer]:
-    return [layer for module in modules for layer in quantizers(module)[0].values()]
 
 
 def reconstruct(
@@ -141,7 +137,7 @@ def reconstruct(
     inputs = Inputs(*map(channels_last, (inputs.quantized, inputs.full, inputs.target)))
     curve = torch.zeros((0, 2), dtype=torch.float64)
     if method is not Method.RTN and settings.iterations:
-        for layer in _layers(modules):
+        for layer in layers_of(modules):
             layer.soften()
         curve = optimise(modules, inputs, method, settings, seed, progress)
     harden(modules)
@@ -153,7 +149,7 @@ class _Group:
     """The trainable parts of a group, and its forward pass."""
 
     def __init__(self, modules: Sequence[nn.Module], method: Method, settings: Optimiser) -> None:
-        self.modules, self.layers = modules, _layers(modules)
+        self.modules, self.layers = modules, layers_of(modules)
         self.activations = [x for module in modules for x in quantizers(module)[1].values()]
         self.method, self.settings = method, settings
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from modcap.quantized import quantizers
+from modcap.quantized import layers_of
 from modcap.recipe import Method, Optimiser
 from modcap.reconstruct import Inputs, Progress, chain, harden, optimise, relative_error
 
@@ -24,9 +24,9 @@ __all__ = ["tune"]
 
 
 def tune(
-    floats: Sequence[fx.GraphModule],
     modules: Sequence[nn.Module],
     x: Tensor,
+    target: Tensor,
     steps: int,
     rate: float,
     batch_size: int,
@@ -36,9 +36,9 @@ def tune(
     """Tunes the hardened ``modules`` in place.
 
     Args:
-        floats: the full-precision modules.
-        modules: the same, quantized and hardened.
+        modules: quantized and hardened.
         x: preprocessed images (N, C, H, W).
+        target: the logits of full precision on them (N, classes).
         steps: of Adam.
         rate: of learning, by which a scale changes in a step relative to its size; falls to 0.
         batch_size: images per step.
@@ -48,11 +48,9 @@ def tune(
     Returns:
         Loss over steps (points, 2); relative error of the output on ``x`` before and after.
     """
-    target = chain(floats, x)
     before = relative_error(chain(modules, x), target)
-    for module in modules:
-        for layer in quantizers(module)[0].values():
-            layer.loosen()
+    for layer in layers_of(modules):
+        layer.loosen()
     settings = Optimiser(
         iterations=steps,
         batch_size=batch_size,

@@ -20,7 +20,7 @@ def test_the_error_falls_and_integers_stay() -> None:
     x = images()
     floats, modules = rounded(convolutions(bias=True), x)
     states = [{n: t.clone() for n, t in state_of(module)} for module in modules]
-    curve, before, after = tune(floats, modules, x, 40, 1e-2, 16, 0)
+    curve, before, after = tune(modules, x, chain(floats, x), 40, 1e-2, 16, 0)
     assert after < 0.7 * before
     assert after == relative_error(chain(modules, x), chain(floats, x))
     assert curve[0, 1] > curve[-1, 1]
@@ -40,7 +40,7 @@ def test_equal_seeds_give_equal_states() -> None:
     found = []
     for seed in (0, 0, 1):
         floats, modules = rounded(convolutions(bias=True), x)
-        tune(floats, modules, x, 5, 1e-2, 16, seed)
+        tune(modules, x, chain(floats, x), 5, 1e-2, 16, seed)
         found.append([t for module in modules for _, t in state_of(module)])
     same, other = (
         all(torch.equal(a, b) for a, b in zip(found[0], states, strict=True))

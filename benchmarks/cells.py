@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from modcap import checkpoint, data
+from modcap.capacity import signature
 from modcap.images import ImageSet
 from modcap.jobs import run
 from modcap.network import Network, build
@@ -89,6 +91,11 @@ class Setting:
     def module_names(self) -> tuple[str, ...]:
         return self.network.partition.names
 
+    def homogeneous(self) -> int:
+        """How many boundaries the paper's rule lets one select."""
+        signatures = [signature(module) for module in self.network.partition.modules]
+        return sum(a == b for a, b in itertools.pairwise(signatures))
+
     def rows(
         self, variants: Iterable[Variant], known: set[str], names: Sequence[str]
     ) -> Iterator[dict[str, Any]]:
@@ -148,6 +155,7 @@ class Setting:
             "fp_top1": results[planned.evaluate_full].meta["top1"],
             "oscillation": evaluated["oscillation"],
             "final_error": evaluated["final_error"],
+            "untuned_error": results[planned.tune].meta["error_before"] if planned.tune else None,
             "reconstructions": len(reconstructions),
             "reconstruct_seconds": round(sum(self._seconds[key] for key in reconstructions), 1),
             "finish_seconds": round(sum(self._seconds[key] for key in planned.finish), 1),

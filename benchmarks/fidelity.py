@@ -16,10 +16,9 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ MOBILENET, RESNET = "mobilenet_v2_x0_5", "resnet18_narrow"
 NETWORKS = (MOBILENET, RESNET, "vgg_tiny", "regnet_tiny")
 K = {MOBILENET: 4}  # boundaries to select; 2 in the others, which have half as many modules
 ITERATIONS = 100
+MOST = 6  # boundaries, in accuracy against k with the quick preset
 IDENTITY = ("network", "bits", "method", "selection", "per", "seed", "iterations", "tests")
 
 # The groups that the authors' configuration of MobileNetV2 names (github.com/bytedance/MRECG,
@@ -42,15 +42,18 @@ AUTHORS = {
 }
 
 
-def joined(network: str, indices: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Any]:
+def joined(indices: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Any]:
     groups = [[names[i] for i in group] for group in indices]
     return {"selection": "explicit", "groups": groups, "k": None}
+
+
+def pairs_everywhere(names: Sequence[str]) -> dict[str, Any]:
+    return joined([(i, i + 1) for i in range(0, len(names) - 1, 2)], names)
 
 
 def selections(network: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The recipe fields of each selection."""
     k = K.get(network, 2)
-    pairs = [(i, i + 1) for i in range(0, len(names) - 1, 2)]
     found = {
         "none": {"k": 0},
         "data-free": {"k": k},
@@ -58,10 +61,10 @@ def selections(network: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         "data-free, any neighbours": {"k": k, "homogeneity": "any"},
         "data-free, any, log": {"k": k, "homogeneity": "any", "capacity_scale": "log"},
         "random": {"k": k, "homogeneity": "any", "selection": "random"},
-        "pairs everywhere": joined(network, pairs, names),
+        "pairs everywhere": pairs_everywhere(names),
     }
     if network in AUTHORS:
-        found["authors' list"] = joined(network, AUTHORS[network], names)
+        found["authors' list"] = joined(AUTHORS[network], names)
     return found
 
 
@@ -73,6 +76,15 @@ def series(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         f"log, k={k}": {"k": k, "homogeneity": "any", "capacity_scale": "log"}
         for k in (1, 2, 3, 6, 9)
     }
+    return found
+
+
+def with_tuning(network: str, names: Sequence[str], most: int) -> dict[str, dict[str, Any]]:
+    """The quick preset as it is, over every k: groups side by side, tuned at the end."""
+    k = K.get(network, 2)
+    found: dict[str, dict[str, Any]] = {f"quick, k={n}": {"k": n} for n in range(most + 1)}
+    found["quick, random"] = {"k": k, "homogeneity": "any", "selection": "random"}
+    found["quick, pairs everywhere"] = pairs_everywhere(names)
     return found
 
 
@@ -97,26 +109,35 @@ def batches(quick: bool) -> list[Batch]:
     bits = ((2, 4), (4, 4), (3, 3), (2, 2))
     found = [Batch(n, (2, 4), "qdrop", 0) for n in NETWORKS]
     found.append(Batch(MOBILENET, (2, 4), "qdrop", 0, "k"))
+    found += [Batch(n, (2, 4), "qdrop", 0, "quick") for n in NETWORKS]
     found += [Batch(MOBILENET, b, "qdrop", 0) for b in bits[1:]]
     found += [Batch(MOBILENET, (2, 4), m, 0) for m in ("brecq", "adaround")]
     found += [Batch(n, (2, 4), "qdrop", s) for s in (1, 2) for n in NETWORKS]
+    found += [Batch(n, (2, 4), "qdrop", s, "quick") for s in (1, 2) for n in NETWORKS]
     found += [Batch(n, b, "qdrop", 0) for n in NETWORKS[1:] for b in bits[1:]]
     found += [Batch(n, (2, 4), m, 0) for n in NETWORKS[1:] for m in ("brecq", "adaround")]
     found += [Batch(MOBILENET, b, "qdrop", s) for s in (1, 2) for b in bits[1:]]
     return found
 
 
+def variants(batch: Batch, setting: Setting) -> Iterator[Variant]:
+    network, names = batch.network, setting.module_names()
+    if batch.table == "quick":
+        most = min(MOST, setting.homogeneous())
+        for name, fields in with_tuning(network, names, most).items():
+            yield Variant({"selection": name, "per": "group"}, batch.bits, fields)
+        return
+    every = series(names) if batch.table == "k" else selections(network, names)
+    for name, fields in every.items():
+        for per in ("group",) if name == "none" or batch.table == "k" else ("group", "module"):
+            recipe = steps(batch.iterations, **fields, iterations_per=per)
+            yield Variant({"selection": name, "per": per}, batch.bits, recipe)
+
+
 def measure(batch: Batch, known: set[str]) -> list[dict[str, Any]]:
     """The cells of a batch that are not in ``known``."""
     setting = Setting(batch.network, batch.method, batch.seed, batch.tests)
-    variants: list[Variant] = []
-    series_of = series if batch.table == "k" else partial(selections, batch.network)
-    for name, fields in series_of(setting.module_names()).items():
-        for per in ("group",) if name == "none" or batch.table == "k" else ("group", "module"):
-            labels = {"selection": name, "per": per}
-            recipe = steps(batch.iterations, **fields, iterations_per=per)
-            variants.append(Variant(labels, batch.bits, recipe))
-    return list(setting.rows(variants, known, IDENTITY))
+    return list(setting.rows(variants(batch, setting), known, IDENTITY))
 
 
 def mean(rows: Sequence[dict[str, Any]], name: str) -> float:

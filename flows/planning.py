@@ -198,6 +198,8 @@ class _Probe:
             return sum(self.search[:stop]) + 3 * sum(self.forward[:stop]) * images
         if job.kind is Kind.CORRECT:
             return 3 * sum(self.forward) * correction.IMAGES
+        if job.kind is Kind.CHOOSE:
+            return sum(self.forward) * self.images * (1 + 2 * len(job.params["candidates"]))
         if job.kind is Kind.TUNE:
             passes = 4 * sum(self.forward) * self.images
             return job.steps * sum(self.step) + passes

@@ -34,6 +34,7 @@ _COLOURS = (
     "#E69F00",
     "#56B4E9",
     "#000000",
+    "#999999",
 )  # Okabe and Ito: colour-blind safe
 _MARKS = "os^DvPX"
 

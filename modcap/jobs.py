@@ -17,8 +17,16 @@ from modcap.errors import InputError
 from modcap.images import ImageSet
 from modcap.plan import Job, Kind
 from modcap.quantized import Bits, attach, device_of, restore, state_of
-from modcap.recipe import CapacityScale, Homogeneity, Method, Optimiser
-from modcap.reconstruct import Inputs, Progress, calibrate, chain, harden, reconstruct
+from modcap.recipe import CapacityScale, Homogeneity, Method, Optimiser, Selection
+from modcap.reconstruct import (
+    Inputs,
+    Progress,
+    calibrate,
+    chain,
+    harden,
+    reconstruct,
+    relative_error,
+)
 from modcap.results import Result
 from modcap.selection import Span
 from modcap.workbench import Workbench
@@ -94,16 +102,27 @@ def _select(
         signatures = [capacity.signature(module) for module in partition.modules]
         allowed = [a == b for a, b in itertools.pairwise(signatures)]
     mask = _mask(p, differences, allowed, partition.names, bool(values))
-    return Result(
-        meta={
-            "capacities": values,
-            "differentials": differences,
-            "allowed": allowed,
-            "selected": list(mask),
-            "k": sum(mask),
-            "groups": [list(span) for span in selection.spans(mask)],
-        }
-    )
+    found: dict[str, Any] = {
+        "capacities": values,
+        "differentials": differences,
+        "allowed": allowed,
+        **_selected(mask),
+    }
+    if p["selection"] == Selection.TOP_K.value and p["k"] is None and values:
+        masks = (
+            selection.top_k(differences, k, allowed)
+            for k in selection.candidates(differences, allowed)
+        )
+        found["candidates"] = [_selected(mask)["groups"] for mask in masks]
+    return Result(meta=found)
+
+
+def _selected(mask: Sequence[bool]) -> dict[str, Any]:
+    return {
+        "selected": list(mask),
+        "k": sum(mask),
+        "groups": [list(span) for span in selection.spans(mask)],
+    }
 
 
 def _mask(
@@ -238,6 +257,33 @@ def _correct(
     return Result(_tensors(modules, 0), {"error_before": before, "error": after})
 
 
+@torch.no_grad()
+def _choose(
+    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
+) -> Result:
+    """The candidate with the least final error on the calibration images; of equals the first."""
+    p = job.params
+    floats = bench.network(job).partition.modules
+    x, target = _full(job, bench, 0), _full(job, bench, len(floats))
+    select, *rest = needs
+    errors: list[float] = []
+    ways: list[list[nn.Module]] = []
+    for candidate in p["candidates"]:
+        states, rest = rest[: candidate["states"]], rest[candidate["states"] :]
+        ways.append(_quantized(floats, p["bits"], _states(states), 0))
+        errors.append(relative_error(chain(ways[-1], x), target))
+    best = errors.index(min(errors))
+    groups = p["candidates"][best]["groups"]
+    stops = {stop for _, stop in groups}
+    mask = [boundary not in stops for boundary in range(1, len(floats))]
+    compared = [
+        {"k": len(floats) - len(candidate["groups"]), "error": error}
+        for candidate, error in zip(p["candidates"], errors, strict=True)
+    ]
+    chosen = _selected(mask) | {"chosen": best, "compared": compared, "error": errors[best]}
+    return Result(_tensors(ways[best], 0), select.meta | chosen)
+
+
 def _tune(job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None) -> Result:
     p = job.params
     floats = bench.network(job).partition.modules
@@ -300,6 +346,7 @@ _RUNNERS = {
     Kind.SELECT: _select,
     Kind.RECONSTRUCT: _reconstruct,
     Kind.CORRECT: _correct,
+    Kind.CHOOSE: _choose,
     Kind.TUNE: _tune,
     Kind.ASSEMBLE: _assemble,
     Kind.EVALUATE: _evaluate,

@@ -7,10 +7,11 @@ run yet cannot be planned; the plan then says so (``open``) and is made again on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from modcap.network import Network
@@ -23,8 +24,10 @@ from modcap.waves import segments
 
 __all__ = ["Cell", "CellPlan", "Job", "Kind", "Plan", "plan"]
 
-REVISION = 4
+REVISION = 5
 """Of the algorithm: raise it when the same job would give other bytes than before."""
+
+_TUNING_COST = 0.5  # of a step of tuning, relative to a step of every module alone; at most
 
 
 class Kind(str, Enum):
@@ -34,6 +37,7 @@ class Kind(str, Enum):
     SELECT = "select"
     RECONSTRUCT = "reconstruct"
     CORRECT = "correct"
+    CHOOSE = "choose"
     TUNE = "tune"
     ASSEMBLE = "assemble"
     EVALUATE = "evaluate"
@@ -107,14 +111,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """The jobs of one cell by role; empty where the selection is not known yet."""
+    """The jobs of one cell by role; empty where the selection is not known yet.
+
+    Where k is chosen among several, ``groups``, ``reconstructs`` and ``correct`` are those of the
+    k that was, or of the first while that is not known.
+
+    Attributes:
+        select: says which boundaries are joined; the last that does, where several do.
+        corrects: of every k that is compared.
+    """
 
     cell: Cell
     capacities: tuple[str, ...]
     select: str
     groups: tuple[Span, ...] = ()
     reconstructs: tuple[str, ...] = ()
-    correct: str = ""
+    corrects: tuple[str, ...] = ()
     tune: str = ""
     assemble: str = ""
     evaluate: str = ""
@@ -122,8 +134,8 @@ class CellPlan:
 
     @property
     def finish(self) -> tuple[str, ...]:
-        """What follows the reconstructions: correction and tuning, where asked for."""
-        return tuple(key for key in (self.correct, self.tune) if key)
+        """What follows the reconstructions: corrections and tuning, where asked for."""
+        return tuple(key for key in (*self.corrects, self.tune) if key)
 
 
 @dataclass(frozen=True)
@@ -135,16 +147,16 @@ class Plan:
     open: bool
 
     def reconstructions(self, cell: CellPlan) -> set[str]:
-        """Every reconstruct job that ``cell`` needs: its groups, and what leads to their inputs."""
-        by_key = {job.key: job for job in self.jobs if job.kind is Kind.RECONSTRUCT}
+        """Every reconstruct job that ``cell`` needs: groups, and what leads to their inputs."""
+        by_key = {job.key: job for job in self.jobs}
         found: set[str] = set()
-        ahead = list(cell.reconstructs)
+        ahead = [cell.assemble] if cell.assemble else []
         while ahead:
             key = ahead.pop()
             if key not in found:
                 found.add(key)
                 ahead += by_key[key].needs
-        return found
+        return {key for key in found if by_key[key].kind is Kind.RECONSTRUCT}
 
 
 def plan(cells: Iterable[Cell], known: Callable[[str], Result | None]) -> Plan:
@@ -155,13 +167,12 @@ def plan(cells: Iterable[Cell], known: Callable[[str], Result | None]) -> Plan:
         known: the result of a key, or None; asked for selections only.
     """
     jobs: dict[str, Job] = {}
-
-    def add(job: Job) -> str:
-        jobs.setdefault(job.key, job)
-        return job.key
-
-    planned = tuple(_plan_cell(cell, add, known) for cell in cells)
+    planned = tuple(_plan_cell(cell, partial(_put, jobs), known) for cell in cells)
     return Plan(tuple(jobs.values()), planned, open=any(not c.assemble for c in planned))
+
+
+def _put(jobs: dict[str, Job], job: Job) -> str:
+    return jobs.setdefault(job.key, job).key
 
 
 def _plan_cell(
@@ -173,19 +184,19 @@ def _plan_cell(
     if selected is None:
         return CellPlan(cell, capacities, select)
     full = add(_evaluate_full_job(cell))  # from here on: nothing waits for it
-    groups = tuple(Span(*span) for span in selected.meta["groups"])
-    reconstructs = _add_groups(cell, groups, add)
-    inputs = {"network": cell.network.digest}
-    images = {"calibration": cell.calibration, "evaluation": cell.evaluation}
-    params: dict[str, Any] = {"bits": _bits(cell)}
-    correct = tune = ""
-    states = reconstructs
-    if cell.recipe.corrects:
-        correct = add(_correct_job(cell, states))
-        states = (correct,)
+    ways = _ways(cell, selected, add)
+    way, states = ways[0], ways[0].states
+    if len(ways) > 1:
+        select = add(_choose_job(cell, select, ways))
+        chosen, states = known(select), (select,)
+        way = ways[chosen.meta["chosen"]] if chosen else way
+    tune = ""
     if cell.recipe.tuning_steps:
         tune = add(_tune_job(cell, states))
         states = (tune,)
+    inputs = {"network": cell.network.digest}
+    images = {"calibration": cell.calibration, "evaluation": cell.evaluation}
+    params: dict[str, Any] = {"bits": _bits(cell)}
     assemble = add(Job(Kind.ASSEMBLE, params, inputs, states, label=f"assemble {cell.name}"))
     evaluate = add(
         Job(
@@ -197,9 +208,72 @@ def _plan_cell(
             **_room(cell, evaluation_memory(cell.network)),
         )
     )
+    corrects = tuple(way.correct for way in ways if way.correct)
     return CellPlan(
-        cell, capacities, select, groups, reconstructs, correct, tune, assemble, evaluate, full
+        cell,
+        capacities,
+        select,
+        way.groups,
+        way.reconstructs,
+        corrects,
+        tune,
+        assemble,
+        evaluate,
+        full,
     )
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to group the modules of a cell, reconstructed and, where asked for, corrected."""
+
+    groups: tuple[Span, ...]
+    reconstructs: tuple[str, ...]
+    correct: str
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The jobs that say what became of every module."""
+        return (self.correct,) if self.correct else self.reconstructs
+
+
+def _ways(cell: Cell, selected: Result, add: Callable[[Job], str]) -> list[_Way]:
+    """The groupings to compare: the first one, and all others that the recipe's share of work
+    beyond that still pays for."""
+    jobs: dict[str, Job] = {}
+    ways: list[_Way] = []
+    left = math.inf
+    for candidate in selected.meta.get("candidates", [selected.meta["groups"]]):
+        new: dict[str, Job] = {}
+        way = _way(cell, candidate, partial(_put, new))
+        work = sum(_work(cell, job) for key, job in new.items() if key not in jobs)
+        if work > left:
+            continue
+        if not ways:
+            tuning = cell.recipe.tuning_steps * sum(m.step_cost for m in footprints(cell.network))
+            left = cell.recipe.k_search * (work + _TUNING_COST * tuning)
+        else:
+            left -= work
+        ways.append(way)
+        jobs |= new
+    for job in jobs.values():
+        add(job)
+    return ways
+
+
+def _way(cell: Cell, candidate: Sequence[Sequence[int]], add: Callable[[Job], str]) -> _Way:
+    groups = tuple(Span(*span) for span in candidate)
+    reconstructs = _add_groups(cell, groups, add)
+    correct = add(_correct_job(cell, reconstructs)) if cell.recipe.corrects else ""
+    return _Way(groups, reconstructs, correct)
+
+
+def _work(cell: Cell, job: Job) -> float:
+    """Of the optimisation that ``job`` does, in units of a module's ``step_cost``."""
+    if job.kind is not Kind.RECONSTRUCT:
+        return 0.0
+    span = slice(job.params["start"], job.params["stop"])
+    return job.steps * sum(module.step_cost for module in footprints(cell.network)[span])
 
 
 def _add_groups(cell: Cell, groups: Sequence[Span], add: Callable[[Job], str]) -> tuple[str, ...]:
@@ -345,6 +419,23 @@ def _correct_job(cell: Cell, needs: tuple[str, ...]) -> Job:
         {"network": cell.network.digest, "calibration": cell.calibration},
         needs,
         label=f"correct {cell.name}",
+        **_room(cell, evaluation_memory(cell.network)),
+    )
+
+
+def _choose_job(cell: Cell, select: str, ways: Sequence[_Way]) -> Job:
+    """``needs``: the selection, and the states of each way one after another."""
+    candidates = [
+        {"groups": [list(span) for span in way.groups], "states": len(way.states)} for way in ways
+    ]
+    return Job(
+        Kind.CHOOSE,
+        {"candidates": candidates, "bits": _bits(cell)}
+        | _device(cell)
+        | {"threads": cell.recipe.threads},
+        {"network": cell.network.digest, "calibration": cell.calibration},
+        (select, *(key for way in ways for key in way.states)),
+        label=f"choose {cell.name}",
         **_room(cell, evaluation_memory(cell.network)),
     )
 

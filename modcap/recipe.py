@@ -137,6 +137,12 @@ class Recipe(_Frozen):
     homogeneity: Homogeneity = Homogeneity.PAPER
     selection: Selection = Selection.TOP_K
     k: int | None = Field(None, ge=0, description="boundaries to select; None chooses")
+    k_search: float = Field(
+        0.5,
+        ge=0,
+        description="k None: work spent on comparing several k by their final error, at most, as a "
+        "share of that of a single run; 0 takes k from capacity alone",
+    )
     groups: tuple[tuple[str, ...], ...] = Field(
         (), description="selection explicit: joined modules"
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from modcap.errors import InputError
 
-__all__ = ["Span", "automatic_k", "explicit", "random_k", "spans", "top_k"]
+__all__ = ["Span", "automatic_k", "candidates", "explicit", "random_k", "spans", "top_k"]
 
 _SHARE = 0.8  # of all differentials, that the automatic k covers
 
@@ -75,6 +75,12 @@ def automatic_k(differentials: Sequence[float], allowed: Sequence[bool]) -> int:
         if math.fsum(values[:k]) >= _SHARE * total:
             return k
     return min(limit, len(values))
+
+
+def candidates(differentials: Sequence[float], allowed: Sequence[bool]) -> tuple[int, ...]:
+    """The k worth comparing, in the order of their promise: what capacity says, none, the rest."""
+    most = automatic_k(differentials, allowed)
+    return tuple(dict.fromkeys((most, 0, *range(most - 1, 0, -1))))
 
 
 def spans(mask: Sequence[bool]) -> tuple[Span, ...]:

@@ -97,8 +97,8 @@ def test_groups_of_waves_see_their_segment_alone(network: Network, share: float)
     assert [
         job.params["start"] - job.params.get("prefix", job.params["start"]) for job in kept
     ] == (needs)
-    assert jobs[found.cells[0].assemble].needs == (found.cells[0].correct,)
-    assert jobs[found.cells[0].correct].needs == found.cells[0].reconstructs
+    assert jobs[found.cells[0].assemble].needs == found.cells[0].corrects
+    assert jobs[found.cells[0].corrects[0]].needs == found.cells[0].reconstructs
 
 
 @pytest.mark.parametrize(
@@ -182,3 +182,65 @@ def test_iterations_per_module_grow_with_the_group_and_share_the_single_modules(
     jobs = {job.key: job for job in complete(cells, {1: LAST_JOINED}).jobs}
     steps = [jobs[p.reconstructs[3]].params["optimiser"]["iterations"] for p in (group, module)]
     assert steps == [7, 14]
+
+
+BOTH_JOINED = [(0, 1), (1, 2), (2, 5)]
+SIDE_BY_SIDE = {"schedule": "waves", "path_share": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "compared"),
+    [
+        (SIDE_BY_SIDE, [BOTH_JOINED]),
+        (SIDE_BY_SIDE | {"tuning": 14}, [BOTH_JOINED, APART]),
+        (SIDE_BY_SIDE | {"tuning": 40}, [BOTH_JOINED, APART, LAST_JOINED]),
+        (SIDE_BY_SIDE | {"tuning": 40, "k_search": 0}, [BOTH_JOINED]),
+        ({"k_search": 0.1}, [BOTH_JOINED]),
+        ({"k_search": 2}, [BOTH_JOINED, APART, LAST_JOINED]),
+    ],
+)
+def test_as_many_k_are_compared_as_the_recipe_pays_for(
+    network: Network, fields: dict[str, Any], compared: list[list[tuple[int, int]]]
+) -> None:
+    auto = cell(network, optimiser={"iterations": 10}, **fields)
+    one = cell(network, optimiser={"iterations": 10}, **fields | {"k": 2})
+    select, of_one = plan([auto, one], lambda _: None).cells
+    candidates = [[list(g) for g in groups] for groups in (BOTH_JOINED, APART, LAST_JOINED)]
+    known = {
+        select.select: Result(meta={"groups": candidates[0], "candidates": candidates}),
+        of_one.select: selected(*BOTH_JOINED),
+    }
+    found = plan([auto], known.get)
+    assert not found.open
+    chooses = [job for job in found.jobs if job.kind is Kind.CHOOSE]
+    assert len(chooses) == (len(compared) > 1)
+    for job in chooses:
+        assert [c["groups"] for c in job.params["candidates"]] == [
+            list(map(list, g)) for g in compared
+        ]
+        assert job.needs[0] == select.select
+    work, single = (optimisation(plan([c], known.get)) for c in (auto, one))
+    tuning = 0.5 * 5 * auto.recipe.tuning_steps
+    assert work + tuning <= (1 + auto.recipe.k_search) * (single + tuning)
+
+
+def optimisation(found: Plan) -> int:
+    """Steps times modules, of everything."""
+    return sum(
+        job.steps * (job.params["stop"] - job.params["start"])
+        for job in found.jobs
+        if job.kind is Kind.RECONSTRUCT
+    )
+
+
+def test_a_cell_has_the_groups_of_the_k_that_was_chosen(network: Network) -> None:
+    auto = cell(network, tuning=20_000, **SIDE_BY_SIDE)
+    (select,) = plan([auto], lambda _: None).cells
+    candidates = [[list(g) for g in groups] for groups in (LAST_JOINED, APART)]
+    known = {select.select: Result(meta={"groups": candidates[0], "candidates": candidates})}
+    (before,) = plan([auto], known.get).cells
+    known[before.select] = Result(meta={"chosen": 1})
+    (after,) = plan([auto], known.get).cells
+    assert [list(group) for group in after.groups] == candidates[1]
+    assert len(after.reconstructs) == 5
+    assert (after.select, after.assemble) == (before.select, before.assemble)

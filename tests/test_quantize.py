@@ -107,6 +107,20 @@ def test_waves_run(calibration: Tensor) -> None:
     assert done.losses[-1] < nearest.losses[-1]
 
 
+def test_automatic_k_has_the_least_final_error_of_those_compared(calibration: Tensor) -> None:
+    model = shipped("resnet18_narrow")
+    few = {"optimiser": {"iterations": 4, "batch_size": 16}, "tuning": 20}
+    done = modcap.quantize(model, calibration, quick(w_bits=2, **few))
+    (chosen,) = (r.meta for r in done.results.values() if r.meta["kind"] == "choose")
+    compared = {row["k"]: row["error"] for row in chosen["compared"]}
+    assert len(compared) > 1
+    assert chosen["k"] == min(compared, key=compared.__getitem__)
+    assert done.groups == tuple(map(tuple, chosen["groups"]))
+    assert len(done.modules) - len(done.groups) == chosen["k"]
+    fixed = modcap.quantize(model, calibration, quick(w_bits=2, k=chosen["k"], **few))
+    assert fixed.artifact == done.artifact
+
+
 def test_too_few_images_are_refused(calibration: Tensor) -> None:
     with pytest.raises(
         modcap.InputError, match="8 calibration images are fewer than batch_size 16"

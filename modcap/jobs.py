@@ -290,7 +290,16 @@ def _tune(job: Job, bench: Workbench, needs: Sequence[Result], progress: Progres
     modules = _quantized(floats, p["bits"], _states(needs), 0)
     x, target = _full(job, bench, 0), _full(job, bench, len(floats))
     curve, before, after = tuning.tune(
-        modules, x, target, p["steps"], p["rate"], p["batch_size"], p["seed"], progress
+        floats,
+        modules,
+        x,
+        target,
+        p["steps"],
+        p["rate"],
+        p["rounding_rate"],
+        p["batch_size"],
+        p["seed"],
+        progress,
     )
     return Result(_tensors(modules, 0) | {"curve": curve}, {"error_before": before, "error": after})
 

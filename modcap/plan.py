@@ -447,6 +447,7 @@ def _tune_job(cell: Cell, needs: tuple[str, ...]) -> Job:
         "bits": _bits(cell),
         "steps": recipe.tuning_steps,
         "rate": recipe.tuning_rate,
+        "rounding_rate": recipe.tuning_rounding_rate,
         "batch_size": batch,
         "seed": recipe.seed,
         "threads": recipe.threads,

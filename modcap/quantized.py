@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 GAMMA, ZETA = -0.1, 1.1  # stretch of the rectified sigmoid (AdaRound, eq. 23)
+_NEARLY_HALF = 0.49  # as far from an integer as a number may be that rounds to it
 
 
 class Bits(NamedTuple):
@@ -133,6 +134,22 @@ class _Soften(torch.autograd.Function):
         return (grad if pull is None else torch.addcmul(grad, pull, grads[1])), None
 
 
+class _Round(torch.autograd.Function):
+    """Rounds to 0 .. top; gradients pass straight through, but where the range ends."""
+
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, top: int) -> Tensor:
+        rounded = torch.round(latent)
+        q = torch.clamp(rounded, 0, top)
+        ctx.save_for_backward(q == rounded)
+        return q
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None
+
+
 class ActivationQuantizer(nn.Module):
     """Per-tensor affine quantization with a learned scale.
 
@@ -184,7 +201,8 @@ class QuantLayer(nn.Module):
 
     Four states: *float* (``integers`` and ``rounding`` are None), *soft* (``rounding`` holds the
     variables of the rectified sigmoid), *hard* (``integers`` hold the weight, the ``layer`` its
-    float image) and *loose* (hard, and ``stretch`` holds variables that scale each channel).
+    float image) and *loose* (hard, and ``stretch`` holds variables that scale each channel; where
+    integers may change, ``latent`` holds variables that round to them).
     """
 
     scale: Tensor
@@ -200,6 +218,7 @@ class QuantLayer(nn.Module):
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels))
         self.rounding: nn.Parameter | None = None
+        self.latent: nn.Parameter | None = None
         self.stretch: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
         self.integers: Tensor | None = None
@@ -236,19 +255,34 @@ class QuantLayer(nn.Module):
         if getattr(self.layer, "bias", None) is not None:
             self.bias = nn.Parameter(cast(Tensor, self.layer.bias).detach().clone())
 
+    def free(self, weight: Tensor) -> None:
+        """Lets the integers of the loose state change: as close to the full-precision ``weight``
+        as they round to what they are."""
+        assert self.integers is not None
+        exact = weight / self._spread(self.scale) + self._spread(self.zero_point)
+        away = torch.clamp(exact - self.integers, -_NEARLY_HALF, _NEARLY_HALF)
+        self.latent = nn.Parameter(self.integers + away)
+
     def trained_weight(self) -> Tensor:
-        """The weight as stretched, and as V rounds it; leaves the regulariser in ``penalty``."""
+        """The weight as stretched, and as its variables round it; leaves the regulariser of soft
+        ones in ``penalty``."""
         assert self.stretch is not None
-        if self.rounding is None:
-            return self.weight * self._spread(torch.exp(self.stretch))
-        up, self.penalty = _Soften.apply(self.rounding, self.beta)  # type: ignore[no-untyped-call]
-        q = torch.clamp(self._floor + up, 0, levels(self.bits))
-        scale = self._spread(self.scale * torch.exp(self.stretch))
-        return dequantize(q, scale, self._spread(self.zero_point))
+        factor = self._spread(torch.exp(self.stretch))
+        if self.rounding is not None:
+            rounding = self.rounding
+            up, self.penalty = _Soften.apply(rounding, self.beta)  # type: ignore[no-untyped-call]
+            q = torch.clamp(self._floor + up, 0, levels(self.bits))
+        elif self.latent is not None:
+            q = _Round.apply(self.latent, levels(self.bits))  # type: ignore[no-untyped-call]
+        else:
+            return self.weight * factor
+        return dequantize(q, self._spread(self.scale) * factor, self._spread(self.zero_point))
 
     def harden(self) -> None:
         """Rounds to integers; afterwards ``layer`` computes with their float image."""
-        if self.integers is not None:
+        if self.latent is not None:
+            q = torch.clamp(torch.round(self.latent.detach()), 0, levels(self.bits))
+        elif self.integers is not None:
             q = self.integers
         elif self.rounding is not None:
             q = torch.clamp(self._floor + (self.rounding.detach() >= 0), 0, levels(self.bits))
@@ -265,7 +299,7 @@ class QuantLayer(nn.Module):
     ) -> None:
         """Puts the layer into the hard state with the given integers, scale, zero point, bias."""
         self.integers, self.scale, self.zero_point = integers, scale, zero_point
-        self.rounding = self.stretch = self.bias = None
+        self.rounding = self.latent = self.stretch = self.bias = None
         image = dequantize(integers.float(), self._spread(scale), self._spread(zero_point))
         self.layer.weight = nn.Parameter(image, requires_grad=False)
         if bias is not None:

@@ -170,11 +170,16 @@ class Recipe(_Frozen):
     tuning: int | None = Field(
         None,
         ge=0,
-        description="steps that train the scales and biases of the whole network at the end, "
-        "integers fixed; None takes 3 for each of iterations, at most 300, where the optimiser "
-        "learns weight scales, else 0",
+        description="steps that train the whole network at the end, on its logits; None takes 3 "
+        "for each of iterations, at most 300, where the optimiser learns weight scales, else 0",
     )
     tuning_rate: float = Field(1e-2, gt=0, description="learning rate of tuning, relative")
+    tuning_rounding_rate: float = Field(
+        1e-3,
+        ge=0,
+        description="learning rate of weights while tuning, in distances of integers; 0 keeps the "
+        "integers",
+    )
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
     optimiser: Optimiser = Optimiser()
     calibration: int = Field(1024, ge=1, description="calibration images")

@@ -169,7 +169,7 @@ class _Group:
 
     def parameter_groups(self) -> list[dict[str, object]]:
         s = self.settings
-        roundings = [x.rounding for x in self.layers if x.rounding is not None]
+        roundings = [v for x in self.layers for v in (x.rounding, x.latent) if v is not None]
         groups: list[dict[str, object]] = [{"params": roundings, "lr": s.rounding_rate}]
         if s.weight_scale_rate:
             stretches = [x.stretch for x in self.layers]

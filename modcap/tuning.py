@@ -1,22 +1,25 @@
-"""Tuning: the scales and biases of the whole network, trained together, the integers fixed.
+"""Tuning: the quantized network trained as a whole, on the logits of full precision.
 
 Reconstruction lets each group reproduce its own output; what is left adds up over the depth, above
 all where groups did not wait for each other. A few steps through the whole network, on the
-distance of its logits from those in full precision, mend most of that: they reach every scale of
-weights, every bias and every scale of activations, and leave integers and size as they are. No
-labels are needed.
+distance of its logits from those in full precision, mend most of that. They reach every scale of
+weights, every bias and every scale of activations; and the integers: each starts from where its
+weight lies in full precision, moved to the edge of what rounds to that integer where reconstruction
+chose another one than the nearest, and gradients pass straight through the rounding. No labels are
+needed, and the size stays.
 
 EfficientQAT (Chen et al., 2024) trains step sizes end to end like this, after blocks, for language
-models.
+models; straight-through gradients are those of Bengio et al. (2013).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
-from modcap.quantized import layers_of
+from modcap.quantized import quantizers
 from modcap.recipe import Method, Optimiser
 from modcap.reconstruct import Inputs, Progress, chain, harden, optimise, relative_error
 
@@ -24,11 +27,13 @@ __all__ = ["tune"]
 
 
 def tune(
+    floats: Sequence[nn.Module],
     modules: Sequence[nn.Module],
     x: Tensor,
     target: Tensor,
     steps: int,
     rate: float,
+    rounding_rate: float,
     batch_size: int,
     seed: int,
     progress: Progress | None = None,
@@ -36,11 +41,14 @@ def tune(
     """Tunes the hardened ``modules`` in place.
 
     Args:
-        modules: quantized and hardened.
+        floats: the full-precision modules.
+        modules: the same, quantized and hardened.
         x: preprocessed images (N, C, H, W).
         target: the logits of full precision on them (N, classes).
         steps: of Adam.
         rate: of learning, by which a scale changes in a step relative to its size; falls to 0.
+        rounding_rate: by which a weight moves in a step, in units of the distance between integers;
+            falls to 0. 0 keeps the integers.
         batch_size: images per step.
         seed: of batches.
         progress: told of the loss about fifty times.
@@ -49,11 +57,16 @@ def tune(
         Loss over steps (points, 2); relative error of the output on ``x`` before and after.
     """
     before = relative_error(chain(modules, x), target)
-    for layer in layers_of(modules):
-        layer.loosen()
+    for float_module, module in zip(floats, modules, strict=True):
+        for name, layer in quantizers(module)[0].items():
+            layer.loosen()
+            if rounding_rate:
+                layer.free(cast(Tensor, float_module.get_submodule(name).weight).detach())
     settings = Optimiser(
         iterations=steps,
         batch_size=batch_size,
+        rounding_rate=rounding_rate or 1.0,  # of nothing
+        rounding_decay=True,
         scale_rate=rate,
         relative_scale_rate=True,
         weight_scale_rate=rate,

@@ -20,7 +20,7 @@ def test_the_error_falls_and_integers_stay() -> None:
     x = images()
     floats, modules = rounded(convolutions(bias=True), x)
     states = [{n: t.clone() for n, t in state_of(module)} for module in modules]
-    curve, before, after = tune(modules, x, chain(floats, x), 40, 1e-2, 16, 0)
+    curve, before, after = tune(floats, modules, x, chain(floats, x), 40, 1e-2, 0.0, 16, 0)
     assert after < 0.7 * before
     assert after == relative_error(chain(modules, x), chain(floats, x))
     assert curve[0, 1] > curve[-1, 1]
@@ -35,12 +35,52 @@ def test_the_error_falls_and_integers_stay() -> None:
     assert changed == {"scale", "bias", "input"}
 
 
+def test_integers_learn_too_where_they_may() -> None:
+    x = images()
+    errors, moved = [], []
+    for rate in (0.0, 2e-3):
+        floats, modules = rounded(convolutions(bias=True), x)
+        before = [t.clone() for m in modules for n, t in state_of(m) if n.endswith("integers")]
+        errors.append(tune(floats, modules, x, chain(floats, x), 200, 1e-2, rate, 16, 0)[2])
+        after = [t for m in modules for n, t in state_of(m) if n.endswith("integers")]
+        moved.append(sum(int((a != b).sum()) for a, b in zip(after, before, strict=True)))
+    assert errors[1] < errors[0]
+    assert moved[0] == 0 < moved[1]
+
+
+def test_a_freed_layer_starts_from_its_integers() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3)
+    weight = conv.weight.detach().clone()
+    layer = QuantLayer(conv, 2)
+    layer.calibrate(2.4)
+    layer.harden()
+    assert layer.integers is not None
+    chosen = (layer.integers.float() + torch.randint(-1, 2, weight.shape)).clamp(0, 3)
+    layer.restore(chosen.to(torch.uint8), layer.scale, layer.zero_point, None)
+    x = torch.randn(2, 3, 5, 5)
+    hard = layer(x)
+    layer.loosen()
+    layer.free(weight)
+    assert layer.latent is not None
+    assert torch.equal(torch.round(layer.latent.detach()).clamp(0, 3), chosen)
+    torch.testing.assert_close(layer(x), hard)
+    exact = weight / layer.scale.reshape(-1, 1, 1, 1) + layer.zero_point.reshape(-1, 1, 1, 1)
+    near = (exact - chosen).abs() < 0.49
+    torch.testing.assert_close(layer.latent.detach()[near], exact[near])
+    layer.latent.data += 0.6  # to the next integer, where there is one
+    layer.harden()
+    assert (layer.integers.float() >= chosen).all()
+    assert layer.integers.max() <= 3
+    assert not torch.equal(layer.integers.float(), chosen)
+
+
 def test_equal_seeds_give_equal_states() -> None:
     x = images()
     found = []
     for seed in (0, 0, 1):
         floats, modules = rounded(convolutions(bias=True), x)
-        tune(modules, x, chain(floats, x), 5, 1e-2, 16, seed)
+        tune(floats, modules, x, chain(floats, x), 5, 1e-2, 1e-2, 16, seed)
         found.append([t for module in modules for _, t in state_of(module)])
     same, other = (
         all(torch.equal(a, b) for a, b in zip(found[0], states, strict=True))

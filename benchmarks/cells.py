@@ -41,14 +41,15 @@ NEAREST: dict[str, Any] = {"method": "rtn", "correction": True}
 
 
 def steps(count: int, **fields: Any) -> dict[str, Any]:
-    """Recipe fields: groups one after another, no tuning, no joins; ``fields`` go over these."""
-    usual = {"k": 0, "schedule": "sequential", "tuning": 0}
+    """Recipe fields: groups one after another, no tuning or one of fixed integers, no joins;
+    ``fields`` go over these."""
+    usual = {"k": 0, "schedule": "sequential", "tuning": 0, "tuning_rounding_rate": 0}
     return usual | {"optimiser": {"iterations": count}} | fields
 
 
 def short(fields: dict[str, Any]) -> dict[str, Any]:
     """The same in few steps."""
-    return fields | {"optimiser": {"iterations": 20}, "tuning": min(20, fields["tuning"])}
+    return fields | {"optimiser": {"iterations": 20}, "tuning": min(20, fields.get("tuning", 20))}
 
 
 def seconds(row: dict[str, Any]) -> float:

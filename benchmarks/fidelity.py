@@ -31,7 +31,7 @@ MOBILENET, RESNET = "mobilenet_v2_x0_5", "resnet18_narrow"
 NETWORKS = (MOBILENET, RESNET, "vgg_tiny", "regnet_tiny")
 K = {MOBILENET: 4}  # boundaries to select; 2 in the others, which have half as many modules
 ITERATIONS = 100
-MOST = 6  # boundaries, in accuracy against k with the quick preset
+MOST = 4  # boundaries, in accuracy against k with the quick preset
 IDENTITY = ("network", "bits", "method", "selection", "per", "seed", "iterations", "tests")
 
 # The groups that the authors' configuration of MobileNetV2 names (github.com/bytedance/MRECG,
@@ -85,6 +85,8 @@ def with_tuning(network: str, names: Sequence[str], most: int) -> dict[str, dict
     found: dict[str, dict[str, Any]] = {f"quick, k={n}": {"k": n} for n in range(most + 1)}
     found["quick, random"] = {"k": k, "homogeneity": "any", "selection": "random"}
     found["quick, pairs everywhere"] = pairs_everywhere(names)
+    found["quick, auto"] = {"k": None}
+    found["quick, integers fixed"] = {"k": 0, "tuning_rounding_rate": 0}
     return found
 
 

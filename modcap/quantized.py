@@ -229,6 +229,11 @@ class QuantLayer(nn.Module):
     def weight(self) -> Tensor:
         return cast(Tensor, self.layer.weight)
 
+    @property
+    def fan_in(self) -> int:
+        """Weights of each channel."""
+        return self.weight.numel() // len(self.scale)
+
     def _spread(self, per_channel: Tensor) -> Tensor:
         shape = [1] * self.weight.ndim
         shape[self.axis] = -1

@@ -175,10 +175,10 @@ class Recipe(_Frozen):
     )
     tuning_rate: float = Field(1e-2, gt=0, description="learning rate of tuning, relative")
     tuning_rounding_rate: float = Field(
-        1e-3,
+        2e-3,
         ge=0,
-        description="learning rate of weights while tuning, in distances of integers; 0 keeps the "
-        "integers",
+        description="learning rate of weights while tuning, in distances of integers; in channels "
+        "of less than 256 weights slower in proportion; 0 keeps the integers",
     )
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
     optimiser: Optimiser = Optimiser()

@@ -44,6 +44,7 @@ Progress = Callable[[int, int, float], None]
 
 _REPORTS = 50  # points of a loss curve
 _BATCH = 256  # images per forward pass where no gradient is needed
+_MANY_WEIGHTS = 256  # of a channel; where there are fewer, each weighs more, and moves more slowly
 _OBSERVED = 64  # images an activation's scale is searched on
 
 
@@ -169,8 +170,12 @@ class _Group:
 
     def parameter_groups(self) -> list[dict[str, object]]:
         s = self.settings
-        roundings = [v for x in self.layers for v in (x.rounding, x.latent) if v is not None]
+        roundings = [x.rounding for x in self.layers if x.rounding is not None]
         groups: list[dict[str, object]] = [{"params": roundings, "lr": s.rounding_rate}]
+        for layer in self.layers:
+            if layer.latent is not None:
+                rate = s.rounding_rate * min(1.0, layer.fan_in / _MANY_WEIGHTS)
+                groups.append({"params": [layer.latent], "lr": rate})
         if s.weight_scale_rate:
             stretches = [x.stretch for x in self.layers]
             groups.append({"params": stretches, "lr": s.weight_scale_rate})

@@ -47,8 +47,9 @@ def tune(
         target: the logits of full precision on them (N, classes).
         steps: of Adam.
         rate: of learning, by which a scale changes in a step relative to its size; falls to 0.
-        rounding_rate: by which a weight moves in a step, in units of the distance between integers;
-            falls to 0. 0 keeps the integers.
+        rounding_rate: by which a weight moves in a step, in units of the distance between integers,
+            in channels of 256 weights or more, in others in proportion; falls to 0. 0 keeps the
+            integers.
         batch_size: images per step.
         seed: of batches.
         progress: told of the loss about fifty times.

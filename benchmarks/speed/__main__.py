@@ -45,7 +45,7 @@ def runs(rows: Rows, size: str, quick: bool, steps: int, limit: float) -> None:
     for network in NETWORKS[:1] if quick else NETWORKS:
         for bits in ((4, 4),) if quick else ((4, 4), (2, 4)):
             spec = {**COMMON, "network": network, "w_bits": bits[0], "a_bits": bits[1]}
-            for method in ("qdrop", "adaround"):
+            for method in ("qdrop",) if quick else ("qdrop", "adaround"):
                 key = f"{size}/run/{network}/W{bits[0]}A{bits[1]}/modcap {method}"
                 own = {**spec, "method": method, "steps": steps}
                 rows.once(key, lambda s=own: processes.run("modcap", 3600, source, **s))

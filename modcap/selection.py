@@ -69,18 +69,19 @@ def explicit(groups: Sequence[Sequence[str]], names: Sequence[str]) -> tuple[boo
 def automatic_k(differentials: Sequence[float], allowed: Sequence[bool]) -> int:
     """The smallest k whose differentials hold 80 % of their sum, at most half of the boundaries."""
     values = sorted((d for d, a in zip(differentials, allowed, strict=True) if a), reverse=True)
-    limit = math.ceil(len(differentials) / 2)
+    limit = _most(allowed)
     total = math.fsum(values)
-    for k in range(min(limit, len(values))):
-        if math.fsum(values[:k]) >= _SHARE * total:
-            return k
-    return min(limit, len(values))
+    return next((k for k in range(limit) if math.fsum(values[:k]) >= _SHARE * total), limit)
 
 
 def candidates(differentials: Sequence[float], allowed: Sequence[bool]) -> tuple[int, ...]:
-    """The k worth comparing, in the order of their promise: what capacity says, none, the rest."""
-    most = automatic_k(differentials, allowed)
-    return tuple(dict.fromkeys((most, 0, *range(most - 1, 0, -1))))
+    """The k worth comparing: what capacity alone says, none, and then all others upwards."""
+    every = (automatic_k(differentials, allowed), *range(_most(allowed) + 1))
+    return tuple(dict.fromkeys(every))
+
+
+def _most(allowed: Sequence[bool]) -> int:
+    return min(math.ceil(len(allowed) / 2), sum(allowed))
 
 
 def spans(mask: Sequence[bool]) -> tuple[Span, ...]:

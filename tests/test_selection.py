@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from modcap.capacity import differentials
 from modcap.errors import InputError
-from modcap.selection import Span, automatic_k, explicit, random_k, spans, top_k
+from modcap.selection import Span, automatic_k, candidates, explicit, random_k, spans, top_k
 
 BOUNDARIES = st.lists(
     st.tuples(st.floats(0, 1e6, allow_subnormal=False), st.booleans()), min_size=1, max_size=9
@@ -83,3 +83,9 @@ def test_automatic_k_covers_most_and_joins_at_most_half() -> None:
     assert automatic_k([100.0, 1.0, 1.0, 1.0], [True] * 4) == 1
     assert automatic_k([1.0] * 6, [True] * 6) == 3
     assert automatic_k([5.0, 1.0], [False, False]) == 0
+
+
+def test_candidates_begin_with_what_capacity_says_and_with_none() -> None:
+    assert candidates([1.0, 9.0, 100.0, 1.0, 1.0, 1.0], [True] * 6) == (1, 0, 2, 3)
+    assert candidates([1.0] * 6, [True, False, True, False, False, False]) == (2, 0, 1)
+    assert candidates([1.0, 2.0], [False, False]) == (0,)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Setting, Variant, identity, steps
+from benchmarks.cells import Setting, Variant, identity, seconds, steps
 from benchmarks.pages import publish
 
 HERE = Path(__file__).parent
@@ -85,6 +85,8 @@ def with_tuning(network: str, names: Sequence[str], most: int) -> dict[str, dict
     found: dict[str, dict[str, Any]] = {f"quick, k={n}": {"k": n} for n in range(most + 1)}
     found["quick, random"] = {"k": k, "homogeneity": "any", "selection": "random"}
     found["quick, pairs everywhere"] = pairs_everywhere(names)
+    if network in AUTHORS:
+        found["quick, authors' list"] = joined(AUTHORS[network], names)
     found["quick, auto"] = {"k": None}
     found["quick, integers fixed"] = {"k": 0, "tuning_rounding_rate": 0}
     return found
@@ -113,6 +115,7 @@ def batches(quick: bool) -> list[Batch]:
     found.append(Batch(MOBILENET, (2, 4), "qdrop", 0, "k"))
     found += [Batch(n, (2, 4), "qdrop", 0, "quick") for n in NETWORKS]
     found += [Batch(MOBILENET, b, "qdrop", 0) for b in bits[1:]]
+    found.append(Batch(MOBILENET, (2, 2), "qdrop", 0, "quick"))
     found += [Batch(MOBILENET, (2, 4), m, 0) for m in ("brecq", "adaround")]
     found += [Batch(n, (2, 4), "qdrop", s) for s in (1, 2) for n in NETWORKS]
     found += [Batch(n, (2, 4), "qdrop", s, "quick") for s in (1, 2) for n in NETWORKS]
@@ -204,18 +207,46 @@ def k_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def tables(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Selections, rank correlations, accuracy against k."""
-    against_k = [r for r in rows if "k=" in r["selection"] or r["selection"] == "auto"]
-    table = [r for r in rows if r not in against_k]
-    none = [
-        r
-        for r in table
-        if (r["network"], r["bits"], r["method"], r["seed"], r["selection"])
-        == (MOBILENET, "W2A4", "qdrop", 0, "none")
+def quick_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Work is processor seconds of reconstruction, corrections and tuning, beside k = 0."""
+    lines = [
+        "| network | bits | quick preset with | k | top-1 % (min to max, n) | to k=0 | final error "
+        "| before tuning | work |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    parts = [selection_table(table), correlation_table(table)]
-    return [*parts, k_table([*none, *against_k])] if against_k else parts
+    cells: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        name = row["selection"].removeprefix("quick, ")
+        cells.setdefault((row["network"], row["bits"], name), []).append(row)
+    for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), key[1])):
+        some, base = cells[key], {r["seed"]: r for r in cells[(*key[:2], "k=0")]}
+        top = [r["top1"] for r in some]
+        gain = statistics.mean(r["top1"] - base[r["seed"]]["top1"] for r in some)
+        work = statistics.mean(seconds(r) / seconds(base[r["seed"]]) for r in some)
+        ks = sorted({r["k"] for r in some})
+        lines.append(
+            f"| {' | '.join(key)} | {', '.join(map(str, ks))} "
+            f"| {statistics.mean(top):.2f} ({min(top):.2f} to {max(top):.2f}, {len(top)}) "
+            f"| {gain:+.2f} | {mean(some, 'final_error'):.4f} | {mean(some, 'untuned_error'):.4f} "
+            f"| {work:.2f} |"
+        )
+    return lines
+
+
+def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Selections, rank correlations, accuracy against k, the quick preset; those with rows."""
+    quick = [r for r in rows if r["selection"].startswith("quick")]
+    against_k = [r for r in rows if r["selection"].startswith(("paper, ", "log, ", "auto"))]
+    table = [r for r in rows if r not in against_k and r not in quick]
+    setting = (MOBILENET, "W2A4", "qdrop", 0, "none")
+    of_setting = ("network", "bits", "method", "seed", "selection")
+    none = [r for r in table if tuple(r[n] for n in of_setting) == setting]
+    found = {"selections": selection_table(table), "correlations": correlation_table(table)}
+    if against_k:
+        found["k"] = k_table([*none, *against_k])
+    if quick:
+        found["quick"] = quick_table(quick)
+    return found
 
 
 def main() -> None:
@@ -240,9 +271,9 @@ def main() -> None:
                 print(identity(row, IDENTITY), row["k"], row["top1"], flush=True)
     found = tables(rows)
     if not args.quick:
-        for mark, lines in zip(("selections", "correlations", "k"), found, strict=True):
+        for mark, lines in found.items():
             publish("evidence.md", mark, "\n".join(lines))
-    print("\n\n".join("\n".join(lines) for lines in found))
+    print("\n\n".join("\n".join(lines) for lines in found.values()))
 
 
 if __name__ == "__main__":

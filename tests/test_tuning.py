@@ -38,7 +38,7 @@ def test_the_error_falls_and_integers_stay() -> None:
 def test_integers_learn_too_where_they_may() -> None:
     x = images()
     errors, moved = [], []
-    for rate in (0.0, 2e-3):
+    for rate in (0.0, 1e-2):
         floats, modules = rounded(convolutions(bias=True), x)
         before = [t.clone() for m in modules for n, t in state_of(m) if n.endswith("integers")]
         errors.append(tune(floats, modules, x, chain(floats, x), 200, 1e-2, rate, 16, 0)[2])

@@ -22,8 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from benchmarks.cells import Setting, Variant, identity, seconds, steps
-from benchmarks.pages import publish
+from benchmarks.pages import DOCS, publish
+from flows import plots
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/fidelity.json"
@@ -249,6 +252,57 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
+_SPAN = 0.5  # points
+
+
+def picture(rows: Sequence[dict[str, Any]]) -> Figure:
+    """What each selection gains over none: a panel for each setting, a dot for each mean."""
+    some = [r for r in rows if not r["selection"].startswith(("paper, ", "log, ", "auto", "quick"))]
+    settings = sorted(
+        {(r["network"], r["bits"], r["method"]) for r in some},
+        key=lambda s: (NETWORKS.index(s[0]), s[1:]),
+    )
+    names = list(dict.fromkeys(r["selection"] for r in some if r["selection"] != "none"))
+    columns = min(4, len(settings))
+    lines = -(-len(settings) // columns)
+    figure = Figure(figsize=(3 + 2.3 * columns, 0.6 + 2.3 * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
+    for panel, setting in zip(panels, settings, strict=False):
+        own = [r for r in some if (r["network"], r["bits"], r["method"]) == setting]
+        none = {r["seed"]: r["top1"] for r in own if r["selection"] == "none"}
+        for per, colour, mark, shift in (
+            ("group", "#0072B2", "o", -0.15),
+            ("module", "#D55E00", "s", 0.15),
+        ):
+            for place, name in enumerate(names):
+                gains = [
+                    r["top1"] - none[r["seed"]]
+                    for r in own
+                    if (r["selection"], r["per"]) == (name, per)
+                ]
+                if gains:
+                    y, label = place + shift, f"steps per {per}" if place == 0 else None
+                    panel.plot([min(gains), max(gains)], [y, y], color=colour, lw=1.2)
+                    panel.plot(
+                        statistics.mean(gains), y, mark, color=colour, ms=4.5, label=label, ls=""
+                    )
+        panel.axvline(0, color="#999999", lw=0.8, zorder=0)
+        panel.set_title(f"{setting[0]}\n{setting[1]} {setting[2]}, n = {len(none)}", fontsize=8)
+        panel.set_yticks(range(len(names)), names, fontsize=8)
+        panel.tick_params(axis="x", labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="x", alpha=0.3)
+        low, high = panel.get_xlim()
+        panel.set_xlim(min(low, -_SPAN), max(high, _SPAN))  # what is noise shall look small
+    for panel in panels[len(settings) :]:
+        panel.remove()
+    figure.axes[0].invert_yaxis()
+    figure.supxlabel("points of top-1 over no joining: mean, and from least to most", fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -273,6 +327,7 @@ def main() -> None:
     if not args.quick:
         for mark, lines in found.items():
             publish("evidence.md", mark, "\n".join(lines))
+        (DOCS / "images/evidence-selections.png").write_bytes(plots.png(picture(rows)))
     print("\n\n".join("\n".join(lines) for lines in found.values()))
 
 

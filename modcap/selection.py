@@ -69,19 +69,15 @@ def explicit(groups: Sequence[Sequence[str]], names: Sequence[str]) -> tuple[boo
 def automatic_k(differentials: Sequence[float], allowed: Sequence[bool]) -> int:
     """The smallest k whose differentials hold 80 % of their sum, at most half of the boundaries."""
     values = sorted((d for d, a in zip(differentials, allowed, strict=True) if a), reverse=True)
-    limit = _most(allowed)
+    limit = min(math.ceil(len(allowed) / 2), len(values))
     total = math.fsum(values)
     return next((k for k in range(limit) if math.fsum(values[:k]) >= _SHARE * total), limit)
 
 
 def candidates(differentials: Sequence[float], allowed: Sequence[bool]) -> tuple[int, ...]:
-    """The k worth comparing: what capacity alone says, none, and then all others upwards."""
-    every = (automatic_k(differentials, allowed), *range(_most(allowed) + 1))
-    return tuple(dict.fromkeys(every))
-
-
-def _most(allowed: Sequence[bool]) -> int:
-    return min(math.ceil(len(allowed) / 2), sum(allowed))
+    """The k worth comparing: what capacity says, none, and what lies between, downwards."""
+    most = automatic_k(differentials, allowed)
+    return tuple(dict.fromkeys((most, 0, *range(most, 0, -1))))
 
 
 def spans(mask: Sequence[bool]) -> tuple[Span, ...]:

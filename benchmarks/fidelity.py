@@ -72,9 +72,8 @@ def selections(network: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def series(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Accuracy against k: by the paper's rule, and over any neighbours; and what auto chooses."""
-    found: dict[str, dict[str, Any]] = {"auto": {"k": None}}
-    found |= {f"paper, k={k}": {"k": k} for k in range(1, 10)}
+    """Accuracy against k: by the paper's rule, and over any neighbours."""
+    found: dict[str, dict[str, Any]] = {f"paper, k={k}": {"k": k} for k in range(1, 10)}
     found |= {
         f"log, k={k}": {"k": k, "homogeneity": "any", "capacity_scale": "log"}
         for k in (1, 2, 3, 6, 9)
@@ -239,7 +238,7 @@ def quick_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Selections, rank correlations, accuracy against k, the quick preset; those with rows."""
     quick = [r for r in rows if r["selection"].startswith("quick")]
-    against_k = [r for r in rows if r["selection"].startswith(("paper, ", "log, ", "auto"))]
+    against_k = [r for r in rows if r["selection"].startswith(("paper, ", "log, "))]
     table = [r for r in rows if r not in against_k and r not in quick]
     setting = (MOBILENET, "W2A4", "qdrop", 0, "none")
     of_setting = ("network", "bits", "method", "seed", "selection")
@@ -257,7 +256,7 @@ _SPAN = 0.5  # points
 
 def picture(rows: Sequence[dict[str, Any]]) -> Figure:
     """What each selection gains over none: a panel for each setting, a dot for each mean."""
-    some = [r for r in rows if not r["selection"].startswith(("paper, ", "log, ", "auto", "quick"))]
+    some = [r for r in rows if not r["selection"].startswith(("paper, ", "log, ", "quick"))]
     settings = sorted(
         {(r["network"], r["bits"], r["method"]) for r in some},
         key=lambda s: (NETWORKS.index(s[0]), s[1:]),

@@ -6,7 +6,7 @@
 The reference is the ``paper`` preset: 20,000 steps per group, one after another. Beside it the
 ``quick`` preset and others with fewer steps, or none but tuning, all on the same images, one seed.
 A recipe that comes within 0.2 points of the reference has reached it. Writes
-benchmarks/results/time_to_accuracy.json, and the table of docs/speed.md.
+benchmarks/results/time_to_accuracy.json, and the table and the picture of docs/speed.md.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
 from benchmarks.cells import NEAREST, Setting, Variant, identity, seconds, short, steps
-from benchmarks.pages import publish
+from benchmarks.pages import DOCS, publish
 from benchmarks.speed.processes import HOME
+from flows import plots
 
 RESULTS = Path(__file__).parent / "results/time_to_accuracy.json"
 NETWORKS = ("mobilenet_v2_x0_5", "resnet18_narrow", "vgg_tiny")
@@ -95,6 +99,49 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def picture(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Top-1 against processor seconds; what lies above the line has reached the reference."""
+    networks = [n for n in NETWORKS if any(row["network"] == n for row in rows)]
+    figure = Figure(figsize=(3.3 * len(networks), 3.4), layout="constrained")
+    kinds = {
+        "rounding to nearest, tuned": ("#999999", "^"),
+        "one after another": ("#0072B2", "o"),
+        "side by side, integers fixed": ("#56B4E9", "s"),
+        "quick, or with more steps": ("#D55E00", "D"),
+        "paper": ("#000000", "*"),
+    }
+    panels = figure.subplots(1, len(networks), squeeze=False)[0]
+    for panel, network in zip(panels, networks, strict=True):
+        for row in (row for row in rows if row["network"] == network):
+            colour, mark = kinds[_kind(row["recipe"])]
+            large = row["recipe"] in ("quick", REFERENCE)
+            panel.plot(seconds(row), row["top1"], mark, color=colour, ms=9 if large else 5)
+            if row["recipe"] == REFERENCE:
+                panel.axhline(row["top1"] - ENOUGH, color="#999999", lw=0.8, zorder=0)
+        panel.set_xscale("log")
+        panel.set_xlim(8, 6000)
+        panel.set_title(network, fontsize=9)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("top-1, %")
+    figure.supxlabel("processor seconds", fontsize=9)
+    handles = [
+        Line2D([], [], color=c, marker=m, ls="", label=name) for name, (c, m) in kinds.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def _kind(recipe: str) -> str:
+    if recipe.startswith("quick"):
+        return "quick, or with more steps"
+    if recipe.startswith("rounding"):
+        return "rounding to nearest, tuned"
+    if recipe.startswith("waves"):
+        return "side by side, integers fixed"
+    return recipe if recipe == REFERENCE else "one after another"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -116,6 +163,7 @@ def main() -> None:
             print(f"{len(rows)} rows", flush=True)
     if not args.quick:
         publish("speed.md", "time to accuracy", "\n".join(table(rows)))
+        (DOCS / "images/time-to-accuracy.png").write_bytes(plots.png(picture(rows)))
     print("\n".join(table(rows)))
 
 

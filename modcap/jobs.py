@@ -267,21 +267,18 @@ def _choose(
     x, target = _full(job, bench, 0), _full(job, bench, len(floats))
     select, *rest = needs
     errors: list[float] = []
-    ways: list[list[nn.Module]] = []
     for candidate in p["candidates"]:
         states, rest = rest[: candidate["states"]], rest[candidate["states"] :]
-        ways.append(_quantized(floats, p["bits"], _states(states), 0))
-        errors.append(relative_error(chain(ways[-1], x), target))
+        modules = _quantized(floats, p["bits"], _states(states), 0)
+        errors.append(relative_error(chain(modules, x), target))
     best = errors.index(min(errors))
-    groups = p["candidates"][best]["groups"]
-    stops = {stop for _, stop in groups}
+    stops = {stop for _, stop in p["candidates"][best]["groups"]}
     mask = [boundary not in stops for boundary in range(1, len(floats))]
     compared = [
         {"k": len(floats) - len(candidate["groups"]), "error": error}
         for candidate, error in zip(p["candidates"], errors, strict=True)
     ]
-    chosen = _selected(mask) | {"chosen": best, "compared": compared, "error": errors[best]}
-    return Result(_tensors(ways[best], 0), select.meta | chosen)
+    return Result(meta=select.meta | _selected(mask) | {"chosen": best, "compared": compared})
 
 
 def _tune(job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None) -> Result:

@@ -113,11 +113,10 @@ class Cell:
 class CellPlan:
     """The jobs of one cell by role; empty where the selection is not known yet.
 
-    Where k is chosen among several, ``groups``, ``reconstructs`` and ``correct`` are those of the
-    k that was, or of the first while that is not known.
-
     Attributes:
-        select: says which boundaries are joined; the last that does, where several do.
+        select: says which boundaries are joined; where several k are compared, the job that
+            chooses one, and its meta says what that of a selection does.
+        reconstructs: of the groups that were chosen.
         corrects: of every k that is compared.
     """
 
@@ -147,10 +146,11 @@ class Plan:
     open: bool
 
     def reconstructions(self, cell: CellPlan) -> set[str]:
-        """Every reconstruct job that ``cell`` needs: groups, and what leads to their inputs."""
+        """Every reconstruct job that ``cell`` needs: groups of every k that is compared, and what
+        leads to their inputs."""
         by_key = {job.key: job for job in self.jobs}
         found: set[str] = set()
-        ahead = [cell.assemble] if cell.assemble else []
+        ahead = [key for key in (cell.select, cell.assemble) if key]
         while ahead:
             key = ahead.pop()
             if key not in found:
@@ -185,11 +185,15 @@ def _plan_cell(
         return CellPlan(cell, capacities, select)
     full = add(_evaluate_full_job(cell))  # from here on: nothing waits for it
     ways = _ways(cell, selected, add)
-    way, states = ways[0], ways[0].states
+    way = ways[0]
+    corrects = tuple(way.correct for way in ways if way.correct)
     if len(ways) > 1:
         select = add(_choose_job(cell, select, ways))
-        chosen, states = known(select), (select,)
-        way = ways[chosen.meta["chosen"]] if chosen else way
+        chosen = known(select)
+        if chosen is None:
+            return CellPlan(cell, capacities, select, corrects=corrects, evaluate_full=full)
+        way = ways[chosen.meta["chosen"]]
+    states = way.states
     tune = ""
     if cell.recipe.tuning_steps:
         tune = add(_tune_job(cell, states))
@@ -208,7 +212,6 @@ def _plan_cell(
             **_room(cell, evaluation_memory(cell.network)),
         )
     )
-    corrects = tuple(way.correct for way in ways if way.correct)
     return CellPlan(
         cell,
         capacities,

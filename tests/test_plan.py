@@ -211,9 +211,9 @@ def test_as_many_k_are_compared_as_the_recipe_pays_for(
         of_one.select: selected(*BOTH_JOINED),
     }
     found = plan([auto], known.get)
-    assert not found.open
     chooses = [job for job in found.jobs if job.kind is Kind.CHOOSE]
     assert len(chooses) == (len(compared) > 1)
+    assert found.open == bool(chooses)
     for job in chooses:
         assert [c["groups"] for c in job.params["candidates"]] == [
             list(map(list, g)) for g in compared
@@ -240,7 +240,14 @@ def test_a_cell_has_the_groups_of_the_k_that_was_chosen(network: Network) -> Non
     known = {select.select: Result(meta={"groups": candidates[0], "candidates": candidates})}
     (before,) = plan([auto], known.get).cells
     known[before.select] = Result(meta={"chosen": 1})
-    (after,) = plan([auto], known.get).cells
+    final = plan([auto], known.get)
+    (after,) = final.cells
+    assert not before.assemble
+    assert not final.open
+    assert after.select == before.select
     assert [list(group) for group in after.groups] == candidates[1]
     assert len(after.reconstructs) == 5
-    assert (after.select, after.assemble) == (before.select, before.assemble)
+    assert set(after.reconstructs) < final.reconstructions(after)  # the joined group, too
+    known[select.select] = Result(meta={"groups": candidates[1]})  # as where k was given
+    (given,) = plan([auto], known.get).cells
+    assert (given.tune, given.assemble) == (after.tune, after.assemble)

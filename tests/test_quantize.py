@@ -119,6 +119,8 @@ def test_automatic_k_has_the_least_final_error_of_those_compared(calibration: Te
     assert len(done.modules) - len(done.groups) == chosen["k"]
     fixed = modcap.quantize(model, calibration, quick(w_bits=2, k=chosen["k"], **few))
     assert fixed.artifact == done.artifact
+    tuned = [{k for k, r in x.results.items() if r.meta["kind"] == "tune"} for x in (fixed, done)]
+    assert tuned[0] == tuned[1]  # equal work has equal keys
 
 
 def test_too_few_images_are_refused(calibration: Tensor) -> None:

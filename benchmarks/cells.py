@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from modcap import checkpoint, data
-from modcap.capacity import signature
+from modcap.capacity import homogeneous
 from modcap.images import ImageSet
 from modcap.jobs import run
 from modcap.network import Network, build
@@ -57,6 +57,21 @@ def seconds(row: dict[str, Any]) -> float:
     return float(row["reconstruct_seconds"] + row.get("finish_seconds", 0))
 
 
+def grouped(
+    rows: Iterable[dict[str, Any]], names: Sequence[str]
+) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Rows by what they have under ``names``."""
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
+
+
+def spread(values: Sequence[float]) -> str:
+    """Their mean, range and number, for a table."""
+    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f}, {len(values)})"
+
+
 def identity(row: dict[str, Any], names: Sequence[str]) -> str:
     """What tells a row from all others, so that it is not measured again."""
     return json.dumps([row[name] for name in names])
@@ -94,8 +109,7 @@ class Setting:
 
     def homogeneous(self) -> int:
         """How many boundaries the paper's rule lets one select."""
-        signatures = [signature(module) for module in self.network.partition.modules]
-        return sum(a == b for a, b in itertools.pairwise(signatures))
+        return sum(homogeneous(self.network.partition.modules))
 
     def rows(
         self, variants: Iterable[Variant], known: set[str], names: Sequence[str]

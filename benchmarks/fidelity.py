@@ -24,7 +24,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Setting, Variant, identity, seconds, steps
+from benchmarks.cells import Setting, Variant, grouped, identity, seconds, spread, steps
 from benchmarks.pages import DOCS, publish
 from flows import plots
 
@@ -35,6 +35,7 @@ NETWORKS = (MOBILENET, RESNET, "vgg_tiny", "regnet_tiny")
 K = {MOBILENET: 4}  # boundaries to select; 2 in the others, which have half as many modules
 ITERATIONS = 100
 MOST = 4  # boundaries, in accuracy against k with the quick preset
+_SPAN = 0.5  # points to each side of 0 that a panel shows at least
 IDENTITY = ("network", "bits", "method", "selection", "per", "seed", "iterations", "tests")
 
 # The groups that the authors' configuration of MobileNetV2 names (github.com/bytedance/MRECG,
@@ -157,10 +158,7 @@ def selection_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         "| to none | oscillation | final error | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    cells: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        key = tuple(row[n] for n in ("network", "bits", "method", "selection", "per"))
-        cells.setdefault(key, []).append(row)
+    cells = grouped(rows, ("network", "bits", "method", "selection", "per"))
     for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), key[1], key[2])):
         some = cells[key]
         none = {r["seed"]: r["top1"] for r in cells.get((*key[:3], "none", "group"), [])}
@@ -168,7 +166,7 @@ def selection_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         top = [r["top1"] for r in some]
         lines.append(
             f"| {key[0]} | {key[1]} | {key[2]} | {key[3]} | {some[0]['k']} | {key[4]} "
-            f"| {statistics.mean(top):.2f} ({min(top):.2f} to {max(top):.2f}, {len(top)}) "
+            f"| {spread(top)} "
             f"| {statistics.mean(gain):+.2f} | {mean(some, 'oscillation'):.3f} "
             f"| {mean(some, 'final_error'):.4f} | {mean(some, 'reconstruct_seconds'):.0f} |"
             if gain
@@ -185,9 +183,7 @@ def correlation_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         "| network | bits | method | cells | oscillation | final error |",
         "|---|---|---|---|---|---|",
     ]
-    cells: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault(tuple(row[n] for n in ("network", "bits", "method")), []).append(row)
+    cells = grouped(rows, ("network", "bits", "method"))
     for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), *key[1:])):
         some = cells[key]
         loss = [row["fp_top1"] - row["top1"] for row in some]
@@ -216,19 +212,15 @@ def quick_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         "| before tuning | work |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    cells: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        name = row["selection"].removeprefix("quick, ")
-        cells.setdefault((row["network"], row["bits"], name), []).append(row)
+    cells = grouped(rows, ("network", "bits", "selection"))
     for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), key[1])):
-        some, base = cells[key], {r["seed"]: r for r in cells[(*key[:2], "k=0")]}
-        top = [r["top1"] for r in some]
+        some, base = cells[key], {r["seed"]: r for r in cells[(*key[:2], "quick, k=0")]}
         gain = statistics.mean(r["top1"] - base[r["seed"]]["top1"] for r in some)
         work = statistics.mean(seconds(r) / seconds(base[r["seed"]]) for r in some)
         ks = sorted({r["k"] for r in some})
         lines.append(
-            f"| {' | '.join(key)} | {', '.join(map(str, ks))} "
-            f"| {statistics.mean(top):.2f} ({min(top):.2f} to {max(top):.2f}, {len(top)}) "
+            f"| {' | '.join(key).replace('quick, ', '')} | {', '.join(map(str, ks))} "
+            f"| {spread([r['top1'] for r in some])} "
             f"| {gain:+.2f} | {mean(some, 'final_error'):.4f} | {mean(some, 'untuned_error'):.4f} "
             f"| {work:.2f} |"
         )
@@ -249,9 +241,6 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     if quick:
         found["quick"] = quick_table(quick)
     return found
-
-
-_SPAN = 0.5  # points
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> Figure:

@@ -22,7 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import NEAREST, Setting, Variant, identity, seconds, short, steps
+from benchmarks.cells import (
+    NEAREST,
+    Setting,
+    Variant,
+    grouped,
+    identity,
+    seconds,
+    short,
+    spread,
+    steps,
+)
 from benchmarks.pages import publish
 
 RESULTS = Path(__file__).parent / "results/waves.json"
@@ -104,21 +114,17 @@ def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> list[str]:
         "| path | work |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    cells: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["network"], row["bits"], row["schedule"]), []).append(row)
+    cells = grouped(rows, ("network", "bits", "schedule"))
     for key in sorted(cells, key=lambda k: (NETWORKS.index(k[0]), k[1], order.index(k[2]))):
         some = cells[key]
         base = {row["seed"]: row for row in cells[(*key[:2], order[0])]}
-        top = [row["top1"] for row in some]
         gain = statistics.mean(row["top1"] - base[row["seed"]]["top1"] for row in some)
         error = statistics.mean(row["final_error"] for row in some)
         path = statistics.mean(r["path_seconds"] / base[r["seed"]]["path_seconds"] for r in some)
         work = statistics.mean(seconds(r) / seconds(base[r["seed"]]) for r in some)
         lines.append(
-            f"| {' | '.join(key)} | {statistics.mean(top):.2f} "
-            f"({min(top):.2f} to {max(top):.2f}, {len(top)}) | {gain:+.2f} | {error:.4f} "
-            f"| {path:.2f} | {work:.2f} |"
+            f"| {' | '.join(key)} | {spread([row['top1'] for row in some])} "
+            f"| {gain:+.2f} | {error:.4f} | {path:.2f} | {work:.2f} |"
         )
     return lines
 

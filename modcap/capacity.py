@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from modcap.partition import weight_layers
 from modcap.quantized import Bits
 
-__all__ = ["Signature", "data_dependent", "data_free", "differentials", "signature"]
+__all__ = ["Signature", "data_dependent", "data_free", "differentials", "homogeneous", "signature"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ def signature(module: fx.GraphModule) -> Signature:
     layers = _layers(module)
     stride = max(_stride(layer) for layer in layers)
     return Signature(stride, tuple(sorted({_group_kind(layer) for layer in layers})))
+
+
+def homogeneous(modules: Sequence[fx.GraphModule]) -> list[bool]:
+    """Of each boundary, whether the modules beside it have equal signatures."""
+    return [a == b for a, b in itertools.pairwise(map(signature, modules))]
 
 
 def data_free(module: fx.GraphModule, bits: Sequence[Bits], alpha: float) -> float:

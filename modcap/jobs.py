@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -99,8 +98,7 @@ def _select(
     differences = capacity.differentials(compared) if values else [0.0] * (count - 1)
     allowed = [True] * (count - 1)
     if p.get("homogeneity") == Homogeneity.PAPER.value:
-        signatures = [capacity.signature(module) for module in partition.modules]
-        allowed = [a == b for a, b in itertools.pairwise(signatures)]
+        allowed = capacity.homogeneous(partition.modules)
     mask = _mask(p, differences, allowed, partition.names, bool(values))
     found: dict[str, Any] = {
         "capacities": values,

@@ -416,14 +416,7 @@ def _reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...])
 
 
 def _correct_job(cell: Cell, needs: tuple[str, ...]) -> Job:
-    return Job(
-        Kind.CORRECT,
-        {"bits": _bits(cell)} | _device(cell) | {"threads": cell.recipe.threads},
-        {"network": cell.network.digest, "calibration": cell.calibration},
-        needs,
-        label=f"correct {cell.name}",
-        **_room(cell, evaluation_memory(cell.network)),
-    )
+    return _whole_job(cell, Kind.CORRECT, {}, needs, evaluation_memory(cell.network))
 
 
 def _choose_job(cell: Cell, select: str, ways: Sequence[_Way]) -> Job:
@@ -431,39 +424,33 @@ def _choose_job(cell: Cell, select: str, ways: Sequence[_Way]) -> Job:
     candidates = [
         {"groups": [list(span) for span in way.groups], "states": len(way.states)} for way in ways
     ]
-    return Job(
-        Kind.CHOOSE,
-        {"candidates": candidates, "bits": _bits(cell)}
-        | _device(cell)
-        | {"threads": cell.recipe.threads},
-        {"network": cell.network.digest, "calibration": cell.calibration},
-        (select, *(key for way in ways for key in way.states)),
-        label=f"choose {cell.name}",
-        **_room(cell, evaluation_memory(cell.network)),
-    )
+    needs = (select, *(key for way in ways for key in way.states))
+    memory = evaluation_memory(cell.network)
+    return _whole_job(cell, Kind.CHOOSE, {"candidates": candidates}, needs, memory)
 
 
 def _tune_job(cell: Cell, needs: tuple[str, ...]) -> Job:
     recipe = cell.recipe
     batch, modules = recipe.optimiser.batch_size, len(cell.network.partition.modules)
     params: dict[str, Any] = {
-        "bits": _bits(cell),
         "steps": recipe.tuning_steps,
         "rate": recipe.tuning_rate,
         "rounding_rate": recipe.tuning_rounding_rate,
         "batch_size": batch,
         "seed": recipe.seed,
-        "threads": recipe.threads,
     }
     memory = reconstruction_memory(cell.network, Span(0, modules), recipe.calibration, batch)
-    return Job(
-        Kind.TUNE,
-        params | _device(cell),
-        {"network": cell.network.digest, "calibration": cell.calibration},
-        needs,
-        label=f"tune {cell.name}",
-        **_room(cell, memory),
-    )
+    return _whole_job(cell, Kind.TUNE, params, needs, memory)
+
+
+def _whole_job(
+    cell: Cell, kind: Kind, params: dict[str, Any], needs: tuple[str, ...], memory: int
+) -> Job:
+    """A job over the whole quantized network and the calibration images."""
+    common = {"bits": _bits(cell), "threads": cell.recipe.threads} | _device(cell)
+    inputs = {"network": cell.network.digest, "calibration": cell.calibration}
+    label = f"{kind.value} {cell.name}"
+    return Job(kind, params | common, inputs, needs, label=label, **_room(cell, memory))
 
 
 def _evaluate_full_job(cell: Cell) -> Job:

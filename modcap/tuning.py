@@ -67,7 +67,6 @@ def tune(
         iterations=steps,
         batch_size=batch_size,
         rounding_rate=rounding_rate or 1.0,  # of nothing
-        rounding_decay=True,
         scale_rate=rate,
         relative_scale_rate=True,
         weight_scale_rate=rate,

@@ -51,7 +51,6 @@ lint: env ## Check style and types
 	$(BIN)/mypy
 
 lock: env ## Write constraints.txt again, for all platforms, from pyproject.toml
-	$(BIN)/python -m pip install --quiet uv
 	printf 'torch==2.13.0\ntorchvision==0.28.0\n' | $(BIN)/uv pip compile pyproject.toml - \
 	  --universal --python-version 3.10 --all-extras --no-emit-index-url --no-annotate \
 	  --custom-compile-command 'make lock' --output-file constraints.txt

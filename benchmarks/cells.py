@@ -15,12 +15,13 @@ import torch
 from modcap import checkpoint, data
 from modcap.capacity import homogeneous
 from modcap.images import ImageSet
-from modcap.jobs import run
+from modcap.jobs import Cell, Job
 from modcap.network import Network, build
-from modcap.plan import Cell, Job, plan
+from modcap.plan import plan
 from modcap.preprocess import Preprocess
 from modcap.recipe import Recipe
 from modcap.results import Result, decode, encode
+from modcap.runners import run
 from modcap.simulate import critical_path
 from modcap.workbench import Workbench
 

@@ -44,7 +44,7 @@ def trivial(count: int) -> dict[str, Any]:
     from flows.progress import Progress
     from flows.quantize import THREADS
     from flows.request import prepare
-    from modcap.plan import Job, Kind
+    from modcap.jobs import Job, Kind
 
     prepared = prepare(request("vgg_tiny"))
     network = prepared.cell.network

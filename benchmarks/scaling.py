@@ -53,7 +53,7 @@ def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
     from flows.planning import open_plan
     from flows.progress import Progress
     from flows.quantize import THREADS
-    from modcap.plan import Kind
+    from modcap.jobs import Kind
     from modcap.simulate import simulate
 
     fields = {"k": 0, "schedule": "waves", "path_share": 0, "optimiser": {"iterations": steps}}
@@ -111,7 +111,7 @@ def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
 
 def bare(jobs: Sequence[Any], inputs: dict[str, bytes]) -> float:
     """Seconds of ``jobs`` in this process, one after another, with nothing around them."""
-    from modcap.jobs import run
+    from modcap.runners import run
     from modcap.workbench import Workbench
 
     bench = Workbench(inputs.__getitem__)

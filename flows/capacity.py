@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flows.request import Request, prepare
-from modcap.jobs import run
-from modcap.plan import Kind, plan
+from modcap.jobs import Kind
+from modcap.plan import plan
 from modcap.results import Result
+from modcap.runners import run
 from modcap.workbench import Workbench
 
 __all__ = ["measure_capacity"]

@@ -7,8 +7,8 @@ from typing import Any
 from flows.request import evaluation_images, local_path
 from modcap import artifact
 from modcap.errors import InputError
-from modcap.jobs import top1
 from modcap.preprocess import Preprocess
+from modcap.runners import top1
 
 __all__ = ["evaluate_artifact"]
 

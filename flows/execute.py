@@ -28,7 +28,8 @@ from flows.control import FlowControl
 from flows.progress import Progress
 from flows.resources import in_flight, refuse_impossible, request
 from modcap.errors import ModcapError
-from modcap.plan import Cell, Job, Plan, plan
+from modcap.jobs import Cell, Job
+from modcap.plan import Plan, plan
 from modcap.results import Result
 from tasks.remote import (
     MissingResult,

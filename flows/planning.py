@@ -16,12 +16,13 @@ from flows.grid import Sweep, prepare_sweep, sharing
 from flows.request import Prepared
 from infra import local
 from modcap import correction
-from modcap.jobs import run
-from modcap.plan import Job, Kind, Plan, plan
+from modcap.jobs import Job, Kind
+from modcap.plan import Plan, plan
 from modcap.quantized import attach, bits_of
 from modcap.recipe import Recipe
 from modcap.reconstruct import Inputs, calibrate, chain, reconstruct
 from modcap.results import Result
+from modcap.runners import run
 from modcap.simulate import critical_path, simulate
 from modcap.workbench import Workbench
 from tasks.store import Store

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from modcap.plan import Job, Kind, Plan
+from modcap.jobs import Job, Kind
+from modcap.plan import Plan
 
 __all__ = ["Progress"]
 

@@ -23,9 +23,9 @@ from flows.runs import experiment_of, reaching
 from modcap import artifact
 from modcap.errors import GateRefused, InputError
 from modcap.images import ImageSet
-from modcap.jobs import top1
 from modcap.network import Network
 from modcap.preprocess import Preprocess
+from modcap.runners import top1
 from tasks.lease import lease
 from tasks.store import Store
 

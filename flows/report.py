@@ -8,7 +8,8 @@ from typing import Any
 from flows.execute import Counts, Results
 from flows.request import Prepared
 from flows.tracking import Finished
-from modcap.plan import CellPlan, Job, Kind, Plan
+from modcap.jobs import Job, Kind
+from modcap.plan import CellPlan, Plan
 from modcap.results import canonical, digest
 
 __all__ = ["finished", "jobs_of", "report"]

@@ -16,9 +16,9 @@ from modcap import data
 from modcap.capacity import signature
 from modcap.errors import InputError
 from modcap.images import ImageSet
+from modcap.jobs import Cell
 from modcap.network import Network, build
 from modcap.onnx_export import require_onnx
-from modcap.plan import Cell
 from modcap.preprocess import Preprocess
 from modcap.recipe import CapacityKind, Homogeneity, Method, Recipe, Selection
 from tasks.store import Store, fetch

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from modcap.errors import InputError
-from modcap.plan import Job
+from modcap.jobs import Job
 
 __all__ = ["GPU_MEMORY", "MOST_IN_FLIGHT", "in_flight", "refuse_impossible", "request"]
 

@@ -24,7 +24,8 @@ from flows.request import Prepared
 from flows.runs import Parent, finish_parent, start_parent
 from flows.tracking import Finished, Published, Registered, publish_cell
 from modcap.errors import GateRefused
-from modcap.plan import Cell, Plan
+from modcap.jobs import Cell
+from modcap.plan import Plan
 from modcap.results import canonical, digest
 from tasks.store import Store
 

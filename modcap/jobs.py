@@ -1,357 +1,275 @@
-"""What each kind of job computes: pure functions of parameters, inputs and earlier results."""
+"""Jobs: pure, content-addressed units of work, and those that a cell asks for.
+
+What each kind computes is in :mod:`modcap.runners`; which jobs make a plan, in :mod:`modcap.plan`.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from modcap import artifact, capacity, correction, oscillation, selection, tuning
-from modcap.errors import InputError
-from modcap.images import ImageSet
-from modcap.plan import Job, Kind
-from modcap.quantized import Bits, attach, device_of, restore, state_of
-from modcap.recipe import CapacityScale, Homogeneity, Method, Optimiser, Selection
-from modcap.reconstruct import (
-    Inputs,
-    Progress,
-    calibrate,
-    chain,
-    harden,
-    reconstruct,
-    relative_error,
-)
-from modcap.results import Result
+from modcap.network import Network
+from modcap.quantized import Bits, bits_of
+from modcap.recipe import Budget, CapacityKind, Device, Method, Recipe, Selection
+from modcap.resources import evaluation_memory, reconstruction_memory
+from modcap.results import canonical, digest
 from modcap.selection import Span
-from modcap.workbench import Workbench
 
-__all__ = ["run"]
+__all__ = [
+    "Cell",
+    "Job",
+    "Kind",
+    "assemble_job",
+    "capacity_jobs",
+    "choose_job",
+    "correct_job",
+    "evaluate_full_job",
+    "evaluate_job",
+    "reconstruct_job",
+    "select_job",
+    "tune_job",
+]
+
+REVISION = 5
+"""Of the algorithm: raise it when the same job would give other bytes than before."""
 
 
-def run(
-    job: Job,
-    bench: Workbench,
-    needs: Sequence[Result],
-    progress: Progress | None = None,
-) -> Result:
-    """Computes ``job``.
+class Kind(str, Enum):
+    """What a job computes."""
 
-    Args:
-        job: what to do.
-        bench: where its inputs come from.
-        needs: results of ``job.needs``, in that order.
-        progress: told of the loss while a group is reconstructed.
+    CAPACITY = "capacity"
+    SELECT = "select"
+    RECONSTRUCT = "reconstruct"
+    CORRECT = "correct"
+    CHOOSE = "choose"
+    TUNE = "tune"
+    ASSEMBLE = "assemble"
+    EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pure unit of work; equal keys are equal work.
+
+    Attributes:
+        kind: what it computes.
+        params: JSON that decides the result.
+        inputs: role (network, calibration, evaluation) to digest.
+        needs: keys of the jobs whose results it reads, in order.
+        label: for people; not part of the key.
+        threads: CPU threads it runs with; part of the key through ``params`` where it matters.
+        memory: bytes that it needs at its peak, estimated; 0 where it needs little.
+        gpus: share of a GPU that it asks for; None leaves that to its memory.
     """
-    start = time.perf_counter()
-    torch.set_num_threads(job.threads)
-    if job.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "the recipe's device is cuda and torch finds no GPU here: take device cpu, or a node "
-            "with a GPU and a CUDA build of torch"
-        )
-    result = _RUNNERS[job.kind](job, bench, needs, progress)
-    seconds = round(time.perf_counter() - start, 4)
-    origin = {"kind": job.kind.value, "needs": list(job.needs), "inputs": job.inputs}
-    meta = result.meta | origin | {"seconds": seconds, "label": job.label}
-    return Result(result.tensors, meta)
 
+    kind: Kind
+    params: dict[str, Any]
+    inputs: dict[str, str]
+    needs: tuple[str, ...] = ()
+    label: str = field(default="", compare=False)
+    threads: int = field(default=1, compare=False)
+    memory: int = field(default=0, compare=False)
+    gpus: float | None = field(default=None, compare=False)
 
-def _layer_bits(params: Mapping[str, Any]) -> list[list[Bits]]:
-    return [[Bits(*pair) for pair in module] for module in params["bits"]]
+    @property
+    def device(self) -> str:
+        """Where it computes: cpu or cuda."""
+        device: str = self.params.get("device", "cpu")
+        return device
 
+    @property
+    def small(self) -> bool:
+        """Whether it takes milliseconds, so that many may go to a worker at once."""
+        free = self.params.get("measure") == CapacityKind.DATA_FREE.value
+        return self.kind is Kind.SELECT or free
 
-@torch.no_grad()
-def _capacity(
-    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
-) -> Result:
-    p = job.params
-    modules = bench.network(job).partition.modules
-    index: int = p["module"]
-    if p["measure"] == "data-free":
-        bits = [Bits(*pair) for pair in p["bits"]]
-        return Result(meta={"capacity": capacity.data_free(modules[index], bits, p["alpha"])})
-    x = bench.images(job, "calibration").normalized(0, p["images"]).to(job.device)
-    x_quantized = x
-    for module, bits in zip(modules, _layer_bits(p), strict=False):
-        quantized = attach(module, bits)
-        calibrate([quantized], x, p["p"])
-        harden([quantized])
-        x, x_quantized = chain([module], x), chain([quantized], x_quantized)
-    return Result(meta={"capacity": capacity.data_dependent(x_quantized, x)})
+    @property
+    def steps(self) -> int:
+        """Optimisation steps that it takes."""
+        settings: dict[str, Any] = self.params.get("optimiser", {})
+        return int(settings.get("iterations", self.params.get("steps", 0)))
 
-
-def _select(
-    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
-) -> Result:
-    p = job.params
-    partition = bench.network(job).partition
-    count = len(partition.modules)
-    values = [float(result.meta["capacity"]) for result in needs]
-    compared = values
-    if p.get("capacity_scale") == CapacityScale.LOG.value:
-        compared = [math.copysign(math.log(max(abs(v), 1e-30)), 1) for v in values]
-    differences = capacity.differentials(compared) if values else [0.0] * (count - 1)
-    allowed = [True] * (count - 1)
-    if p.get("homogeneity") == Homogeneity.PAPER.value:
-        allowed = capacity.homogeneous(partition.modules)
-    mask = _mask(p, differences, allowed, partition.names, bool(values))
-    found: dict[str, Any] = {
-        "capacities": values,
-        "differentials": differences,
-        "allowed": allowed,
-        **_selected(mask),
-    }
-    if p["selection"] == Selection.TOP_K.value and p["k"] is None and values:
-        masks = (
-            selection.top_k(differences, k, allowed)
-            for k in selection.candidates(differences, allowed)
-        )
-        found["candidates"] = [_selected(mask)["groups"] for mask in masks]
-    return Result(meta=found)
-
-
-def _selected(mask: Sequence[bool]) -> dict[str, Any]:
-    return {
-        "selected": list(mask),
-        "k": sum(mask),
-        "groups": [list(span) for span in selection.spans(mask)],
-    }
-
-
-def _mask(
-    p: Mapping[str, Any],
-    differences: Sequence[float],
-    allowed: Sequence[bool],
-    names: Sequence[str],
-    measured: bool,
-) -> tuple[bool, ...]:
-    if p["selection"] == "explicit":
-        return selection.explicit(p["groups"], names)
-    k = p["k"]
-    if k is None:
-        k = selection.automatic_k(differences, allowed) if measured else 0
-    if p["selection"] == "random":
-        return selection.random_k(k, allowed, p["seed"])
-    return selection.top_k(differences, k, allowed)
-
-
-def _reconstruct(
-    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
-) -> Result:
-    p = job.params
-    span, bits = Span(p["start"], p["stop"]), _layer_bits(p)
-    floats = bench.network(job).partition.modules
-    full = _full(job, bench, span.start)
-    behind = _behind(job, bench, needs) if "prefix" in p else full
-    inputs = Inputs(behind, full, _full(job, bench, span.stop))
-    group = [attach(floats[i], b) for i, b in zip(range(*span), bits, strict=True)]
-    calibrate(group, full, p["p"])
-    outcome = reconstruct(
-        group,
-        inputs,
-        Method(p["method"]),
-        Optimiser(**p.get("optimiser", {"iterations": 0})),
-        _group_seed(p),
-        progress,
-    )
-    bench.activations.put(_place(job, (*job.needs, job.key)), outcome.output)
-    meta = {"start": span.start, "stop": span.stop, "error": outcome.error}
-    return Result(_tensors(group, span.start) | {"curve": outcome.curve}, meta)
-
-
-def _tensors(modules: Sequence[nn.Module], start: int) -> dict[str, Tensor]:
-    """The states of ``modules``, the first of which has the index ``start``."""
-    return {
-        f"{index}.{name}": tensor.cpu()
-        for index, module in enumerate(modules, start)
-        for name, tensor in state_of(module)
-    }
-
-
-def _full(job: Job, bench: Workbench, stop: int) -> Tensor:
-    """The full-precision activations (N, ...) in front of module ``stop``."""
-    place = job.device, job.inputs["network"], job.inputs["calibration"]
-    for at in range(stop, 0, -1):
-        x = bench.activations.get((*place, at))
-        if x is not None:
-            break
-    else:
-        at, x = 0, bench.images(job, "calibration").normalized().to(job.device)
-    x = chain(bench.network(job).partition.modules[at:stop], x)
-    bench.activations.put((*place, stop), x)
-    return x
-
-
-def _place(job: Job, keys: tuple[str, ...]) -> tuple[Any, ...]:
-    """Names the activations behind the results ``keys``, which see full precision in front."""
-    first = job.params.get("prefix", job.params["start"])
-    return job.device, job.inputs["network"], job.inputs["calibration"], first, keys
-
-
-def _behind(job: Job, bench: Workbench, needs: Sequence[Result]) -> Tensor:
-    """The activations (N, ...) in front of the group, behind the quantized part of its prefix."""
-    p = job.params
-    at, x = p["prefix"], None
-    for count in range(len(needs), 0, -1):
-        x = bench.activations.get(_place(job, job.needs[:count]))
-        if x is not None:
-            at = needs[count - 1].meta["stop"]
-            break
-    if x is None:
-        x = _full(job, bench, at)
-    floats, rest = bench.network(job).partition.modules, p["prefix_bits"][at - p["prefix"] :]
-    x = chain(_quantized(floats, rest, _states(needs), at), x)
-    bench.activations.put(_place(job, job.needs), x)
-    return x
-
-
-def _group_seed(params: Mapping[str, Any]) -> int:
-    """One seed per group and prefix, so that no group's draws depend on which ran before it."""
-    first = params.get("prefix", params["start"])
-    text = f"{params.get('seed', 0)}/{params['start']}/{params['stop']}/{first}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
-
-
-def _states(results: Sequence[Result]) -> dict[int, dict[str, Tensor]]:
-    """The states of modules, by their index, that earlier reconstructions left."""
-    states: dict[int, dict[str, Tensor]] = {}
-    for result in results:
-        for name, tensor in result.tensors.items():
-            index, _, rest = name.partition(".")
-            if rest:  # all but the curve
-                states.setdefault(int(index), {})[rest] = tensor
-    return states
-
-
-def _quantized(
-    floats: Sequence[Any],
-    bits: Sequence[Sequence[Sequence[int]]],
-    states: Mapping[int, dict[str, Tensor]],
-    start: int,
-) -> list[nn.Module]:
-    """Modules from ``start`` on, one for each entry of ``bits``, in the states found earlier."""
-    modules: list[nn.Module] = []
-    for index, module_bits in enumerate(bits, start):
-        module = attach(floats[index], [Bits(*pair) for pair in module_bits])
-        device = device_of(floats[index])
-        restore(module, {name: tensor.to(device) for name, tensor in states[index].items()})
-        modules.append(module)
-    return modules
-
-
-@torch.no_grad()
-def _correct(
-    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
-) -> Result:
-    floats = bench.network(job).partition.modules
-    modules = _quantized(floats, job.params["bits"], _states(needs), 0)
-    x = bench.images(job, "calibration").normalized(0, correction.IMAGES).to(job.device)
-    before, after = correction.correct(floats, modules, x)
-    return Result(_tensors(modules, 0), {"error_before": before, "error": after})
-
-
-@torch.no_grad()
-def _choose(
-    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
-) -> Result:
-    """The candidate with the least final error on the calibration images; of equals the first."""
-    p = job.params
-    floats = bench.network(job).partition.modules
-    x, target = _full(job, bench, 0), _full(job, bench, len(floats))
-    select, *rest = needs
-    errors: list[float] = []
-    for candidate in p["candidates"]:
-        states, rest = rest[: candidate["states"]], rest[candidate["states"] :]
-        modules = _quantized(floats, p["bits"], _states(states), 0)
-        errors.append(relative_error(chain(modules, x), target))
-    best = errors.index(min(errors))
-    stops = {stop for _, stop in p["candidates"][best]["groups"]}
-    mask = [boundary not in stops for boundary in range(1, len(floats))]
-    compared = [
-        {"k": len(floats) - len(candidate["groups"]), "error": error}
-        for candidate, error in zip(p["candidates"], errors, strict=True)
-    ]
-    return Result(meta=select.meta | _selected(mask) | {"chosen": best, "compared": compared})
-
-
-def _tune(job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None) -> Result:
-    p = job.params
-    floats = bench.network(job).partition.modules
-    modules = _quantized(floats, p["bits"], _states(needs), 0)
-    x, target = _full(job, bench, 0), _full(job, bench, len(floats))
-    curve, before, after = tuning.tune(
-        floats,
-        modules,
-        x,
-        target,
-        p["steps"],
-        p["rate"],
-        p["rounding_rate"],
-        p["batch_size"],
-        p["seed"],
-        progress,
-    )
-    return Result(_tensors(modules, 0) | {"curve": curve}, {"error_before": before, "error": after})
-
-
-def _assemble(
-    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
-) -> Result:
-    states: dict[str, Tensor] = {}
-    for result in needs:
-        states |= {n: t for n, t in result.tensors.items() if n != "curve"}
-    data = artifact.pack_network(bench.network(job), states, _layer_bits(job.params))
-    packed = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    digest = hashlib.sha256(data).hexdigest()
-    return Result({"artifact": packed}, {"artifact": digest, "artifact_bytes": len(data)})
-
-
-@torch.no_grad()
-def _evaluate(
-    job: Job, bench: Workbench, needs: Sequence[Result], progress: Progress | None
-) -> Result:
-    network, images = bench.network(job), bench.images(job, "evaluation")
-    if not needs:
-        return Result(meta={"top1": top1(network, images, job.device), "images": len(images)})
-    quantized = artifact.unpack_network(needs[0].tensors["artifact"].numpy().tobytes())
-    quantized.to(job.device)
-    x = bench.images(job, "calibration").normalized(0, 256).to(job.device)
-    losses = oscillation.losses(network.partition.modules, quantized.modules_in_order, x)
-    return Result(
-        meta={
-            "top1": top1(quantized, images, job.device),
-            "images": len(images),
-            "losses": losses,
-            "oscillation": oscillation.oscillation(losses),
-            "final_error": losses[-1],
+    @cached_property
+    def key(self) -> str:
+        """sha256 of kind, revision, parameters, inputs and the keys it needs."""
+        identity = {
+            "kind": self.kind.value,
+            "revision": REVISION,
+            "params": self.params,
+            "inputs": self.inputs,
+            "needs": list(self.needs),
         }
-    )
+        return digest(canonical(identity))
 
 
-@torch.no_grad()
-def top1(
-    model: Callable[[Tensor], Tensor], images: ImageSet, device: str = "cpu", batch: int = 250
-) -> float:
-    """Percentage of images whose largest logit is their label's."""
-    hits = 0
-    for start in range(0, len(images), batch):
-        logits = model(images.normalized(start, start + batch).to(device))
-        hits += int((logits.argmax(1).cpu() == images.labels[start : start + batch]).sum())
-    return 100 * hits / len(images)
+@dataclass(frozen=True)
+class Cell:
+    """One quantization to make: a network, its images (by digest) and a recipe."""
+
+    network: Network
+    calibration: str
+    evaluation: str
+    recipe: Recipe
+    name: str = ""
 
 
-_RUNNERS = {
-    Kind.CAPACITY: _capacity,
-    Kind.SELECT: _select,
-    Kind.RECONSTRUCT: _reconstruct,
-    Kind.CORRECT: _correct,
-    Kind.CHOOSE: _choose,
-    Kind.TUNE: _tune,
-    Kind.ASSEMBLE: _assemble,
-    Kind.EVALUATE: _evaluate,
-}
+def _device(cell: Cell) -> dict[str, str]:
+    """The device as a parameter, where it is not the usual one: keys of the CPU stay."""
+    device = cell.recipe.device
+    return {} if device is Device.CPU else {"device": device.value}
+
+
+def _room(cell: Cell, memory: int) -> dict[str, Any]:
+    """What a job asks of the node that it runs on."""
+    return {"threads": cell.recipe.threads, "memory": memory, "gpus": cell.recipe.gpus}
+
+
+def _bits(cell: Cell) -> list[list[Bits]]:
+    r = cell.recipe
+    return bits_of(cell.network.partition, r.w_bits, r.a_bits, r.edge_bits)
+
+
+def capacity_jobs(cell: Cell) -> list[Job]:
+    recipe, names = cell.recipe, cell.network.partition.names
+    if recipe.capacity is CapacityKind.NONE or recipe.method is Method.RTN:
+        return []
+    bits = _bits(cell)
+    inputs = {"network": cell.network.digest}
+    jobs = []
+    for index, name in enumerate(names):
+        params: dict[str, Any] = {"measure": recipe.capacity.value, "module": index}
+        room: dict[str, Any] = {}
+        if recipe.capacity is CapacityKind.DATA_FREE:
+            params |= {"bits": bits[index], "alpha": recipe.stride_coefficient}
+        else:
+            params |= {
+                "bits": bits[: index + 1],
+                "images": recipe.capacity_images,
+                "p": recipe.scale_exponent,
+            }
+            params |= _device(cell)
+            inputs = inputs | {"calibration": cell.calibration}
+            images = max(recipe.capacity_images, recipe.optimiser.batch_size)
+            memory = reconstruction_memory(cell.network, Span(index, index + 1), images, 0)
+            room = _room(cell, memory)
+        jobs.append(Job(Kind.CAPACITY, params, inputs, label=f"capacity {name}", **room))
+    return jobs
+
+
+def select_job(cell: Cell, capacities: tuple[str, ...]) -> Job:
+    recipe = cell.recipe
+    params: dict[str, Any] = {"selection": recipe.selection.value, "k": recipe.k}
+    if recipe.selection is Selection.EXPLICIT:
+        params = {"selection": "explicit", "groups": recipe.groups}
+    elif recipe.method is Method.RTN:
+        params["k"] = 0
+    else:
+        params["homogeneity"] = recipe.homogeneity.value
+        params["capacity_scale"] = recipe.capacity_scale.value
+        if recipe.selection is Selection.RANDOM:
+            params["seed"] = recipe.seed
+    inputs = {"network": cell.network.digest}
+    return Job(Kind.SELECT, params, inputs, capacities, label=f"select {cell.name}")
+
+
+def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) -> Job:
+    """``needs`` hold the modules from ``first`` to the group, which it sees quantized."""
+    recipe = cell.recipe
+    params: dict[str, Any] = {
+        "start": span.start,
+        "stop": span.stop,
+        "bits": _bits(cell)[span.start : span.stop],
+        "method": recipe.method.value,
+        "p": recipe.scale_exponent,
+    }
+    if recipe.method is not Method.RTN:
+        steps = recipe.optimiser.iterations
+        if recipe.iterations_per is Budget.MODULE:
+            steps *= span.stop - span.start
+        params |= {
+            "optimiser": recipe.optimiser.model_dump(mode="json") | {"iterations": steps},
+            "seed": recipe.seed,
+            "threads": recipe.threads,
+        }
+    if first < span.start:
+        params |= {"prefix": first, "prefix_bits": _bits(cell)[first : span.start]}
+    names = cell.network.partition.names
+    title = names[span.start]
+    if span.stop - span.start > 1:
+        title += (
+            f"+{names[span.stop - 1]}"
+            if span.stop - span.start == 2
+            else "…" + names[span.stop - 1]
+        )
+    inputs = {"network": cell.network.digest, "calibration": cell.calibration}
+    label = f"{recipe.method.value} {recipe.bits} {title}"
+    batch = recipe.optimiser.batch_size if recipe.method is not Method.RTN else 0
+    memory = reconstruction_memory(cell.network, span, recipe.calibration, batch)
+    params |= _device(cell)
+    return Job(Kind.RECONSTRUCT, params, inputs, needs, label=label, **_room(cell, memory))
+
+
+def correct_job(cell: Cell, needs: tuple[str, ...]) -> Job:
+    return _whole_job(cell, Kind.CORRECT, {}, needs, evaluation_memory(cell.network))
+
+
+def choose_job(
+    cell: Cell, select: str, ways: Sequence[tuple[Sequence[Span], tuple[str, ...]]]
+) -> Job:
+    """``ways``: groups, and the jobs that say what became of every module. It needs the selection,
+    and those of each way one after another."""
+    candidates = [
+        {"groups": [list(span) for span in groups], "states": len(states)}
+        for groups, states in ways
+    ]
+    needs = (select, *(key for _, states in ways for key in states))
+    memory = evaluation_memory(cell.network)
+    return _whole_job(cell, Kind.CHOOSE, {"candidates": candidates}, needs, memory)
+
+
+def tune_job(cell: Cell, needs: tuple[str, ...]) -> Job:
+    recipe = cell.recipe
+    batch, modules = recipe.optimiser.batch_size, len(cell.network.partition.modules)
+    params: dict[str, Any] = {
+        "steps": recipe.tuning_steps,
+        "rate": recipe.tuning_rate,
+        "rounding_rate": recipe.tuning_rounding_rate,
+        "batch_size": batch,
+        "seed": recipe.seed,
+    }
+    memory = reconstruction_memory(cell.network, Span(0, modules), recipe.calibration, batch)
+    return _whole_job(cell, Kind.TUNE, params, needs, memory)
+
+
+def _whole_job(
+    cell: Cell, kind: Kind, params: dict[str, Any], needs: tuple[str, ...], memory: int
+) -> Job:
+    """A job over the whole quantized network and the calibration images."""
+    common = {"bits": _bits(cell), "threads": cell.recipe.threads} | _device(cell)
+    inputs = {"network": cell.network.digest, "calibration": cell.calibration}
+    label = f"{kind.value} {cell.name}"
+    return Job(kind, params | common, inputs, needs, label=label, **_room(cell, memory))
+
+
+def assemble_job(cell: Cell, needs: tuple[str, ...]) -> Job:
+    params: dict[str, Any] = {"bits": _bits(cell)}
+    inputs = {"network": cell.network.digest}
+    return Job(Kind.ASSEMBLE, params, inputs, needs, label=f"assemble {cell.name}")
+
+
+def evaluate_job(cell: Cell, assemble: str) -> Job:
+    images = {"calibration": cell.calibration, "evaluation": cell.evaluation}
+    inputs = {"network": cell.network.digest} | images
+    params = {"of": "quantized"} | _device(cell)
+    room = _room(cell, evaluation_memory(cell.network))
+    return Job(Kind.EVALUATE, params, inputs, (assemble,), f"evaluate {cell.name}", **room)
+
+
+def evaluate_full_job(cell: Cell) -> Job:
+    inputs = {"network": cell.network.digest, "evaluation": cell.evaluation}
+    params = {"of": "full precision"} | _device(cell)
+    room = _room(cell, evaluation_memory(cell.network))
+    return Job(Kind.EVALUATE, params, inputs, label="evaluate full precision", **room)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from modcap.artifact import QuantizedNetwork, unpack_network
 from modcap.errors import InputError
 from modcap.images import ImageSet
-from modcap.jobs import run
+from modcap.jobs import Cell, Job
 from modcap.network import Network, build
-from modcap.plan import Cell, Job, plan
+from modcap.plan import plan
 from modcap.recipe import Recipe
 from modcap.results import Result
+from modcap.runners import run
 from modcap.selection import Span
 from modcap.workbench import Workbench
 

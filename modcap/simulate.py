@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from modcap.plan import Job
+from modcap.jobs import Job
 
 __all__ = ["Simulated", "critical_path", "simulate"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from modcap.images import ImageSet
+from modcap.jobs import Job
 from modcap.network import Network
-from modcap.plan import Job
 
 __all__ = ["Activations", "Workbench"]
 

@@ -15,9 +15,9 @@ import ray
 import torch
 
 from modcap.errors import ModcapError
-from modcap.jobs import run
-from modcap.plan import Job
+from modcap.jobs import Job
 from modcap.results import Result
+from modcap.runners import run
 from modcap.workbench import Workbench
 from tasks.store import Store
 

@@ -15,7 +15,7 @@ from flows.resources import (
     request,
 )
 from modcap.errors import InputError
-from modcap.plan import Job, Kind
+from modcap.jobs import Job, Kind
 
 GIB = 1 << 30
 

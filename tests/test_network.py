@@ -13,10 +13,10 @@ from modcap.artifact import pack_network, unpack_network
 from modcap.errors import InputError, ModcapError
 from modcap.graph_json import graph_from_json, graph_to_json
 from modcap.images import ImageSet
-from modcap.jobs import top1
 from modcap.network import Network, build
 from modcap.quantized import attach, bits_of, state_of
 from modcap.reconstruct import calibrate, chain, harden
+from modcap.runners import top1
 from tests.networks import make
 
 NAMES = ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small", "densenet121", "zoo_vgg"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from modcap.jobs import Cell, Job, Kind
 from modcap.network import Network, build
-from modcap.plan import Cell, Job, Kind, Plan, plan
+from modcap.plan import Plan, plan
 from modcap.recipe import Recipe
 from modcap.resources import footprints
 from modcap.results import Result

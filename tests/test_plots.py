@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows import plots
-from modcap.plan import Kind
+from modcap.jobs import Kind
 
 
 def test_every_kind_of_job_is_drawn_in_its_own_way() -> None:

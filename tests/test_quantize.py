@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import modcap
 from modcap import checkpoint, data
 from modcap.images import ImageSet
-from modcap.jobs import top1
 from modcap.oscillation import losses, oscillation
 from modcap.preprocess import Preprocess
 from modcap.recipe import PRESETS
+from modcap.runners import top1
 from tests.networks import make
 
 CHECKPOINTS = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"

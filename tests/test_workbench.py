@@ -7,10 +7,11 @@ import torch
 
 import modcap
 from modcap.images import ImageSet
-from modcap.jobs import run
+from modcap.jobs import Cell
 from modcap.network import build
-from modcap.plan import Cell, plan
+from modcap.plan import plan
 from modcap.results import Result, encode
+from modcap.runners import run
 from modcap.workbench import Activations, Workbench
 from modcap.zoo import resnet18_narrow
 

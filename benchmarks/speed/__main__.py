@@ -1,7 +1,7 @@
 """Seconds per reconstruction step and per run, peak memory and top-1, beside peers; and how cost
 grows with depth and calibration images.
 
-    python -m benchmarks.speed --quick     # one network, 100 steps per layer
+    python -m benchmarks.speed --quick     # one network, 100 steps per layer, 2,000 test images
     python -m benchmarks.speed             # 500 steps per layer, both bit widths
     python -m benchmarks.speed --fresh     # measure again what was measured
 
@@ -21,7 +21,7 @@ from benchmarks.speed.store import Rows
 
 ROOT = Path(__file__).parents[2]
 NETWORKS = ["mobilenet_v2_x0_5", "resnet18_narrow"]  # the short form takes the first
-BEFORE = "4663890"  # the parent of "Inner loop 1.6 times (MobileNetV2) …"
+BEFORE = "e52b746"  # the parent of "Faster inner loop, activation cache …"
 DEPTHS = ["resnet18", "resnet34", "resnet50", "resnet101"]  # the short form leaves out the last
 COUNTS = [256, 512, 1024, 2048]
 COMMON: dict[str, Any] = {"batch": 32, "seed": 0, "images": 1024, "method": "qdrop"}
@@ -33,7 +33,7 @@ def ratio(rows: Rows, size: str) -> None:
         for turn in range(3):
             for name, source in (("before", BEFORE), ("now", "HEAD")):
                 spec = {"w_bits": 4, "a_bits": 4, "steps": 100, "images": 256}
-                spec = {**COMMON, **spec, "network": network, "test": False}
+                spec = {**COMMON, **spec, "network": network, "tests": 0}
                 place = processes.revision(source)
                 key = f"{size}/step/{network}/{name}/{turn}"
                 rows.once(key, lambda p=place, s=spec: processes.run("modcap", 600, p, **s))
@@ -42,16 +42,17 @@ def ratio(rows: Rows, size: str) -> None:
 def runs(rows: Rows, size: str, quick: bool, steps: int, limit: float) -> None:
     """Whole runs of modcap and of the peers."""
     source = processes.revision("HEAD")
+    common = {**COMMON, "tests": 2000 if quick else 10_000}
     for network in NETWORKS[:1] if quick else NETWORKS:
         for bits in ((4, 4),) if quick else ((4, 4), (2, 4)):
-            spec = {**COMMON, "network": network, "w_bits": bits[0], "a_bits": bits[1]}
+            spec = {**common, "network": network, "w_bits": bits[0], "a_bits": bits[1]}
             for method in ("qdrop",) if quick else ("qdrop", "adaround"):
                 key = f"{size}/run/{network}/W{bits[0]}A{bits[1]}/modcap {method}"
                 own = {**spec, "method": method, "steps": steps}
                 rows.once(key, lambda s=own: processes.run("modcap", 3600, source, **s))
         for peer in processes.PEERS:
             state = rows.once(f"install/{peer}", lambda p=peer: {"state": processes.install(p)})
-            spec = {**COMMON, "network": network, "w_bits": 4, "a_bits": 4, "steps": steps}
+            spec = {**common, "network": network, "w_bits": 4, "a_bits": 4, "steps": steps}
             if state["state"] != "works":
                 continue
             key = f"{size}/run/{network}/W4A4/{peer}"
@@ -68,7 +69,7 @@ def runs(rows: Rows, size: str, quick: bool, steps: int, limit: float) -> None:
 def linear(rows: Rows, size: str, quick: bool) -> None:
     """Cost against depth and against calibration images, at fixed steps per module."""
     source = processes.revision("HEAD")
-    spec = {**COMMON, "network": "resnet18_narrow", "w_bits": 4, "a_bits": 4, "test": False}
+    spec = {**COMMON, "network": "resnet18_narrow", "w_bits": 4, "a_bits": 4, "tests": 0}
     for name in DEPTHS[:-1] if quick else DEPTHS:
         deep = {**spec, "torchvision": name, "images": 32, "batch": 8, "steps": 5 if quick else 20}
         key = f"{size}/depth/{name}"
@@ -92,7 +93,7 @@ def main() -> None:
     if not args.quick:
         ratio(rows, size)
     linear(rows, size, args.quick)
-    runs(rows, size, args.quick, 100 if args.quick else 500, 150 if args.quick else 3600)
+    runs(rows, size, args.quick, 100 if args.quick else 500, 150 if args.quick else 1800)
     report.write(ROOT, size, rows.rows)
 
 

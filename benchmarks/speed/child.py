@@ -1,7 +1,7 @@
 """What every measured process shares: one thread, the same inputs, one JSON line at the end.
 
 A child is started as ``python FILE SPEC`` with SPEC as JSON: ``inputs`` (folder), ``network``,
-``images`` (how many), ``w_bits``, ``a_bits``, ``steps``, ``batch``, ``seed``, and ``test``.
+``images`` and ``tests`` (how many), ``w_bits``, ``a_bits``, ``steps``, ``batch``, ``seed``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Bench:
         folder = Path(spec["inputs"])
         self.model = load(spec["network"], folder / f"{spec['network']}.pt")
         self.images = torch.from_numpy(np.load(folder / "calibration.npy")[: spec["images"]])
-        self.tests = np.load(folder / "tests.npy", mmap_mode="r")
+        self.tests = np.load(folder / "tests.npy", mmap_mode="r")[: spec["tests"]]
         self.labels = np.load(folder / "labels.npy")
 
     def batches(self, size: int | None = None) -> Iterator[Tensor]:
@@ -91,6 +91,6 @@ def measured(
     }
     if isinstance(network, nn.Module):
         network.eval()
-    row["top1"] = round(bench.top1(network), 2) if bench.spec.get("test", True) else None
+    row["top1"] = round(bench.top1(network), 2) if bench.spec["tests"] else None
     print(json.dumps({**row, **more}), flush=True)
     os._exit(0)  # whatever threads a peer left behind

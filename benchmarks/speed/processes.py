@@ -58,14 +58,16 @@ def install(peer: str) -> str:
     mark = folder / "installed"
     if mark.exists():
         return "works"
-    pip = [str(folder / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "-q"]
+    pip = ["pip", "install", "--python", str(folder)]
     steps = [
-        [sys.executable, "-m", "venv", "--clear", str(folder)],
+        ["venv", "--clear", "--python", sys.executable, str(folder)],
         [*pip, TORCH, *PEERS[peer]],
         [*pip, "--no-deps", TORCHVISION],  # read by two of the peers at import, never used
     ]
+    environment = {**os.environ, "UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
     for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True)
+        command = [sys.executable, "-m", "uv", "--quiet", *step]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             return f"install fails: {_last_line(done.stderr)}"
     mark.touch()
@@ -80,9 +82,9 @@ def _last_line(text: str) -> str:
 @cache
 def revision(name: str) -> Path:
     """A folder with ``modcap/`` as committed in ``name``."""
-    archive = subprocess.run(
-        ["git", "archive", name, "modcap"], cwd=ROOT, capture_output=True, check=True
-    )
+    archive = subprocess.run(["git", "archive", name, "modcap"], cwd=ROOT, capture_output=True)
+    if archive.returncode:
+        sys.exit(f"revision {name} is not in this clone: fetch its whole history")
     folder = Path(tempfile.mkdtemp(prefix="modcap-speed-"))
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")

@@ -15,8 +15,8 @@ from flows.progress import Progress
 from flows.quantize import THREADS
 from modcap import zoo
 from modcap.errors import ModcapError
+from modcap.jobs import Job, Kind
 from modcap.network import build
-from modcap.plan import Job, Kind
 from tasks.store import Store
 
 LEAST = int(sys.argv[1])

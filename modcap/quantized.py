@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from modcap.gradients import GAMMA, ZETA, FakeQuantize, Round, Soften
 from modcap.partition import Partition, weight_layers
 from modcap.quantizer import dequantize, levels, quantize, search_scale
 
@@ -31,7 +32,6 @@ __all__ = [
     "through",
 ]
 
-GAMMA, ZETA = -0.1, 1.1  # stretch of the rectified sigmoid (AdaRound, eq. 23)
 _NEARLY_HALF = 0.49  # as far from an integer as a number may be that rounds to it
 
 
@@ -58,38 +58,7 @@ def through(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-class _FakeQuantize(torch.autograd.Function):
-    """x quantized where ``keep`` is 1; gradients pass through the rounding (LSQ, eq. 3-5).
-
-    All that the backward pass needs is two factors, one for each gradient. Selecting by a random
-    mask costs ten times what blending by it does (mispredicted branches), hence the arithmetic.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, low: float, high: float, keep: Tensor | None
-    ) -> Tensor:
-        ratio = x / scale
-        rounded = torch.round(ratio)
-        steps = torch.clamp(rounded, low, high)
-        clipped = rounded.sub_(steps).abs_().clamp_(max=1)  # 1 where the range ends, else 0
-        y = steps * scale
-        slope = torch.addcmul(steps.sub_(ratio), ratio, clipped)
-        if keep is not None:
-            y = torch.lerp(x, y, keep)
-            slope.mul_(keep)
-            clipped.mul_(keep)
-        ctx.save_for_backward(slope, 1 - clipped)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        slope, through = ctx.saved_tensors
-        (grad,) = grads
-        return grad * through, (grad * slope).sum(), None, None, None
-
-
-def draw(like: Tensor, probability: float, generator: Any) -> Tensor:
+def draw(like: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
     """A mask with the shape and memory format of ``like``: 1 with ``probability`` (to 1/256).
 
     One 64-bit random number serves eight elements.
@@ -103,51 +72,6 @@ def draw(like: Tensor, probability: float, generator: Any) -> Tensor:
     octets = words.view(torch.uint8)[: mask.numel()]
     mask.as_strided((mask.numel(),), (1,)).copy_(octets <= threshold - 1)
     return mask
-
-
-class _Soften(torch.autograd.Function):
-    """h(V) (AdaRound, eq. 23) and the sum of 1 - |2 h(V) - 1|^beta (eq. 24), with its weight.
-
-    Both gradients come from one sigmoid, and the power from one logarithm.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rounding: Tensor, beta: float | None) -> tuple[Tensor, Tensor]:
-        sigmoid = torch.sigmoid(rounding)
-        up = torch.clamp(sigmoid * (ZETA - GAMMA) + GAMMA, 0, 1)
-        inside = ((up > 0) & (up < 1)).to(up.dtype)
-        slope = sigmoid.mul_(1 - sigmoid).mul_(ZETA - GAMMA).mul_(inside)
-        if beta is None:
-            ctx.save_for_backward(slope, None)
-            return up, up.new_zeros(())
-        centred = 2 * up - 1
-        logarithm = centred.abs().clamp_(min=1e-30).log_()
-        penalty = up.numel() - torch.exp(beta * logarithm).sum()
-        pull = torch.exp((beta - 1) * logarithm).mul_(centred.sign_()).mul_(-2 * beta).mul_(slope)
-        ctx.save_for_backward(slope, pull)
-        return up, penalty
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        slope, pull = ctx.saved_tensors
-        grad = grads[0] * slope
-        return (grad if pull is None else torch.addcmul(grad, pull, grads[1])), None
-
-
-class _Round(torch.autograd.Function):
-    """Rounds to 0 .. top; gradients pass straight through, but where the range ends."""
-
-    @staticmethod
-    def forward(ctx: Any, latent: Tensor, top: int) -> Tensor:
-        rounded = torch.round(latent)
-        q = torch.clamp(rounded, 0, top)
-        ctx.save_for_backward(q == rounded)
-        return q
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None
 
 
 class ActivationQuantizer(nn.Module):
@@ -178,7 +102,7 @@ class ActivationQuantizer(nn.Module):
         keep = None
         if self.keep_probability < 1:
             keep = draw(x, self.keep_probability, self.generator)
-        fake: Tensor = _FakeQuantize.apply(  # type: ignore[no-untyped-call]
+        fake: Tensor = FakeQuantize.apply(  # type: ignore[no-untyped-call]
             x, self.scale, *self._range, keep
         )
         return fake
@@ -275,10 +199,10 @@ class QuantLayer(nn.Module):
         factor = self._spread(torch.exp(self.stretch))
         if self.rounding is not None:
             rounding = self.rounding
-            up, self.penalty = _Soften.apply(rounding, self.beta)  # type: ignore[no-untyped-call]
+            up, self.penalty = Soften.apply(rounding, self.beta)  # type: ignore[no-untyped-call]
             q = torch.clamp(self._floor + up, 0, levels(self.bits))
         elif self.latent is not None:
-            q = _Round.apply(self.latent, levels(self.bits))  # type: ignore[no-untyped-call]
+            q = Round.apply(self.latent, levels(self.bits))  # type: ignore[no-untyped-call]
         else:
             return self.weight * factor
         return dequantize(q, self._spread(self.scale) * factor, self._spread(self.zero_point))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,6 +41,11 @@ class ImageSet:
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (x - mean[:, None, None]) / std[:, None, None]
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All images as the network takes them, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.normalized(start, start + size)
 
     def to_bytes(self) -> bytes:
         """safetensors, the same for the same images."""

@@ -14,7 +14,7 @@ from typing import Any
 from modcap.network import Network
 from modcap.quantized import Bits, bits_of
 from modcap.recipe import Budget, CapacityKind, Device, Method, Recipe, Selection
-from modcap.resources import evaluation_memory, reconstruction_memory
+from modcap.resources import KEPT, evaluation_memory, reconstruction_memory
 from modcap.results import canonical, digest
 from modcap.selection import Span
 
@@ -33,7 +33,7 @@ __all__ = [
     "tune_job",
 ]
 
-REVISION = 5
+REVISION = 6
 """Of the algorithm: raise it when the same job would give other bytes than before."""
 
 
@@ -63,6 +63,7 @@ class Job:
         threads: CPU threads it runs with; part of the key through ``params`` where it matters.
         memory: bytes that it needs at its peak, estimated; 0 where it needs little.
         gpus: share of a GPU that it asks for; None leaves that to its memory.
+        activation_memory: bytes of calibration activations that it holds in memory; None is all.
     """
 
     kind: Kind
@@ -73,12 +74,18 @@ class Job:
     threads: int = field(default=1, compare=False)
     memory: int = field(default=0, compare=False)
     gpus: float | None = field(default=None, compare=False)
+    activation_memory: int | None = field(default=None, compare=False)
 
     @property
     def device(self) -> str:
         """Where it computes: cpu or cuda."""
         device: str = self.params.get("device", "cpu")
         return device
+
+    @property
+    def most_per_tensor(self) -> float | None:
+        """Bytes of a tensor of activations above which it lies in a file."""
+        return None if self.activation_memory is None else self.activation_memory / KEPT
 
     @property
     def small(self) -> bool:
@@ -124,7 +131,20 @@ def _device(cell: Cell) -> dict[str, str]:
 
 def _room(cell: Cell, memory: int) -> dict[str, Any]:
     """What a job asks of the node that it runs on."""
-    return {"threads": cell.recipe.threads, "memory": memory, "gpus": cell.recipe.gpus}
+    recipe = cell.recipe
+    return {
+        "threads": recipe.threads,
+        "memory": memory,
+        "gpus": recipe.gpus,
+        "activation_memory": recipe.activation_bytes,
+    }
+
+
+def _memory(cell: Cell, span: Span, batch: int) -> int:
+    """Of the optimisation of the modules ``span``."""
+    recipe = cell.recipe
+    bound = recipe.activation_bytes
+    return reconstruction_memory(cell.network, span, recipe.calibration, batch, bound)
 
 
 def _bits(cell: Cell) -> list[list[Bits]]:
@@ -207,7 +227,7 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
     inputs = {"network": cell.network.digest, "calibration": cell.calibration}
     label = f"{recipe.method.value} {recipe.bits} {title}"
     batch = recipe.optimiser.batch_size if recipe.method is not Method.RTN else 0
-    memory = reconstruction_memory(cell.network, span, recipe.calibration, batch)
+    memory = _memory(cell, span, batch)
     params |= _device(cell)
     return Job(Kind.RECONSTRUCT, params, inputs, needs, label=label, **_room(cell, memory))
 
@@ -240,7 +260,7 @@ def tune_job(cell: Cell, needs: tuple[str, ...]) -> Job:
         "batch_size": batch,
         "seed": recipe.seed,
     }
-    memory = reconstruction_memory(cell.network, Span(0, modules), recipe.calibration, batch)
+    memory = _memory(cell, Span(0, modules), batch)
     return _whole_job(cell, Kind.TUNE, params, needs, memory)
 
 

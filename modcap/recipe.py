@@ -194,8 +194,17 @@ class Recipe(_Frozen):
         "whole one where nodes do not say how much theirs have",
     )
 
+    activation_memory: float | None = Field(
+        None,
+        gt=0,
+        description="device cpu: GiB of calibration activations that a job holds in memory; larger "
+        "ones lie in temporary files; same bytes. None holds all",
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        if self.activation_memory is not None and self.device is not Device.CPU:
+            raise ValueError("activation_memory is for device cpu: leave it out")
         if (self.selection is Selection.EXPLICIT) != bool(self.groups):
             raise ValueError("selection explicit and groups go together: give both or neither")
         if self.optimiser.batch_size > self.calibration:
@@ -221,6 +230,11 @@ class Recipe(_Frozen):
         return min(3 * self.optimiser.iterations, _TUNING) if learns else 0
 
     @property
+    def activation_bytes(self) -> int | None:
+        """``activation_memory`` in bytes."""
+        return None if self.activation_memory is None else int(self.activation_memory * 2**30)
+
+    @property
     def bits(self) -> str:
         """Such as ``W4A8``."""
         return f"W{self.w_bits}A{self.a_bits}"
@@ -229,9 +243,10 @@ class Recipe(_Frozen):
     def digest(self) -> str:
         """sha256 of what differs from the defaults, so that new fields do not change it.
 
-        ``gpus`` is left out: it decides where jobs find room, not what they give.
+        Left out is what decides where jobs find room, not what they give.
         """
-        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"gpus"})
+        room = {"gpus", "activation_memory"}
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude=room)
         return digest(canonical(fields))
 
     @classmethod

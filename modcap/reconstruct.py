@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from modcap.activations import gather
 from modcap.quantized import (
     ActivationQuantizer,
     channels_last,
@@ -69,17 +70,22 @@ class Outcome:
 
 
 @torch.no_grad()
-def chain(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """The output of ``modules`` one after another on x (N, ...), in batches."""
+def chain(modules: Sequence[nn.Module], x: Tensor, limit: float | None = None) -> Tensor:
+    """The output of ``modules`` one after another on x (N, ...), in batches; of more than
+    ``limit`` bytes, in a file."""
     if not modules:
         return x
-    return torch.cat([through(modules, part) for part in x.split(_BATCH)])
+    return gather((through(modules, part) for part in x.split(_BATCH)), len(x), limit)
 
 
 def relative_error(output: Tensor, target: Tensor) -> float:
-    """||output - target||^2 / ||target||^2."""
-    energy = float(target.double().square().sum())
-    return float((output.double() - target.double()).square().sum()) / max(energy, 1e-30)
+    """||output - target||^2 / ||target||^2, over tensors (N, ...)."""
+    away = energy = 0.0
+    for y, wanted in zip(output.split(_BATCH), target.split(_BATCH), strict=True):
+        exact = wanted.double()
+        away += float((y.double() - exact).square().sum())
+        energy += float(exact.square().sum())
+    return away / max(energy, 1e-30)
 
 
 @torch.no_grad()
@@ -122,6 +128,7 @@ def reconstruct(
     settings: Optimiser,
     seed: int,
     progress: Progress | None = None,
+    limit: float | None = None,
 ) -> Outcome:
     """Optimises the calibrated ``modules`` jointly and hardens them in place.
 
@@ -134,6 +141,7 @@ def reconstruct(
         settings: steps, batch size, rates, regulariser.
         seed: of batches and drops.
         progress: told of the loss about fifty times.
+        limit: bytes of the output above which it lies in a file.
     """
     inputs = Inputs(*map(channels_last, (inputs.quantized, inputs.full, inputs.target)))
     curve = torch.zeros((0, 2), dtype=torch.float64)
@@ -142,7 +150,7 @@ def reconstruct(
             layer.soften()
         curve = optimise(modules, inputs, method, settings, seed, progress)
     harden(modules)
-    output = chain(modules, inputs.quantized)
+    output = chain(modules, inputs.quantized, limit)
     return Outcome(curve, output, relative_error(output, inputs.target))
 
 

@@ -23,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from modcap.network import Network
 from modcap.selection import Span
 
-__all__ = ["Footprint", "evaluation_memory", "footprints", "reconstruction_memory"]
+__all__ = ["KEPT", "Footprint", "evaluation_memory", "footprints", "reconstruction_memory"]
 
+KEPT = 4  # tensors of calibration activations that a reconstruction holds
 _BASE = 512 << 20  # a worker process with torch, 312 MB, and room
 _PASS = 256  # images in a forward pass without gradients
 _STEP = 6  # times the inner values, in a step with gradients
@@ -82,7 +83,9 @@ class _Sizes(fx.Interpreter):
         return value
 
 
-def reconstruction_memory(network: Network, span: Span, images: int, batch: int) -> int:
+def reconstruction_memory(
+    network: Network, span: Span, images: int, batch: int, bound: int | None = None
+) -> int:
     """Bytes that the reconstruction of a group needs.
 
     Args:
@@ -90,12 +93,16 @@ def reconstruction_memory(network: Network, span: Span, images: int, batch: int)
         span: its modules.
         images: of calibration.
         batch: images per step; 0 where nothing is optimised.
+        bound: bytes of calibration activations that are held in memory, at most.
     """
     modules = footprints(network)
     before, group = modules[: span.start], modules[span.start : span.stop]
-    kept = images * (2 * group[0].input + 2 * group[-1].output)
+    kept = images * KEPT // 2 * (group[0].input + group[-1].output)
     widest = max(module.inside for module in (*before, *group))
-    passes = images * modules[0].input + _PASS * widest
+    first = images * modules[0].input
+    if bound is not None:
+        kept, first = min(kept, bound), min(first, bound)
+    passes = first + _PASS * widest
     step = batch * _STEP * sum(module.inside for module in group)
     weights = sum(module.weights for module in group) * (_WEIGHTS if batch else 3)
     return _rounded(kept + max(passes, step) + weights + 2 * _all_weights(modules))

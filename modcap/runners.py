@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modcap import artifact, capacity, correction, oscillation, selection, tuning
+from modcap.activations import gather
 from modcap.errors import InputError
 from modcap.images import ImageSet
 from modcap.jobs import Job, Kind
@@ -158,6 +159,7 @@ def _reconstruct(
         Optimiser(**p.get("optimiser", {"iterations": 0})),
         _group_seed(p),
         progress,
+        job.most_per_tensor,
     )
     bench.activations.put(_place(job, (*job.needs, job.key)), outcome.output)
     meta = {"start": span.start, "stop": span.stop, "error": outcome.error}
@@ -181,8 +183,10 @@ def _full(job: Job, bench: Workbench, stop: int) -> Tensor:
         if x is not None:
             break
     else:
-        at, x = 0, bench.images(job, "calibration").normalized().to(job.device)
-    x = chain(bench.network(job).partition.modules[at:stop], x)
+        images = bench.images(job, "calibration")
+        parts = (part.to(job.device) for part in images.batches(256))
+        at, x = 0, gather(parts, len(images), job.most_per_tensor)
+    x = chain(bench.network(job).partition.modules[at:stop], x, job.most_per_tensor)
     bench.activations.put((*place, stop), x)
     return x
 
@@ -205,7 +209,7 @@ def _behind(job: Job, bench: Workbench, needs: Sequence[Result]) -> Tensor:
     if x is None:
         x = _full(job, bench, at)
     floats, rest = bench.network(job).partition.modules, p["prefix_bits"][at - p["prefix"] :]
-    x = chain(_quantized(floats, rest, _states(needs), at), x)
+    x = chain(_quantized(floats, rest, _states(needs), at), x, job.most_per_tensor)
     bench.activations.put(_place(job, job.needs), x)
     return x
 

@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
+from modcap.activations import Activations
 from modcap.images import ImageSet
 from modcap.jobs import Job
 from modcap.network import Network
 
-__all__ = ["Activations", "Workbench"]
+__all__ = ["Workbench"]
 
 _T = TypeVar("_T")
 _INPUTS = 6  # parsed inputs that a workbench keeps
-_BYTES = 1 << 30  # of activations that it keeps
-
-
-class Activations:
-    """The activations last seen at the boundaries of groups: a cache, never stored or shipped.
-
-    A job behind a prefix goes on from the nearest boundary that is kept, instead of running the
-    whole prefix again; the result is the same to the bit. The oldest go when ``limit`` bytes are
-    full.
-    """
-
-    def __init__(self, limit: int = _BYTES) -> None:
-        self._limit, self._size = limit, 0
-        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
-
-    def get(self, key: Hashable) -> Tensor | None:
-        found = self._kept.get(key)
-        if found is not None:
-            self._kept.move_to_end(key)
-        return found
-
-    def put(self, key: Hashable, x: Tensor) -> None:
-        if key in self._kept or x.nbytes > self._limit:
-            return
-        self._kept[key] = x
-        self._size += x.nbytes
-        while self._size > self._limit:
-            self._size -= self._kept.popitem(last=False)[1].nbytes
 
 
 @dataclass

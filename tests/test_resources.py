@@ -36,6 +36,11 @@ def test_memory_grows_with_images_batch_and_group(network: Network) -> None:
     assert wide > reconstruction_memory(network, Span(2, 3), 20_000, 20_000)
 
 
+def test_activations_in_files_are_not_counted(network: Network) -> None:
+    bounded = [reconstruction_memory(network, Span(2, 3), n, 32, 1 << 30) for n in (10**6, 10**7)]
+    assert bounded[0] == bounded[1] < reconstruction_memory(network, Span(2, 3), 10**6, 32)
+
+
 def test_memory_grows_with_channels() -> None:
     def memory(width: int) -> int:
         layers = [torch.nn.Conv2d(3, width, 3, padding=1), torch.nn.ReLU()]

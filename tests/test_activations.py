@@ -1,0 +1,58 @@
+"""Activations in files, and those that a worker keeps."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from modcap.activations import Activations, gather
+from modcap.errors import ModcapError
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (7,), (1, 2, 2), ()])
+@pytest.mark.parametrize("limit", [None, 0])
+def test_gather_gives_all_parts_in_order(
+    shape: tuple[int, ...], limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    x = torch.randn(10, *shape)
+    whole = gather(iter(x.split(4)), 10, limit)
+    assert torch.equal(whole, x)
+    assert not list(tmp_path.iterdir())  # the file lives as long as the tensor, without a name
+    if len(shape) == 3:
+        assert whole.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_activations_in_a_file_are_mapped_not_read(tmp_path: Path) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc here")
+    kept = gather(iter(torch.zeros(4, 1000).split(2)), 4, 15_999)
+    assert "modcap-activations-" in maps.read_text()
+    del kept
+    assert "modcap-activations-" not in maps.read_text()
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(ModcapError, match=r"no room for .* TMPDIR"):
+        gather(iter([torch.zeros(2, 3)]), 2, 0)
+
+
+def test_the_oldest_activations_go_first() -> None:
+    kept = Activations(limit=3 * 4 * 10)
+    for key in "abc":
+        kept.put(key, torch.zeros(10))
+    assert kept.get("a") is not None  # used last, so "b" is the oldest
+    kept.put("d", torch.zeros(10))
+    assert [kept.get(key) is None for key in "abcd"] == [False, True, False, False]
+    kept.put("large", torch.zeros(31))
+    assert kept.get("large") is None

@@ -259,6 +259,7 @@ def tune_job(cell: Cell, needs: tuple[str, ...]) -> Job:
         "rounding_rate": recipe.tuning_rounding_rate,
         "batch_size": batch,
         "seed": recipe.seed,
+        "precision": recipe.optimiser.precision.value,
     }
     memory = _memory(cell, Span(0, modules), batch)
     return _whole_job(cell, Kind.TUNE, params, needs, memory)

@@ -88,6 +88,13 @@ class Device(str, Enum):
     CUDA = "cuda"
 
 
+class Precision(str, Enum):
+    """What the optimisation computes in; weights, gradients and results stay float32."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -113,6 +120,11 @@ class Optimiser(_Frozen):
     beta_end: float = Field(2.0, gt=0)
     keep_probability: float = Field(
         0.5, ge=0, le=1, description="qdrop: probability that an element is quantized"
+    )
+    precision: Precision = Field(
+        Precision.FLOAT32,
+        description="of passes through modules, in tuning too; bfloat16 is faster where the "
+        "processor has it",
     )
 
 

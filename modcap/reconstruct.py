@@ -27,7 +27,7 @@ from modcap.quantized import (
     quantizers,
     through,
 )
-from modcap.recipe import Method, Optimiser
+from modcap.recipe import Method, Optimiser, Precision
 
 __all__ = [
     "Inputs",
@@ -199,7 +199,10 @@ class _Group:
     def forward(self, x: Tensor, beta: float | None) -> Tensor:
         for layer in self.layers:
             layer.beta = beta
-        return through(self.modules, x)
+        if self.settings.precision is Precision.FLOAT32:
+            return through(self.modules, x)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return through(self.modules, x).float()
 
     def penalty(self) -> Tensor:
         """The regulariser of the weights that the last forward pass used."""

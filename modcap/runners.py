@@ -17,7 +17,7 @@ from modcap.errors import InputError
 from modcap.images import ImageSet
 from modcap.jobs import Job, Kind
 from modcap.quantized import Bits, attach, device_of, restore, state_of
-from modcap.recipe import CapacityScale, Homogeneity, Method, Optimiser, Selection
+from modcap.recipe import CapacityScale, Homogeneity, Method, Optimiser, Precision, Selection
 from modcap.reconstruct import (
     Inputs,
     Progress,
@@ -298,6 +298,7 @@ def _tune(job: Job, bench: Workbench, needs: Sequence[Result], progress: Progres
         p["rounding_rate"],
         p["batch_size"],
         p["seed"],
+        Precision(p["precision"]),
         progress,
     )
     return Result(_tensors(modules, 0) | {"curve": curve}, {"error_before": before, "error": after})

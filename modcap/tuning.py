@@ -20,7 +20,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from modcap.quantized import quantizers
-from modcap.recipe import Method, Optimiser
+from modcap.recipe import Method, Optimiser, Precision
 from modcap.reconstruct import Inputs, Progress, chain, harden, optimise, relative_error
 
 __all__ = ["tune"]
@@ -36,6 +36,7 @@ def tune(
     rounding_rate: float,
     batch_size: int,
     seed: int,
+    precision: Precision = Precision.FLOAT32,
     progress: Progress | None = None,
 ) -> tuple[Tensor, float, float]:
     """Tunes the hardened ``modules`` in place.
@@ -52,6 +53,7 @@ def tune(
             integers.
         batch_size: images per step.
         seed: of batches.
+        precision: of the steps.
         progress: told of the loss about fifty times.
 
     Returns:
@@ -72,6 +74,7 @@ def tune(
         weight_scale_rate=rate,
         bias_rate=rate,
         regulariser=0,
+        precision=precision,
     )
     curve = optimise(modules, Inputs(x, x, target), Method.BRECQ, settings, seed, progress)
     harden(modules)

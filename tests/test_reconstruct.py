@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modcap.quantized import Bits, attach, state_of
-from modcap.recipe import Method, Optimiser
+from modcap.recipe import Method, Optimiser, Precision
 from modcap.reconstruct import Inputs, _beta, calibrate, chain, harden, reconstruct, relative_error
 
 FAST = Optimiser(
@@ -47,6 +47,21 @@ def test_beats_rounding_to_nearest(images: Tensor, method: Method, blocks: int) 
     assert outcome.error < 0.8 * nearest.error
     assert outcome.curve[-1, 0] == FAST.iterations - 1
     assert float(relative_error(chain(attached, images), inputs.target)) == outcome.error
+
+
+def test_bfloat16_rounds_nearly_as_well_and_leaves_float32(images: Tensor) -> None:
+    errors = []
+    for precision in Precision:
+        attached, inputs = group(images, 2)
+        settings = FAST.model_copy(update={"precision": precision})
+        outcome = reconstruct(attached, inputs, Method.QDROP, settings, seed=0)
+        errors.append(outcome.error)
+        assert outcome.output.dtype == torch.float32
+        tensors = [t for module in attached for _, t in state_of(module)]
+        assert {t.dtype for t in tensors} == {torch.float32, torch.uint8}
+    exact, coarse = errors
+    assert coarse != exact  # so it was not ignored
+    assert coarse < 1.2 * exact
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(images: Tensor) -> None:

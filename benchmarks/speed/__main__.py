@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 NETWORKS = ["mobilenet_v2_x0_5", "resnet18_narrow"]  # the short form takes the first
 BEFORE = "e52b746"  # the parent of "Faster inner loop, activation cache …"
 DEPTHS = ["resnet18", "resnet34", "resnet50", "resnet101"]  # the short form leaves out the last
+WIDE = ["mobilenet_v2", "resnet18"]
 COUNTS = [256, 512, 1024, 2048]
 COMMON: dict[str, Any] = {"batch": 32, "seed": 0, "images": 1024, "method": "qdrop"}
 
@@ -37,6 +38,29 @@ def ratio(rows: Rows, size: str) -> None:
                 place = processes.revision(source)
                 key = f"{size}/step/{network}/{name}/{turn}"
                 rows.once(key, lambda p=place, s=spec: processes.run("modcap", 600, p, **s))
+
+
+def precisions(rows: Rows, size: str) -> None:
+    """Seconds per step in float32 and in bfloat16, by turns, on shapes of full size."""
+    source = processes.revision("HEAD")
+    for network in WIDE:
+        for turn in range(3):
+            for precision in ("float32", "bfloat16"):
+                spec = {"torchvision": network, "network": NETWORKS[1], "w_bits": 4, "a_bits": 4}
+                spec |= {"images": 64, "steps": 5, "optimiser": {"precision": precision}}
+                spec = {**COMMON, **spec, "tests": 0}
+                key = f"{size}/precision/{network}/{precision}/{turn}"
+                rows.once(key, lambda s=spec: processes.run("modcap", 600, source, **s))
+
+
+def memory(rows: Rows, size: str) -> None:
+    """What a bound on activations in memory costs, and saves."""
+    source = processes.revision("HEAD")
+    for bound in (None, 0.125):
+        spec = {**COMMON, "network": NETWORKS[1], "w_bits": 4, "a_bits": 4, "tests": 0, "steps": 5}
+        spec |= {"torchvision": "resnet18", "fields": {"activation_memory": bound}}
+        key = f"{size}/memory/{'all' if bound is None else f'{bound} GiB'}"
+        rows.once(key, lambda s=spec: processes.run("modcap", 900, source, **s))
 
 
 def runs(rows: Rows, size: str, quick: bool, steps: int, limit: float) -> None:
@@ -63,7 +87,7 @@ def runs(rows: Rows, size: str, quick: bool, steps: int, limit: float) -> None:
                 rows.once(key, lambda p=peer, s=eight: processes.run(p, limit, **s))
             if peer == "mct" and not quick:
                 key, own = f"{size}/run/{network}/W4A4/mct, Hessian", {**spec, "hessian": True}
-                rows.once(key, lambda s=own: processes.run("mct", limit, **s))
+                rows.once(key, lambda s=own: processes.run("mct", limit / 3, **s))
 
 
 def linear(rows: Rows, size: str, quick: bool) -> None:
@@ -92,6 +116,8 @@ def main() -> None:
     processes.write_inputs(NETWORKS)
     if not args.quick:
         ratio(rows, size)
+        precisions(rows, size)
+        memory(rows, size)
     linear(rows, size, args.quick)
     runs(rows, size, args.quick, 100 if args.quick else 500, 150 if args.quick else 1800)
     report.write(ROOT, size, rows.rows)

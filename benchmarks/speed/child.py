@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -74,12 +75,28 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
+class _Watch(threading.Thread):
+    """Looks every tenth of a second how much memory that lies in no file this process holds."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+
+    def run(self) -> None:
+        status = Path("/proc/self/status")
+        while status.exists():
+            line = next(x for x in status.read_text().splitlines() if x.startswith("RssAnon"))
+            self.peak = max(self.peak, int(line.split()[1]) * 1024 / 1e6)
+            time.sleep(0.1)
+
+
 def measured(
     package: str, quantize: Callable[[Bench], tuple[Callable[[Tensor], Tensor], dict[str, Any]]]
 ) -> None:
     """Runs ``quantize`` once under the clock, then tests its network, and prints the row."""
     bench = Bench(json.loads(sys.argv[1]))
-    before = peak_mb()
+    before, watch = peak_mb(), _Watch()
+    watch.start()
     start, cpu = time.perf_counter(), time.process_time()
     network, more = quantize(bench)
     row = {
@@ -88,6 +105,7 @@ def measured(
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "peak_mb": round(peak_mb()),
         "peak_mb_before": round(before),
+        "peak_anonymous_mb": round(watch.peak),
     }
     if isinstance(network, nn.Module):
         network.eval()

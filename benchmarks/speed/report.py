@@ -19,7 +19,19 @@ def write(root: Path, size: str, rows: dict[str, Row]) -> None:
     """Puts table and plot into the docs."""
     some = {key.removeprefix(f"{size}/"): row for key, row in rows.items() if _of(key, size)}
     fits = _plot(some, root / "docs/images/speed-linear.png")
-    parts = [f"Size: {size}.", _ratios(some), _runs(some), _installs(some), _linear(some), fits]
+    ratios = (
+        _ratios(some, "step", ("before", "now"), "W4A4, QDrop"),
+        _ratios(some, "precision", ("float32", "bfloat16"), "W4A4, QDrop, 64 × 64 inputs"),
+    )
+    parts = [
+        f"Size: {size}.",
+        *ratios,
+        _memory(some),
+        _runs(some),
+        _installs(some),
+        _linear(some),
+        fits,
+    ]
     text = "\n\n".join(part for part in parts if part)
     publish("speed.md", "table", text)
     print(text)
@@ -33,23 +45,38 @@ def _table(head: str, lines: list[str]) -> str:
     return "\n".join([f"| {head} |", "|" + "---|" * (head.count("|") + 1), *lines])
 
 
-def _ratios(rows: dict[str, Row]) -> str:
+def _ratios(rows: dict[str, Row], kind: str, pair: tuple[str, str], what: str) -> str:
+    """Seconds per step of the first and the second of ``pair``, which took turns."""
     lines = []
-    for network in sorted({key.split("/")[1] for key in rows if key.startswith("step/")}):
-        sums = {
-            name: [r["seconds_per_step_sum"] for k, r in rows.items()
-                   if k.startswith(f"step/{network}/{name}/") and "error" not in r]
-            for name in ("before", "now")
-        }  # fmt: skip
-        if all(sums.values()):
-            old, new = median(sums["before"]), median(sums["now"])
-            turns = len(sums["now"])
+    for network in sorted({key.split("/")[1] for key in rows if key.startswith(f"{kind}/")}):
+        sums = [
+            [r["seconds_per_step_sum"] for k, r in rows.items()
+             if k.startswith(f"{kind}/{network}/{name}/") and "error" not in r]
+            for name in pair
+        ]  # fmt: skip
+        if all(sums):
+            old, new = map(median, sums)
+            turns = len(sums[1])
             lines.append(f"| {network} | {1000 * old:.0f} | {1000 * new:.0f} | "
                          f"{old / new:.2f} | {turns} |")  # fmt: skip
     if not lines:
         return ""
-    head = "network | before, ms | now, ms | before / now | turns"
-    return "One step of every module, summed, W4A4, QDrop:\n\n" + _table(head, lines)
+    first, second = pair
+    head = f"network | {first}, ms | {second}, ms | {first} / {second} | turns"
+    return f"One step of every module, summed, {what}:\n\n" + _table(head, lines)
+
+
+def _memory(rows: dict[str, Row]) -> str:
+    lines = [
+        f"| {key.split('/')[1]} | {row['cpu_seconds']:.1f} | {row['seconds']:.1f} "
+        f"| {row['peak_anonymous_mb']} |"
+        for key, row in rows.items()
+        if key.startswith("memory/") and "error" not in row
+    ]
+    if not lines:
+        return ""
+    head = "activations in memory | CPU seconds | seconds | peak MB outside of files"
+    return "ResNet-18 on 1,024 images of 64 × 64:\n\n" + _table(head, lines)
 
 
 def _runs(rows: dict[str, Row]) -> str:

@@ -35,8 +35,10 @@ def quantize(bench: Bench) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
     spec, model = bench.spec, _model(bench)
     images = bench.images[: spec["images"]]
     optimiser = {"iterations": spec["steps"], "batch_size": spec["batch"]}
+    optimiser |= spec.get("optimiser", {})
     values = {"w_bits": spec["w_bits"], "a_bits": spec["a_bits"], "seed": spec["seed"]}
     more = {"method": spec["method"], "k": 0, "calibration": len(images), "optimiser": optimiser}
+    more |= spec.get("fields", {})
     if not spec["tests"]:  # timed is what grows with modules and images
         more["schedule"] = "sequential"
         if "tuning" in modcap.Recipe.model_fields:

@@ -220,14 +220,13 @@ def _draw(made: Plan, done: set[str]) -> Any:
     levels: dict[str, int] = {}
     lanes: dict[str, int] = {}
     taken: Counter[int] = Counter()
-    chosen = {cell.tune or cell.assemble: cell.select for cell in made.cells}
+    chosen = {cell.tune or cell.assemble: cell.select for cell in reversed(made.cells)}
     for job in made.jobs:
         first = 2 if job.kind is Kind.RECONSTRUCT else 0  # the selection decides what is joined
-        before = (
-            *job.needs,
-            chosen.get(job.key, ""),
-        )  # and the choice among several k what is used
-        levels[job.key] = max(first, 1 + max((levels.get(key, -1) for key in before), default=-1))
+        before = [levels[need] for need in job.needs]
+        if job.key in chosen:  # and the choice of k, what is used
+            before.append(levels[chosen[job.key]])
+        levels[job.key] = max(first, 1 + max(before, default=-1))
         lanes[job.key] = taken[levels[job.key]]
         taken[levels[job.key]] += 1
     index = {job.key: number for number, job in enumerate(made.jobs)}

@@ -73,8 +73,8 @@ def refuse_impossible(jobs: Iterable[Job], growth: int = 1) -> None:
             there = "; ".join(sorted({_said(node) for node in nodes})) or "none"
             raise InputError(
                 f"job '{job.label}' asks for {_asked(asked)}, and no node of the Ray cluster has "
-                f"that (nodes: {there}): lower the recipe's threads, gpus, calibration or "
-                "batch_size, or add a larger node"
+                f"that (nodes: {there}): lower the recipe's threads, gpus, calibration, "
+                "batch_size or activation_memory, or add a larger node"
             )
         fitting.add(kind)
 

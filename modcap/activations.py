@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from modcap.errors import ModcapError
-from modcap.quantized import channels_last
 
-__all__ = ["Activations", "gather"]
+__all__ = ["CACHE", "Activations", "gather"]
 
-_BYTES = 1 << 30  # of activations that a worker keeps
+CACHE = 1 << 30
+"""Bytes of activations that a worker keeps between two jobs, at most."""
 
 
 def gather(parts: Iterable[Tensor], count: int, limit: float | None = None) -> Tensor:
-    """``parts`` (n, ...) of float32 one after another: (count, ...), channels innermost.
+    """``parts`` (n, ...) of float32 one after another: (count, ...), images channels innermost.
 
     Where that has more than ``limit`` bytes it lies in a temporary file, which is paged in as it
     is read and goes with the tensor.
@@ -37,15 +37,17 @@ def gather(parts: Iterable[Tensor], count: int, limit: float | None = None) -> T
         whole[done : done + len(part)] = part
         done += len(part)
     assert whole is not None
+    assert done == count
     return whole
 
 
 def _empty(like: Tensor, count: int, limit: float) -> Tensor:
-    one = channels_last(like[:1])
-    shape = count, *one.shape[1:]
+    shape = count, *like.shape[1:]
+    form = torch.channels_last if like.ndim == 4 else torch.contiguous_format
     if 4 * math.prod(shape) <= limit:
-        return one.new_empty_strided(shape, one.stride())
-    return _in_file(math.prod(shape)).as_strided(shape, one.stride())
+        return torch.empty(shape, dtype=torch.float32, device=like.device, memory_format=form)
+    strides = torch.empty(shape, device="meta", memory_format=form).stride()
+    return _in_file(math.prod(shape)).as_strided(shape, strides)
 
 
 def _in_file(numbers: int) -> Tensor:
@@ -62,18 +64,17 @@ def _in_file(numbers: int) -> Tensor:
                 f"({error.strerror}): name a larger folder by TMPDIR, or take fewer calibration "
                 "images or more activation_memory"
             ) from error
-        return torch.from_file(file.name, shared=True, size=numbers)
+        return torch.from_file(file.name, shared=True, size=numbers, dtype=torch.float32)
 
 
 class Activations:
     """The activations last seen at the boundaries of groups: a cache, never stored or shipped.
 
     A job behind a prefix goes on from the nearest boundary that is kept, instead of running the
-    whole prefix again; the result is the same to the bit. The oldest go when ``limit`` bytes are
-    full.
+    whole prefix again; the result is the same to the bit.
     """
 
-    def __init__(self, limit: int = _BYTES) -> None:
+    def __init__(self, limit: int = CACHE) -> None:
         self._limit, self._size = limit, 0
         self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
 
@@ -83,10 +84,11 @@ class Activations:
             self._kept.move_to_end(key)
         return found
 
-    def put(self, key: Hashable, x: Tensor) -> None:
-        if key in self._kept or x.nbytes > self._limit:
-            return
-        self._kept[key] = x
-        self._size += x.nbytes
-        while self._size > self._limit:
+    def put(self, key: Hashable, x: Tensor, bound: int | None = None) -> None:
+        """Keeps x; the oldest go when the limit, or ``bound`` bytes if that is less, are full."""
+        limit = self._limit if bound is None else min(self._limit, bound)
+        if key not in self._kept and x.nbytes <= limit:
+            self._kept[key] = x
+            self._size += x.nbytes
+        while self._size > limit:
             self._size -= self._kept.popitem(last=False)[1].nbytes

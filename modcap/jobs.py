@@ -63,7 +63,7 @@ class Job:
         threads: CPU threads it runs with; part of the key through ``params`` where it matters.
         memory: bytes that it needs at its peak, estimated; 0 where it needs little.
         gpus: share of a GPU that it asks for; None leaves that to its memory.
-        activation_memory: bytes of calibration activations that it holds in memory; None is all.
+        activation_bytes: of calibration activations that it holds in memory; None is all.
     """
 
     kind: Kind
@@ -74,7 +74,7 @@ class Job:
     threads: int = field(default=1, compare=False)
     memory: int = field(default=0, compare=False)
     gpus: float | None = field(default=None, compare=False)
-    activation_memory: int | None = field(default=None, compare=False)
+    activation_bytes: int | None = field(default=None, compare=False)
 
     @property
     def device(self) -> str:
@@ -83,9 +83,9 @@ class Job:
         return device
 
     @property
-    def most_per_tensor(self) -> float | None:
+    def activation_limit(self) -> float | None:
         """Bytes of a tensor of activations above which it lies in a file."""
-        return None if self.activation_memory is None else self.activation_memory / KEPT
+        return None if self.activation_bytes is None else self.activation_bytes / KEPT
 
     @property
     def small(self) -> bool:
@@ -136,7 +136,7 @@ def _room(cell: Cell, memory: int) -> dict[str, Any]:
         "threads": recipe.threads,
         "memory": memory,
         "gpus": recipe.gpus,
-        "activation_memory": recipe.activation_bytes,
+        "activation_bytes": recipe.activation_bytes,
     }
 
 

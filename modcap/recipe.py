@@ -26,6 +26,7 @@ __all__ = [
 
 
 _TUNING = 300  # steps at most, where a recipe leaves it open
+_NARROW = 6  # bits that bfloat16, with 8 significant ones, still tells apart well
 
 
 class Method(str, Enum):
@@ -89,7 +90,8 @@ class Device(str, Enum):
 
 
 class Precision(str, Enum):
-    """What the optimisation computes in; weights, gradients and results stay float32."""
+    """What passes through modules compute in while they are optimised; variables, their gradients
+    and all results are float32."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -209,14 +211,20 @@ class Recipe(_Frozen):
     activation_memory: float | None = Field(
         None,
         gt=0,
-        description="device cpu: GiB of calibration activations that a job holds in memory; larger "
-        "ones lie in temporary files; same bytes. None holds all",
+        description="device cpu: GiB of calibration activations that a reconstruction, or tuning, "
+        "holds in memory, and of those that a worker keeps; larger ones lie in temporary files; "
+        "same bytes. None holds all",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.activation_memory is not None and self.device is not Device.CPU:
             raise ValueError("activation_memory is for device cpu: leave it out")
+        coarse = self.optimiser.precision is Precision.BFLOAT16
+        if coarse and max(self.w_bits, self.a_bits) > _NARROW:
+            raise ValueError(
+                f"precision bfloat16 is too coarse for more than {_NARROW} bits: take float32"
+            )
         if (self.selection is Selection.EXPLICIT) != bool(self.groups):
             raise ValueError("selection explicit and groups go together: give both or neither")
         if self.optimiser.batch_size > self.calibration:

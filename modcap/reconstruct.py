@@ -30,6 +30,7 @@ from modcap.quantized import (
 from modcap.recipe import Method, Optimiser, Precision
 
 __all__ = [
+    "BATCH",
     "Inputs",
     "Outcome",
     "Progress",
@@ -44,7 +45,7 @@ Progress = Callable[[int, int, float], None]
 """Called with (step, steps, reconstruction loss) now and then."""
 
 _REPORTS = 50  # points of a loss curve
-_BATCH = 256  # images per forward pass where no gradient is needed
+BATCH = 256  # images per forward pass where no gradient is needed
 _MANY_WEIGHTS = 256  # of a channel; where there are fewer, each weighs more, and moves more slowly
 _OBSERVED = 64  # images an activation's scale is searched on
 
@@ -75,13 +76,13 @@ def chain(modules: Sequence[nn.Module], x: Tensor, limit: float | None = None) -
     ``limit`` bytes, in a file."""
     if not modules:
         return x
-    return gather((through(modules, part) for part in x.split(_BATCH)), len(x), limit)
+    return gather((through(modules, part) for part in x.split(BATCH)), len(x), limit)
 
 
 def relative_error(output: Tensor, target: Tensor) -> float:
     """||output - target||^2 / ||target||^2, over tensors (N, ...)."""
     away = energy = 0.0
-    for y, wanted in zip(output.split(_BATCH), target.split(_BATCH), strict=True):
+    for y, wanted in zip(output.split(BATCH), target.split(BATCH), strict=True):
         exact = wanted.double()
         away += float((y.double() - exact).square().sum())
         energy += float(exact.square().sum())

@@ -2,12 +2,14 @@
 
     memory = base
            + images * (2 input + 2 output)      calibration activations of the group
+           + images * 2 output of all modules   what is kept for the next job, at most 1 GiB
            + images * image + 256 * inside      a forward pass of what lies before it
            + batch * 6 * inside                 an optimisation step: values, factors, gradients
            + 12 * weights + 2 * all weights     rounding, Adam's two moments, gradients, copies
 
 The calibration activations are the group's input, in full precision and behind the quantized
-prefix, the output to reproduce, and the output that it has.
+prefix, the output to reproduce, and the output that it has. A bound on activations in memory takes
+the place of each term with calibration images that is more.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from modcap.activations import CACHE
 from modcap.network import Network
 from modcap.selection import Span
 
 __all__ = ["KEPT", "Footprint", "evaluation_memory", "footprints", "reconstruction_memory"]
 
-KEPT = 4  # tensors of calibration activations that a reconstruction holds
+KEPT = 4  # tensors of calibration activations that a reconstruction holds: 2 input, 2 output
 _BASE = 512 << 20  # a worker process with torch, 312 MB, and room
 _PASS = 256  # images in a forward pass without gradients
 _STEP = 6  # times the inner values, in a step with gradients
@@ -97,15 +100,16 @@ def reconstruction_memory(
     """
     modules = footprints(network)
     before, group = modules[: span.start], modules[span.start : span.stop]
-    kept = images * KEPT // 2 * (group[0].input + group[-1].output)
+    kept = images * 2 * (group[0].input + group[-1].output)
+    cached = min(CACHE, images * 2 * sum(module.output for module in modules))
     widest = max(module.inside for module in (*before, *group))
     first = images * modules[0].input
     if bound is not None:
-        kept, first = min(kept, bound), min(first, bound)
+        kept, cached, first = (min(size, bound) for size in (kept, cached, first))
     passes = first + _PASS * widest
     step = batch * _STEP * sum(module.inside for module in group)
     weights = sum(module.weights for module in group) * (_WEIGHTS if batch else 3)
-    return _rounded(kept + max(passes, step) + weights + 2 * _all_weights(modules))
+    return _rounded(kept + cached + max(passes, step) + weights + 2 * _all_weights(modules))
 
 
 def evaluation_memory(network: Network) -> int:

@@ -19,6 +19,7 @@ from modcap.jobs import Job, Kind
 from modcap.quantized import Bits, attach, device_of, restore, state_of
 from modcap.recipe import CapacityScale, Homogeneity, Method, Optimiser, Precision, Selection
 from modcap.reconstruct import (
+    BATCH,
     Inputs,
     Progress,
     calibrate,
@@ -31,7 +32,7 @@ from modcap.results import Result
 from modcap.selection import Span
 from modcap.workbench import Workbench
 
-__all__ = ["run"]
+__all__ = ["run", "top1"]
 
 
 def run(
@@ -159,9 +160,9 @@ def _reconstruct(
         Optimiser(**p.get("optimiser", {"iterations": 0})),
         _group_seed(p),
         progress,
-        job.most_per_tensor,
+        job.activation_limit,
     )
-    bench.activations.put(_place(job, (*job.needs, job.key)), outcome.output)
+    bench.activations.put(_place(job, (*job.needs, job.key)), outcome.output, job.activation_bytes)
     meta = {"start": span.start, "stop": span.stop, "error": outcome.error}
     return Result(_tensors(group, span.start) | {"curve": outcome.curve}, meta)
 
@@ -178,16 +179,16 @@ def _tensors(modules: Sequence[nn.Module], start: int) -> dict[str, Tensor]:
 def _full(job: Job, bench: Workbench, stop: int) -> Tensor:
     """The full-precision activations (N, ...) in front of module ``stop``."""
     place = job.device, job.inputs["network"], job.inputs["calibration"]
-    for at in range(stop, 0, -1):
+    for at in range(stop, -1, -1):
         x = bench.activations.get((*place, at))
         if x is not None:
             break
     else:
         images = bench.images(job, "calibration")
-        parts = (part.to(job.device) for part in images.batches(256))
-        at, x = 0, gather(parts, len(images), job.most_per_tensor)
-    x = chain(bench.network(job).partition.modules[at:stop], x, job.most_per_tensor)
-    bench.activations.put((*place, stop), x)
+        parts = (part.to(job.device) for part in images.batches(BATCH))
+        at, x = 0, gather(parts, len(images), job.activation_limit)
+    x = chain(bench.network(job).partition.modules[at:stop], x, job.activation_limit)
+    bench.activations.put((*place, stop), x, job.activation_bytes)
     return x
 
 
@@ -209,8 +210,8 @@ def _behind(job: Job, bench: Workbench, needs: Sequence[Result]) -> Tensor:
     if x is None:
         x = _full(job, bench, at)
     floats, rest = bench.network(job).partition.modules, p["prefix_bits"][at - p["prefix"] :]
-    x = chain(_quantized(floats, rest, _states(needs), at), x, job.most_per_tensor)
-    bench.activations.put(_place(job, job.needs), x)
+    x = chain(_quantized(floats, rest, _states(needs), at), x, job.activation_limit)
+    bench.activations.put(_place(job, job.needs), x, job.activation_bytes)
     return x
 
 

@@ -27,6 +27,17 @@ def test_gather_gives_all_parts_in_order(
         assert whole.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("limit", [None, 0])
+def test_parts_may_lie_in_memory_as_they_like(limit: int | None) -> None:
+    x = torch.randn(10, 6, 5)
+    turned = [part.transpose(0, 1).contiguous().transpose(0, 1) for part in x.split(4)]
+    assert torch.equal(gather(turned, 10, limit), x)
+    assert torch.equal(gather((part[:, 0] for part in x.split(4)), 10, limit), x[:, 0])
+    image = torch.randn(10, 1, 4, 4)
+    cropped = [part[:, :, :2, :2].expand(-1, 3, -1, -1) for part in image.split(4)]
+    assert torch.equal(gather(cropped, 10, limit), image[:, :, :2, :2].expand(-1, 3, -1, -1))
+
+
 def test_activations_in_a_file_are_mapped_not_read(tmp_path: Path) -> None:
     maps = Path("/proc/self/maps")
     if not maps.exists():
@@ -56,3 +67,5 @@ def test_the_oldest_activations_go_first() -> None:
     assert [kept.get(key) is None for key in "abcd"] == [False, True, False, False]
     kept.put("large", torch.zeros(31))
     assert kept.get("large") is None
+    kept.put("d", torch.zeros(10), bound=40)
+    assert [kept.get(key) is None for key in "acd"] == [True, True, False]

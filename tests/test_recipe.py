@@ -32,6 +32,8 @@ def test_values_are_laid_over_the_base_field_by_field() -> None:
         ({"a_bitz": 4}, "a_bitz: Extra inputs"),
         ({"method": "magic"}, "'rtn', 'adaround', 'brecq' or 'qdrop'"),
         ({"optimiser": {"batch_size": 4096}}, "batch_size 4096 is more than the 1024"),
+        ({"a_bits": 8, "optimiser": {"precision": "bfloat16"}}, "too coarse for more than 6 bits"),
+        ({"device": "cuda", "activation_memory": 1}, "activation_memory is for device cpu"),
         ({"selection": "explicit"}, "selection explicit and groups go together"),
     ],
 )

@@ -5,7 +5,8 @@ grows with depth and calibration images.
     python -m benchmarks.speed             # 500 steps per layer, both bit widths
     python -m benchmarks.speed --fresh     # measure again what was measured
 
-Writes benchmarks/results/speed.json, the table in docs/speed.md and docs/images/speed-linear.png.
+Writes benchmarks/results/speed.json, the table in docs/speed.md and docs/images/speed-linear.png;
+the short form prints its table.
 Peers come from PyPI into environments of their own under $MODCAP_HOME/peers.
 """
 
@@ -28,7 +29,7 @@ COUNTS = [256, 512, 1024, 2048]
 COMMON: dict[str, Any] = {"batch": 32, "seed": 0, "images": 1024, "method": "qdrop"}
 
 
-def ratio(rows: Rows, size: str) -> None:
+def ratio(rows: Rows) -> None:
     """Seconds per step of HEAD and of the revision before, by turns."""
     for network in NETWORKS:
         for turn in range(3):
@@ -36,12 +37,12 @@ def ratio(rows: Rows, size: str) -> None:
                 spec = {"w_bits": 4, "a_bits": 4, "steps": 100, "images": 256}
                 spec = {**COMMON, **spec, "network": network, "tests": 0}
                 place = processes.revision(source)
-                key = f"{size}/step/{network}/{name}/{turn}"
+                key = f"step/{network}/{name}/{turn}"
                 rows.once(key, lambda p=place, s=spec: processes.run("modcap", 600, p, **s))
 
 
-def precisions(rows: Rows, size: str) -> None:
-    """Seconds per step in float32 and in bfloat16, by turns, on shapes of full size."""
+def precisions(rows: Rows) -> None:
+    """Seconds per step in float32 and in bfloat16, by turns, on networks of full width."""
     source = processes.revision("HEAD")
     for network in WIDE:
         for turn in range(3):
@@ -49,21 +50,21 @@ def precisions(rows: Rows, size: str) -> None:
                 spec = {"torchvision": network, "network": NETWORKS[1], "w_bits": 4, "a_bits": 4}
                 spec |= {"images": 64, "steps": 5, "optimiser": {"precision": precision}}
                 spec = {**COMMON, **spec, "tests": 0}
-                key = f"{size}/precision/{network}/{precision}/{turn}"
+                key = f"precision/{network}/{precision}/{turn}"
                 rows.once(key, lambda s=spec: processes.run("modcap", 600, source, **s))
 
 
-def memory(rows: Rows, size: str) -> None:
+def memory(rows: Rows) -> None:
     """What a bound on activations in memory costs, and saves."""
     source = processes.revision("HEAD")
     for bound in (None, 0.125):
         spec = {**COMMON, "network": NETWORKS[1], "w_bits": 4, "a_bits": 4, "tests": 0, "steps": 5}
         spec |= {"torchvision": "resnet18", "fields": {"activation_memory": bound}}
-        key = f"{size}/memory/{'all' if bound is None else f'{bound} GiB'}"
+        key = f"memory/{'all' if bound is None else f'{bound} GiB'}"
         rows.once(key, lambda s=spec: processes.run("modcap", 900, source, **s))
 
 
-def runs(rows: Rows, size: str, quick: bool, steps: int, limit: float) -> None:
+def runs(rows: Rows, quick: bool, steps: int, limit: float) -> None:
     """Whole runs of modcap and of the peers."""
     source = processes.revision("HEAD")
     common = {**COMMON, "tests": 2000 if quick else 10_000}
@@ -71,7 +72,7 @@ def runs(rows: Rows, size: str, quick: bool, steps: int, limit: float) -> None:
         for bits in ((4, 4),) if quick else ((4, 4), (2, 4)):
             spec = {**common, "network": network, "w_bits": bits[0], "a_bits": bits[1]}
             for method in ("qdrop",) if quick else ("qdrop", "adaround"):
-                key = f"{size}/run/{network}/W{bits[0]}A{bits[1]}/modcap {method}"
+                key = f"run/{network}/W{bits[0]}A{bits[1]}/modcap {method}"
                 own = {**spec, "method": method, "steps": steps}
                 rows.once(key, lambda s=own: processes.run("modcap", 3600, source, **s))
         for peer in processes.PEERS:
@@ -79,28 +80,28 @@ def runs(rows: Rows, size: str, quick: bool, steps: int, limit: float) -> None:
             spec = {**common, "network": network, "w_bits": 4, "a_bits": 4, "steps": steps}
             if state["state"] != "works":
                 continue
-            key = f"{size}/run/{network}/W4A4/{peer}"
+            key = f"run/{network}/W4A4/{peer}"
             row = rows.once(key, lambda p=peer, s=spec: processes.run(p, limit, **s))
             if peer == "nncf" and "error" in row:
                 eight = {**spec, "w_bits": 8, "a_bits": 8}
-                key = f"{size}/run/{network}/W8A8/{peer}"
+                key = f"run/{network}/W8A8/{peer}"
                 rows.once(key, lambda p=peer, s=eight: processes.run(p, limit, **s))
             if peer == "mct" and not quick:
-                key, own = f"{size}/run/{network}/W4A4/mct, Hessian", {**spec, "hessian": True}
+                key, own = f"run/{network}/W4A4/mct, Hessian", {**spec, "hessian": True}
                 rows.once(key, lambda s=own: processes.run("mct", limit / 3, **s))
 
 
-def linear(rows: Rows, size: str, quick: bool) -> None:
+def linear(rows: Rows, quick: bool) -> None:
     """Cost against depth and against calibration images, at fixed steps per module."""
     source = processes.revision("HEAD")
     spec = {**COMMON, "network": "resnet18_narrow", "w_bits": 4, "a_bits": 4, "tests": 0}
     for name in DEPTHS[:-1] if quick else DEPTHS:
         deep = {**spec, "torchvision": name, "images": 32, "batch": 8, "steps": 5 if quick else 20}
-        key = f"{size}/depth/{name}"
+        key = f"depth/{name}"
         rows.once(key, lambda s=deep: processes.run("modcap", 900, source, **s))
     for count in COUNTS:
         many = {**spec, "images": count, "steps": 20 if quick else 100}
-        key = f"{size}/images/{count}"
+        key = f"images/{count}"
         rows.once(key, lambda s=many: processes.run("modcap", 900, source, **s))
 
 
@@ -111,16 +112,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--fresh", action="store_true")
     args = parser.parse_args()
-    size = "quick" if args.quick else "full"
-    rows = Rows(ROOT / "benchmarks/results/speed.json", args.fresh)
+    rows = Rows(ROOT / f"benchmarks/results/speed{'_quick' if args.quick else ''}.json", args.fresh)
     processes.write_inputs(NETWORKS)
     if not args.quick:
-        ratio(rows, size)
-        precisions(rows, size)
-        memory(rows, size)
-    linear(rows, size, args.quick)
-    runs(rows, size, args.quick, 100 if args.quick else 500, 150 if args.quick else 1800)
-    report.write(ROOT, size, rows.rows)
+        ratio(rows)
+        precisions(rows)
+        memory(rows)
+    linear(rows, args.quick)
+    runs(rows, args.quick, 100 if args.quick else 500, 150 if args.quick else 1800)
+    report.write(ROOT, rows.rows, publish=not args.quick)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ def measured(
     network, more = quantize(bench)
     row = {
         "version": version(package) if package else "",
+        "tests": bench.spec["tests"],
         "seconds": round(time.perf_counter() - start, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "peak_mb": round(peak_mb()),

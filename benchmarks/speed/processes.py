@@ -64,7 +64,8 @@ def install(peer: str) -> str:
         [*pip, TORCH, *PEERS[peer]],
         [*pip, "--no-deps", TORCHVISION],  # read by two of the peers at import, never used
     ]
-    environment = {**os.environ, "UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
+    links = ",".join(os.environ.get("PIP_FIND_LINKS", "").split())  # what pip is told, uv is told
+    environment = {"UV_FIND_LINKS": links, **os.environ}
     for step in steps:
         command = [sys.executable, "-m", "uv", "--quiet", *step]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""The table and the plot of docs/speed.md, from the rows of one size."""
+"""The tables and the plot of docs/speed.md, from rows."""
 
 from __future__ import annotations
 
@@ -7,38 +7,27 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from benchmarks.pages import publish
+from benchmarks import pages
 
 __all__ = ["write"]
 
 Row = dict[str, Any]
 
 
-def write(root: Path, size: str, rows: dict[str, Row]) -> None:
-    """Puts table and plot into the docs."""
-    some = {key.removeprefix(f"{size}/"): row for key, row in rows.items() if _of(key, size)}
-    fits = _plot(some, root / "docs/images/speed-linear.png")
+def write(root: Path, rows: dict[str, Row], publish: bool) -> None:
+    """Prints the tables; puts them and the plot into the docs if told to."""
     ratios = (
-        _ratios(some, "step", ("before", "now"), "W4A4, QDrop"),
-        _ratios(some, "precision", ("float32", "bfloat16"), "W4A4, QDrop, 64 × 64 inputs"),
+        _ratios(rows, "step", ("before", "now"), "W4A4, QDrop"),
+        _ratios(rows, "precision", ("float32", "bfloat16"), "W4A4, QDrop, 64 × 64 inputs"),
     )
-    parts = [
-        f"Size: {size}.",
-        *ratios,
-        _memory(some),
-        _runs(some),
-        _installs(some),
-        _linear(some),
-        fits,
-    ]
-    text = "\n\n".join(part for part in parts if part)
-    publish("speed.md", "table", text)
+    tables = *ratios, _memory(rows), _runs(rows), _installs(rows), _linear(rows), _fits(rows)
+    text = "\n\n".join(table for table in tables if table)
     print(text)
-
-
-def _of(key: str, size: str) -> bool:
-    return key.startswith((f"{size}/", "install/"))
+    if publish:
+        pages.publish("speed.md", "table", text)
+        _plot(rows).savefig(root / "docs/images/speed-linear.png", dpi=110)
 
 
 def _table(head: str, lines: list[str]) -> str:
@@ -69,7 +58,7 @@ def _ratios(rows: dict[str, Row], kind: str, pair: tuple[str, str], what: str) -
 def _memory(rows: dict[str, Row]) -> str:
     lines = [
         f"| {key.split('/')[1]} | {row['cpu_seconds']:.1f} | {row['seconds']:.1f} "
-        f"| {row['peak_anonymous_mb']} |"
+        f"| {row['peak_anonymous_mb'] or 'not known'} |"
         for key, row in rows.items()
         if key.startswith("memory/") and "error" not in row
     ]
@@ -94,7 +83,9 @@ def _runs(rows: dict[str, Row]) -> str:
             f"| {row['steps']} | {row['top1']:.2f} | {row['peak_mb']} |"
         )
     head = "network | bits | by | seconds | CPU seconds | steps in all | top-1 % | peak MB"
-    return "Whole runs, 1,024 images, 32 a step, one thread, one seed:\n\n" + _table(head, lines)
+    tests = sorted({f"{row['tests']:,}" for row in rows.values() if row.get("tests")})
+    what = f"1,024 images, 32 a step, {' or '.join(tests)} test images, one thread, one seed"
+    return f"Whole runs, {what}:\n\n" + _table(head, lines)
 
 
 def _installs(rows: dict[str, Row]) -> str:
@@ -123,23 +114,24 @@ def _r2(x: list[float], y: list[float]) -> float:
     return float(1 - np.square(y - line).sum() / np.square(y - np.mean(y)).sum())
 
 
-def _plot(rows: dict[str, Row], path: Path) -> str:
-    """The picture, and R² of the straight lines as a sentence."""
-    import matplotlib
+_SERIES = {"depth": "weight layers", "images": "calibration images"}
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+def _fits(rows: dict[str, Row]) -> str:
     said = []
-    names = {"depth": "weight layers", "images": "calibration images"}
-    for axis, (kind, label) in zip(axes, names.items(), strict=True):
+    for kind, label in _SERIES.items():
+        x, cpu, wall = _series(rows, kind)
+        said.append(f"{label}: {_r2(x, cpu):.3f} on CPU seconds, {_r2(x, wall):.3f} on seconds")
+    return f"R² of a straight line, {'; '.join(said)}."
+
+
+def _plot(rows: dict[str, Row]) -> Figure:
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axis, (kind, label) in zip(figure.subplots(1, 2), _SERIES.items(), strict=True):
         x, cpu, wall = _series(rows, kind)
         axis.plot(x, cpu, "o", label="CPU seconds")
         axis.plot(x, wall, "x", color="grey", label="seconds")
         axis.plot(x, np.polyval(np.polyfit(x, cpu, 1), x), "-", label="line through CPU seconds")
         axis.set(xlabel=label, ylabel="s", ylim=(0, None), title=f"R² {_r2(x, cpu):.3f}")
         axis.legend(fontsize=8)
-        said.append(f"{label}: {_r2(x, cpu):.3f} on CPU seconds, {_r2(x, wall):.3f} on seconds")
-    figure.savefig(path, dpi=110)
-    return f"R² of a straight line, {'; '.join(said)}."
+    return figure

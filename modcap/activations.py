@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modcap.errors import ModcapError
+from modcap.quantized import channels_last
 
 __all__ = ["CACHE", "Activations", "gather"]
 
@@ -43,10 +44,9 @@ def gather(parts: Iterable[Tensor], count: int, limit: float | None = None) -> T
 
 def _empty(like: Tensor, count: int, limit: float) -> Tensor:
     shape = count, *like.shape[1:]
-    form = torch.channels_last if like.ndim == 4 else torch.contiguous_format
+    strides = channels_last(torch.empty(shape, device="meta")).stride()
     if 4 * math.prod(shape) <= limit:
-        return torch.empty(shape, dtype=torch.float32, device=like.device, memory_format=form)
-    strides = torch.empty(shape, device="meta", memory_format=form).stride()
+        return torch.empty_strided(shape, strides, dtype=torch.float32, device=like.device)
     return _in_file(math.prod(shape)).as_strided(shape, strides)
 
 

@@ -25,6 +25,7 @@ NETWORKS = ["mobilenet_v2_x0_5", "resnet18_narrow"]  # the short form takes the 
 BEFORE = "e52b746"  # the parent of "Faster inner loop, activation cache …"
 DEPTHS = ["resnet18", "resnet34", "resnet50", "resnet101"]  # the short form leaves out the last
 WIDE = ["mobilenet_v2", "resnet18"]
+OURS = [("qdrop", 100), ("qdrop", 500), ("adaround", 500)]  # the short form takes the first
 COUNTS = [256, 512, 1024, 2048]
 COMMON: dict[str, Any] = {"batch": 32, "seed": 0, "images": 1024, "method": "qdrop"}
 
@@ -71,9 +72,9 @@ def runs(rows: Rows, quick: bool, steps: int, limit: float) -> None:
     for network in NETWORKS[:1] if quick else NETWORKS:
         for bits in ((4, 4),) if quick else ((4, 4), (2, 4)):
             spec = {**common, "network": network, "w_bits": bits[0], "a_bits": bits[1]}
-            for method in ("qdrop",) if quick else ("qdrop", "adaround"):
-                key = f"run/{network}/W{bits[0]}A{bits[1]}/modcap {method}"
-                own = {**spec, "method": method, "steps": steps}
+            for method, count in OURS[:1] if quick else OURS:
+                key = f"run/{network}/W{bits[0]}A{bits[1]}/modcap {method}, {count} steps"
+                own = {**spec, "method": method, "steps": count}
                 rows.once(key, lambda s=own: processes.run("modcap", 3600, source, **s))
         for peer in processes.PEERS:
             state = rows.once(f"install/{peer}", lambda p=peer: {"state": processes.install(p)})

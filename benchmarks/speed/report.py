@@ -70,10 +70,9 @@ def _memory(rows: dict[str, Row]) -> str:
 
 def _runs(rows: dict[str, Row]) -> str:
     lines = []
-    for key, row in rows.items():
-        if not key.startswith("run/"):
-            continue
-        _, network, bits, who = key.split("/")
+    found = [key.split("/") for key in rows if key.startswith("run/")]
+    for _, network, bits, who in sorted(found, key=lambda key: key[1:3]):
+        row = rows[f"run/{network}/{bits}/{who}"]
         name = f"{who} {row.get('version', '')}".strip()
         if "error" in row:
             lines.append(f"| {network} | {bits} | {name} | fails: {row['error']} | | | | |")

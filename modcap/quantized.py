@@ -18,6 +18,7 @@ from torch.func import functional_call
 from modcap.gradients import GAMMA, ZETA, FakeQuantize, Round, Soften
 from modcap.partition import Partition, weight_layers
 from modcap.quantizer import dequantize, levels, quantize, search_scale
+from modcap.recipe import BFLOAT16_BITS
 
 __all__ = [
     "ActivationQuantizer",
@@ -99,7 +100,7 @@ class ActivationQuantizer(nn.Module):
             return x
         if not torch.is_grad_enabled():
             return torch.clamp_(torch.round(x / self.scale), *self._range).mul_(self.scale)
-        if self.bits > 6:  # edge layers: bfloat16 does not tell their levels apart
+        if self.bits > BFLOAT16_BITS:  # such as those of the first and the last layer
             x = x.float()
         keep = None
         if self.keep_probability < 1:

@@ -26,7 +26,8 @@ __all__ = [
 
 
 _TUNING = 300  # steps at most, where a recipe leaves it open
-_NARROW = 6  # bits that bfloat16, with 8 significant ones, still tells apart well
+BFLOAT16_BITS = 6
+"""Bits whose levels bfloat16, with 8 significant ones, still tells apart well."""
 
 
 class Method(str, Enum):
@@ -221,9 +222,9 @@ class Recipe(_Frozen):
         if self.activation_memory is not None and self.device is not Device.CPU:
             raise ValueError("activation_memory is for device cpu: leave it out")
         coarse = self.optimiser.precision is Precision.BFLOAT16
-        if coarse and max(self.w_bits, self.a_bits) > _NARROW:
+        if coarse and max(self.w_bits, self.a_bits) > BFLOAT16_BITS:
             raise ValueError(
-                f"precision bfloat16 is too coarse for more than {_NARROW} bits: take float32"
+                f"precision bfloat16 is too coarse for more than {BFLOAT16_BITS} bits: take float32"
             )
         if (self.selection is Selection.EXPLICIT) != bool(self.groups):
             raise ValueError("selection explicit and groups go together: give both or neither")

@@ -345,9 +345,8 @@ def top1(
 ) -> float:
     """Percentage of images whose largest logit is their label's."""
     hits = 0
-    for start in range(0, len(images), batch):
-        logits = model(images.normalized(start, start + batch).to(device))
-        hits += int((logits.argmax(1).cpu() == images.labels[start : start + batch]).sum())
+    for x, labels in zip(images.batches(batch), images.labels.split(batch), strict=True):
+        hits += int((model(x.to(device)).argmax(1).cpu() == labels).sum())
     return 100 * hits / len(images)
 
 

@@ -28,6 +28,7 @@ WIDE = ["mobilenet_v2", "resnet18"]
 OURS = [("qdrop", 100), ("qdrop", 500), ("adaround", 500)]  # the short form takes the first
 COUNTS = [256, 512, 1024, 2048]
 COMMON: dict[str, Any] = {"batch": 32, "seed": 0, "images": 1024, "method": "qdrop"}
+TIMED = {**COMMON, "network": NETWORKS[1], "w_bits": 4, "a_bits": 4, "tests": 0}  # not tested
 
 
 def ratio(rows: Rows) -> None:
@@ -35,8 +36,7 @@ def ratio(rows: Rows) -> None:
     for network in NETWORKS:
         for turn in range(3):
             for name, source in (("before", BEFORE), ("now", "HEAD")):
-                spec = {"w_bits": 4, "a_bits": 4, "steps": 100, "images": 256}
-                spec = {**COMMON, **spec, "network": network, "tests": 0}
+                spec = {**TIMED, "network": network, "steps": 100, "images": 256}
                 place = processes.revision(source)
                 key = f"step/{network}/{name}/{turn}"
                 rows.once(key, lambda p=place, s=spec: processes.run("modcap", 600, p, **s))
@@ -48,9 +48,8 @@ def precisions(rows: Rows) -> None:
     for network in WIDE:
         for turn in range(3):
             for precision in ("float32", "bfloat16"):
-                spec = {"torchvision": network, "network": NETWORKS[1], "w_bits": 4, "a_bits": 4}
-                spec |= {"images": 64, "steps": 5, "optimiser": {"precision": precision}}
-                spec = {**COMMON, **spec, "tests": 0}
+                spec = {**TIMED, "torchvision": network, "images": 64, "steps": 5}
+                spec |= {"optimiser": {"precision": precision}}
                 key = f"precision/{network}/{precision}/{turn}"
                 rows.once(key, lambda s=spec: processes.run("modcap", 600, source, **s))
 
@@ -59,8 +58,8 @@ def memory(rows: Rows) -> None:
     """What a bound on activations in memory costs, and saves."""
     source = processes.revision("HEAD")
     for bound in (None, 0.125):
-        spec = {**COMMON, "network": NETWORKS[1], "w_bits": 4, "a_bits": 4, "tests": 0, "steps": 5}
-        spec |= {"torchvision": "resnet18", "fields": {"activation_memory": bound}}
+        spec = {**TIMED, "torchvision": "resnet18", "steps": 5}
+        spec |= {"fields": {"activation_memory": bound}}
         key = f"memory/{'all' if bound is None else f'{bound} GiB'}"
         rows.once(key, lambda s=spec: processes.run("modcap", 900, source, **s))
 
@@ -95,13 +94,12 @@ def runs(rows: Rows, quick: bool, steps: int, limit: float) -> None:
 def linear(rows: Rows, quick: bool) -> None:
     """Cost against depth and against calibration images, at fixed steps per module."""
     source = processes.revision("HEAD")
-    spec = {**COMMON, "network": "resnet18_narrow", "w_bits": 4, "a_bits": 4, "tests": 0}
     for name in DEPTHS[:-1] if quick else DEPTHS:
-        deep = {**spec, "torchvision": name, "images": 32, "batch": 8, "steps": 5 if quick else 20}
+        deep = {**TIMED, "torchvision": name, "images": 32, "batch": 8, "steps": 5 if quick else 20}
         key = f"depth/{name}"
         rows.once(key, lambda s=deep: processes.run("modcap", 900, source, **s))
     for count in COUNTS:
-        many = {**spec, "images": count, "steps": 20 if quick else 100}
+        many = {**TIMED, "images": count, "steps": 20 if quick else 100}
         key = f"images/{count}"
         rows.once(key, lambda s=many: processes.run("modcap", 900, source, **s))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,29 @@ def spread(values: Sequence[float]) -> str:
 def identity(row: dict[str, Any], names: Sequence[str]) -> str:
     """What tells a row from all others, so that it is not measured again."""
     return json.dumps([row[name] for name in names])
+
+
+def collect(
+    path: Path,
+    names: Sequence[str],
+    tasks: Iterable[Callable[[set[str]], list[dict[str, Any]]]],
+    workers: int | None,
+) -> list[dict[str, Any]]:
+    """The rows of the JSON file ``path``, and those that ``tasks`` add, each in a process.
+
+    A task is told the identities (over ``names``) of rows that need not be measured again. What
+    it returns is written at once: a benchmark that was stopped goes on where it was.
+    """
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    known = {identity(row, names) for row in rows}
+    with ProcessPoolExecutor(workers) as pool:
+        for done in as_completed([pool.submit(task, known) for task in tasks]):
+            new = done.result()
+            rows += new
+            path.write_text(json.dumps(rows, indent=1) + "\n")
+            for row in new:
+                print(identity(row, names), row["top1"], flush=True)
+    return rows
 
 
 class Setting:
@@ -163,7 +187,8 @@ class Setting:
         names = self.module_names()
         reconstructions = made.reconstructions(planned)
         kept = {*reconstructions, *planned.finish}
-        path, _ = critical_path([job for job in made.jobs if job.key in kept], self._seconds)
+        optimised = [job for job in made.jobs if job.key in kept]
+        path, _ = critical_path(optimised, made.waits, self._seconds)
         return {
             "k": results[planned.select].meta["k"],
             "groups": [list(names[a:b]) for a, b in planned.groups if b - a > 1],

@@ -13,18 +13,17 @@ benchmarks/results/fidelity.json (every cell), and the tables of docs/evidence.m
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Setting, Variant, grouped, identity, seconds, spread, steps
+from benchmarks.cells import Setting, Variant, collect, grouped, seconds, spread, steps
 from benchmarks.pages import DOCS, publish
 from flows import plots
 
@@ -304,16 +303,10 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="write the tables, measure nothing")
     args = parser.parse_args()
     path = RESULTS.with_stem("fidelity_quick") if args.quick else RESULTS
-    rows = json.loads(path.read_text()) if path.exists() and not args.fresh else []
-    known = {identity(row, IDENTITY) for row in rows}
+    if args.fresh:
+        path.unlink(missing_ok=True)
     todo = [] if args.tables else batches(args.quick)
-    with ProcessPoolExecutor(args.workers) as pool:
-        for future in as_completed([pool.submit(measure, b, known) for b in todo]):
-            new = future.result()
-            rows += new
-            path.write_text(json.dumps(rows, indent=1) + "\n")
-            for row in new:
-                print(identity(row, IDENTITY), row["k"], row["top1"], flush=True)
+    rows = collect(path, IDENTITY, [partial(measure, batch) for batch in todo], args.workers)
     found = tables(rows)
     if not args.quick:
         for mark, lines in found.items():

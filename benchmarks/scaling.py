@@ -59,7 +59,8 @@ def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
     fields = {"k": 0, "schedule": "waves", "path_share": 0, "optimiser": {"iterations": steps}}
     grid = Sweep(requests=tuple(request(n, **fields) for n in networks), w_bits=(2, 3, 4))
     prepared = prepare_sweep(grid)
-    jobs = [j for j in open_plan(prepared, None, {}).jobs if j.kind is Kind.RECONSTRUCT]
+    made = open_plan(prepared, None, {})
+    jobs = [j for j in made.jobs if j.kind is Kind.RECONSTRUCT]
 
     @flow(name="scaling", task_runner=THREADS)
     def body() -> list[dict[str, Any]]:
@@ -84,7 +85,7 @@ def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
                 execute_jobs(jobs, store, progress, most=workers)
                 seconds = time.perf_counter() - start
                 costs = {job.key: store.meta(job.key)["seconds"] for job in jobs}
-                predicted = simulate(jobs, costs, workers).makespan
+                predicted = simulate(jobs, made.waits, costs, workers).makespan
                 found.append(
                     {
                         "workers": workers,
@@ -101,7 +102,7 @@ def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
         two["efficiency"] = round(one["seconds"] / (2 * two["seconds"]), 4)
         two["machine"] = machine
         two["efficiency_of_the_machine"] = round(two["efficiency"] / machine["efficiency"], 4)
-        ahead = simulate(jobs, alone, 2).makespan
+        ahead = simulate(jobs, made.waits, alone, 2).makespan
         two["predicted_from_one_worker"] = round(ahead, 2)
         two["predicted_from_one_worker_over_measured"] = round(ahead / two["seconds"], 4)
         return found
@@ -147,8 +148,8 @@ def simulated(schedule: str) -> dict[str, Any]:
     known: dict[str, Any] = {}
     made = open_plan(prepared, None, known)
     costs, _ = costs_of(made, prepared, None, set(), known)
-    longest, _ = critical_path(made.jobs, costs)
-    jobs, seconds = [], {}
+    longest, _ = critical_path(made.jobs, made.waits, costs)
+    jobs, waits, seconds = [], {}, {}
     for copy in range(CHECKPOINTS_SIMULATED):
         keys: dict[str, str] = {}
         for job in made.jobs:
@@ -156,9 +157,10 @@ def simulated(schedule: str) -> dict[str, Any]:
             needs = tuple(keys[need] for need in job.needs)
             copied = dataclasses.replace(job, inputs=inputs, needs=needs)
             keys[job.key] = copied.key
+            waits[copied.key] = [keys[key] for key in made.waits[job.key]]
             seconds[copied.key] = costs[job.key]
             jobs.append(copied)
-    makespans = {n: simulate(jobs, seconds, n) for n in WORKERS}
+    makespans = {n: simulate(jobs, waits, seconds, n) for n in WORKERS}
     return {
         "schedule": schedule,
         "checkpoints": CHECKPOINTS_SIMULATED,

@@ -12,16 +12,15 @@ benchmarks/results/time_to_accuracy.json, and the table and the picture of docs/
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.cells import NEAREST, Setting, Variant, identity, seconds, short, steps
+from benchmarks.cells import NEAREST, Setting, Variant, collect, seconds, short, steps
 from benchmarks.pages import DOCS, publish
 from benchmarks.speed.processes import HOME
 from flows import plots
@@ -60,7 +59,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(network: str, reference: bool, known: set[str], quick: bool) -> list[dict[str, Any]]:
+def measure(network: str, reference: bool, quick: bool, known: set[str]) -> list[dict[str, Any]]:
     """The rows of a network that are not known: the reference, or all others."""
     keep = HOME / "time_to_accuracy"
     setting = Setting(network, "qdrop", 0, 1000 if quick else 10_000, keep)
@@ -151,16 +150,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     path = RESULTS.with_stem("time_to_accuracy_quick") if args.quick else RESULTS
-    rows = json.loads(path.read_text()) if path.exists() else []
-    known = {identity(row, IDENTITY) for row in rows}
     networks = ("vgg_tiny",) if args.quick else args.networks
-    todo = [(n, reference) for n in networks for reference in (False, True)]
-    with ProcessPoolExecutor(args.workers) as pool:
-        batches = [pool.submit(measure, n, r, known, args.quick) for n, r in todo]
-        for batch in as_completed(batches):
-            rows += batch.result()
-            path.write_text(json.dumps(rows, indent=1) + "\n")
-            print(f"{len(rows)} rows", flush=True)
+    tasks = [partial(measure, n, ref, args.quick) for n in networks for ref in (False, True)]
+    rows = collect(path, IDENTITY, tasks, args.workers)
     if not args.quick:
         publish("speed.md", "time to accuracy", "\n".join(table(rows)))
         (DOCS / "images/time-to-accuracy.png").write_bytes(plots.png(picture(rows)))

@@ -13,12 +13,11 @@ benchmarks/results/waves.json, and the table of docs/waves.md.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from benchmarks.cells import (
     NEAREST,
     Setting,
     Variant,
+    collect,
     grouped,
-    identity,
     seconds,
     short,
     spread,
@@ -94,7 +93,7 @@ def batches() -> list[Batch]:
     ]
 
 
-def measure(batch: Batch, known: set[str], quick: bool = False) -> list[dict[str, Any]]:
+def measure(batch: Batch, quick: bool, known: set[str]) -> list[dict[str, Any]]:
     variants = [
         Variant(
             {"schedule": name, "table": batch.table},
@@ -137,16 +136,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
     path = RESULTS.with_stem("waves_quick") if args.quick else RESULTS
-    rows = json.loads(path.read_text()) if path.exists() else []
-    known = {identity(row, IDENTITY) for row in rows}
     todo = batches()
     if args.quick:
         todo = [Batch("resnet18_narrow", (2, 4), 0, "whole", 1000)]
-    with ProcessPoolExecutor(args.workers) as pool:
-        for batch in as_completed([pool.submit(measure, b, known, args.quick) for b in todo]):
-            rows += batch.result()
-            path.write_text(json.dumps(rows, indent=1) + "\n")
-            print(f"{len(rows)} rows", flush=True)
+    tasks = [partial(measure, batch, args.quick) for batch in todo]
+    rows = collect(path, IDENTITY, tasks, args.workers)
     tables = {
         name: "\n".join(table([r for r in rows if r["table"] == name], list(variants)))
         for name, variants in TABLES.items()

@@ -22,7 +22,7 @@ class Sweep(BaseModel):
     requests: tuple[Request, ...] = Field(min_length=1, description="one per checkpoint")
     w_bits: tuple[int, ...] = ()
     a_bits: tuple[int, ...] = ()
-    k: tuple[int, ...] = ()
+    k: tuple[int | None, ...] = Field((), description="null is auto")
     method: tuple[Method, ...] = ()
     seed: tuple[int, ...] = ()
     max_drop: float | None = Field(None, ge=0, description="top-1 points below full precision")
@@ -48,9 +48,9 @@ def prepare_sweep(grid: Sweep) -> list[Prepared]:
             if recipe.seed not in bases:
                 first = request.model_copy(update={"recipe": recipe})
                 bases[recipe.seed] = prepare(first)
-            k = "auto" if recipe.k is None else recipe.k
             name = (
-                f"{request.model_name} {recipe.bits} {recipe.method.value} k={k} seed={recipe.seed}"
+                f"{request.model_name} {recipe.bits} {recipe.method.value} "
+                f"k={recipe.k_asked} seed={recipe.seed}"
             )
             prepared.append(bases[recipe.seed].with_recipe(recipe, name))
     return prepared

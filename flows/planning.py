@@ -55,8 +55,8 @@ def describe_plan(
     done = store.done(job.key for job in made.jobs) if store else set()
     todo = [job for job in made.jobs if job.key not in done]
     costs, measured = costs_of(made, prepared, store, done, known)
-    longest, path = critical_path(todo, costs)
-    simulated = {n: simulate(todo, costs, n) for n in sorted({1, workers})}
+    longest, path = critical_path(todo, made.waits, costs)
+    simulated = {n: simulate(todo, made.waits, costs, n) for n in sorted({1, workers})}
     at = simulated[workers]
     if picture is not None:
         picture.write_bytes(plots.png(_draw(made, done)))
@@ -220,21 +220,16 @@ def _draw(made: Plan, done: set[str]) -> Any:
     levels: dict[str, int] = {}
     lanes: dict[str, int] = {}
     taken: Counter[int] = Counter()
-    chosen = {cell.tune or cell.assemble: cell.select for cell in reversed(made.cells)}
     for job in made.jobs:
-        first = 2 if job.kind is Kind.RECONSTRUCT else 0  # the selection decides what is joined
-        before = [levels[need] for need in job.needs]
-        if job.key in chosen:  # and the choice of k, what is used
-            before.append(levels[chosen[job.key]])
-        levels[job.key] = max(first, 1 + max(before, default=-1))
+        levels[job.key] = 1 + max((levels[key] for key in made.waits[job.key]), default=-1)
         lanes[job.key] = taken[levels[job.key]]
         taken[levels[job.key]] += 1
     index = {job.key: number for number, job in enumerate(made.jobs)}
     edges = [
-        (index[need], index[job.key])
+        (index[key], index[job.key])
         for job in made.jobs
-        for need in job.needs
-        if levels[job.key] - levels[need] == 1
+        for key in made.waits[job.key]
+        if levels[job.key] - levels[key] == 1
     ]
     keys = [job.key for job in made.jobs]
     return plots.plan_graph(

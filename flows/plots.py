@@ -163,10 +163,10 @@ def pareto(points: Sequence[tuple[int, float, str]]) -> Figure:
     return figure
 
 
-def heat_map(values: Mapping[tuple[str, int], Sequence[float]]) -> Figure:
+def heat_map(values: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
     """Top-1 over bits and k, the mean where a cell holds several seeds."""
     bits = sorted({bits for bits, _ in values})
-    ks = sorted({k for _, k in values})
+    ks = sorted({k for _, k in values}, key=lambda k: (not k.isdecimal(), k.zfill(9)))  # auto last
     grid = [
         [sum(found) / len(found) if (found := values.get((b, k))) else math.nan for k in ks]
         for b in bits
@@ -182,7 +182,7 @@ def heat_map(values: Mapping[tuple[str, int], Sequence[float]]) -> Figure:
                 axes.text(
                     column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8
                 )
-    axes.set_xticks(range(len(ks)), [str(k) for k in ks])
+    axes.set_xticks(range(len(ks)), ks)
     axes.set_yticks(range(len(bits)), bits)
     axes.set_xlabel("k")
     figure.colorbar(image, label="top-1, %")

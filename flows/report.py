@@ -26,6 +26,7 @@ def report(prepared: Prepared, cell: CellPlan, results: Results) -> dict[str, An
         "modules": list(names),
         "groups": [list(names[span.start : span.stop]) for span in cell.groups],
         "k": results[cell.select].meta["k"],
+        "k_asked": prepared.request.recipe.k_asked,
         "k_compared": results[cell.select].meta.get("compared", []),
         "fp_top1": results[cell.evaluate_full].meta["top1"],
         "top1": evaluated["top1"],

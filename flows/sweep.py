@@ -154,9 +154,9 @@ class _Summary:
         pictures = {"pareto": plots.pareto(points)}
         for model in sorted({row["model_name"] for row in self.rows}):
             of_model = [row for row in self.rows if row["model_name"] == model]
-            values: dict[tuple[str, int], list[float]] = {}
+            values: dict[tuple[str, str], list[float]] = {}
             for row in of_model:
-                values.setdefault((row["bits"], row["k"]), []).append(row["top1"])
+                values.setdefault((row["bits"], row["k_asked"]), []).append(row["top1"])
             pictures[f"heat_map-{model}"] = plots.heat_map(values)
         for name, figure in pictures.items():
             (folder / "plots" / f"{name}.png").write_bytes(plots.png(figure))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from modcap.jobs import (
     Cell,
@@ -76,7 +76,7 @@ class Plan:
     def reconstructions(self, cell: CellPlan) -> set[str]:
         """Every reconstruct job that ``cell`` needs: groups of every k that is compared, and what
         leads to their inputs."""
-        by_key = {job.key: job for job in self.jobs}
+        by_key = self._by_key
         found: set[str] = set()
         ahead = [key for key in (cell.select, cell.assemble) if key]
         while ahead:
@@ -85,6 +85,26 @@ class Plan:
                 found.add(key)
                 ahead += by_key[key].needs
         return {key for key in found if by_key[key].kind is Kind.RECONSTRUCT}
+
+    @cached_property
+    def waits(self) -> dict[str, tuple[str, ...]]:
+        """The jobs that each follows, by key: those it reads, and the one that led to it, which
+        is the selection for reconstructions, and for what comes after them the choice of k. A job
+        that several cells share is led to by the first of them."""
+        led: dict[str, str] = {}
+        for cell in self.cells:
+            if not cell.assemble:
+                continue
+            decision = self._by_key[cell.select]
+            select = decision.needs[0] if decision.kind is Kind.CHOOSE else decision.key
+            for key in self.reconstructions(cell):
+                led.setdefault(key, select)
+            led.setdefault(cell.tune or cell.assemble, decision.key)
+        return {job.key: (*job.needs, *(k for k in [led.get(job.key)] if k)) for job in self.jobs}
+
+    @cached_property
+    def _by_key(self) -> dict[str, Job]:
+        return {job.key: job for job in self.jobs}
 
 
 def plan(cells: Iterable[Cell], known: Callable[[str], Result | None]) -> Plan:

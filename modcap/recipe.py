@@ -256,6 +256,13 @@ class Recipe(_Frozen):
         return None if self.activation_memory is None else int(self.activation_memory * 2**30)
 
     @property
+    def k_asked(self) -> str:
+        """How many boundaries to select, or ``auto``."""
+        if self.selection is Selection.EXPLICIT:
+            return str(sum(len(group) - 1 for group in self.groups))
+        return "auto" if self.k is None else str(self.k)
+
+    @property
     def bits(self) -> str:
         """Such as ``W4A8``."""
         return f"W{self.w_bits}A{self.a_bits}"

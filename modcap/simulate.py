@@ -10,6 +10,8 @@ from modcap.jobs import Job
 
 __all__ = ["Simulated", "critical_path", "simulate"]
 
+Waits = Mapping[str, Sequence[str]]  # as ``Plan.waits`` gives them
+
 
 @dataclass(frozen=True)
 class Simulated:
@@ -25,19 +27,22 @@ class Simulated:
         return self.busy / (self.workers * self.makespan) if self.makespan else 1.0
 
 
-def simulate(jobs: Sequence[Job], seconds: Mapping[str, float], workers: int) -> Simulated:
+def simulate(
+    jobs: Sequence[Job], waits: Waits, seconds: Mapping[str, float], workers: int
+) -> Simulated:
     """Runs ``jobs`` on ``workers`` as the executor does: whatever is ready, in plan order.
 
     Args:
-        jobs: what is to do, each after those it needs; needs outside of it count as done.
+        jobs: what is to do.
+        waits: the keys that each follows; those outside of ``jobs`` count as done.
         seconds: cost of each job by key.
         workers: jobs at once.
     """
     place = {job.key: index for index, job in enumerate(jobs)}
-    missing = [sum(need in place for need in job.needs) for job in jobs]
+    missing = [sum(need in place for need in waits[job.key]) for job in jobs]
     needed_by: list[list[int]] = [[] for _ in jobs]
     for index, job in enumerate(jobs):
-        for need in job.needs:
+        for need in waits[job.key]:
             if need in place:
                 needed_by[place[need]].append(index)
     ready = [index for index, count in enumerate(missing) if not count]
@@ -58,13 +63,16 @@ def simulate(jobs: Sequence[Job], seconds: Mapping[str, float], workers: int) ->
     return Simulated(now, busy, workers)
 
 
-def critical_path(jobs: Sequence[Job], seconds: Mapping[str, float]) -> tuple[float, list[Job]]:
-    """The longest chain: its seconds, and its jobs from first to last."""
+def critical_path(
+    jobs: Sequence[Job], waits: Waits, seconds: Mapping[str, float]
+) -> tuple[float, list[Job]]:
+    """The longest chain: its seconds, and its jobs from first to last. Each of ``jobs`` comes
+    after those it waits for."""
     ends: dict[str, float] = {}
     before: dict[str, Job | None] = {}
     by_key = {job.key: job for job in jobs}
     for job in jobs:
-        last = max((n for n in job.needs if n in ends), key=ends.__getitem__, default=None)
+        last = max((n for n in waits[job.key] if n in ends), key=ends.__getitem__, default=None)
         ends[job.key] = seconds[job.key] + (ends[last] if last else 0.0)
         before[job.key] = by_key[last] if last else None
     if not ends:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from flows import cli
 from flows.cli.options import make_recipe
+from flows.cli.sweep import parse_axes
 from modcap.errors import InputError
 
 SHIPPED = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"
@@ -195,3 +196,22 @@ def test_the_baselines_of_a_report_are_plain() -> None:
     assert (nearest.method.value, nearest.k, nearest.w_bits) == ("rtn", 0, 2)
     assert (nearest.corrects, nearest.tuning_steps) == (False, 0)
     assert (unjoined(recipe).k, unjoined(recipe).tuning_steps) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("k", "found"),
+    [("0-2", (0, 1, 2)), ("auto", (None,)), ("auto,0,3-4", (0, 3, 4, None))],
+)
+def test_the_axis_of_k_holds_numbers_and_auto(k: str, found: tuple[int | None, ...]) -> None:
+    assert parse_axes(w_bits="2", a_bits=None, k=k, seeds=None) == {"w_bits": (2,), "k": found}
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [{"k": "auto,x"}, {"k": ""}, {"seeds": "auto"}, {"seeds": "3-1"}, {"w_bits": "2,,4"}],
+)
+def test_an_axis_that_is_neither_is_refused_by_its_flag(typed: dict[str, str]) -> None:
+    (name,) = typed
+    nothing = dict.fromkeys(("w_bits", "a_bits", "k", "seeds"))
+    with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} "):
+        parse_axes(**nothing | typed)

@@ -252,3 +252,18 @@ def test_a_cell_has_the_groups_of_the_k_that_was_chosen(network: Network) -> Non
     known[select.select] = Result(meta={"groups": candidates[1]})  # as where k was given
     (given,) = plan([auto], known.get).cells
     assert (given.tune, given.assemble) == (after.tune, after.assemble)
+
+
+def test_what_a_decision_leads_to_waits_for_it(network: Network) -> None:
+    auto = cell(network, tuning=20_000, **SIDE_BY_SIDE)
+    (select,) = plan([auto], lambda _: None).cells
+    candidates = [[list(g) for g in groups] for groups in (LAST_JOINED, APART)]
+    known = {select.select: Result(meta={"groups": candidates[0], "candidates": candidates})}
+    (before,) = plan([auto], known.get).cells
+    known[before.select] = Result(meta={"chosen": 1})
+    final = plan([auto], known.get)
+    (after,) = final.cells
+    assert final.waits[after.tune][-1] == after.select
+    assert {final.waits[key][-1] for key in final.reconstructions(after)} == {select.select}
+    places = {job.key: place for place, job in enumerate(final.jobs)}
+    assert all(places[key] < places[job.key] for job in final.jobs for key in final.waits[job.key])

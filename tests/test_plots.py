@@ -13,3 +13,10 @@ def test_every_kind_of_job_is_drawn_in_its_own_way() -> None:
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert len(labels) == count
     assert plots.png(figure).startswith(b"\x89PNG")
+
+
+def test_a_heat_map_has_auto_behind_all_numbers() -> None:
+    values = {("W2A4", k): [90.0, 91.0] for k in ("10", "auto", "9", "0")}
+    axes = plots.heat_map(values).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "9", "10", "auto"]
+    assert {text.get_text() for text in axes.texts} == {"90.50"}

@@ -34,6 +34,7 @@ Archs = Annotated[
     list[str] | None, typer.Option("--arch", help="For all checkpoints, or one for each.")
 ]
 Axis = Annotated[str | None, typer.Option(help="Values such as 2,3,4 or 0-7.")]
+Ks = Annotated[str | None, typer.Option(help="Values such as 0-7, or auto, or both: 0-3,auto.")]
 Methods = Annotated[list[Method] | None, typer.Option("--method", help="May be repeated.")]
 MaxDrop = Annotated[float | None, typer.Option(help="Points of top-1 that the best may lose.")]
 MaxBytes = Annotated[int | None, typer.Option(help="Bytes that the best may take.")]
@@ -55,15 +56,24 @@ def make_requests(checkpoint: list[str], arch: list[str] | None, **fields: Any) 
     )
 
 
-def parse_axes(**typed: str | None) -> dict[str, tuple[int, ...]]:
-    """The axes that were given, by field of the sweep."""
+def parse_axes(
+    *, w_bits: str | None, a_bits: str | None, k: str | None, seeds: str | None
+) -> dict[str, tuple[int | None, ...]]:
+    """The axes that were given, by field of the sweep; that of k may hold ``auto``, too."""
     from flows.grid import parse_range
 
-    return {
-        name: parse_range(text, f"--{name.replace('_', '-')}")
-        for name, text in typed.items()
-        if text is not None
-    }
+    typed = {"w_bits": w_bits, "a_bits": a_bits, "k": k, "seed": seeds}
+    flags = {"w_bits": "--w-bits", "a_bits": "--a-bits", "k": "--k", "seed": "--seeds"}
+    found: dict[str, tuple[int | None, ...]] = {}
+    for name, text in typed.items():
+        if text is None:
+            continue
+        parts = text.split(",")
+        auto = [part for part in parts if name == "k" and part.strip() == "auto"]
+        numbers = ",".join(part for part in parts if part not in auto)
+        found[name] = parse_range(numbers, flags[name]) if numbers or not auto else ()
+        found[name] += (None,) if auto else ()
+    return found
 
 
 def sweep(
@@ -72,7 +82,7 @@ def sweep(
     arch: Archs = None,
     w_bits: Axis = None,
     a_bits: Axis = None,
-    k: Axis = None,
+    k: Ks = None,
     seeds: Axis = None,
     method: Methods = None,
     capacity: CapacityKind | None = None,
@@ -117,7 +127,7 @@ def sweep(
         method=tuple(method or ()),
         max_drop=max_drop,
         max_bytes=max_bytes,
-        **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seed=seeds),
+        **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seeds=seeds),
     )
     _check(grid)
     use_services()
@@ -152,7 +162,7 @@ def _print(report: dict[str, Any]) -> None:
             row["model_name"],
             row["bits"],
             row["recipe"]["method"],
-            str(row["k"]),
+            row["k_asked"] if row["k_asked"] != "auto" else f"auto: {row['k']}",
             str(row["recipe"]["seed"]),
             f"{row['top1']:.2f}",
             f"{row['drop']:.2f}",
@@ -177,7 +187,7 @@ def plan(
     arch: Archs = None,
     w_bits: Axis = None,
     a_bits: Axis = None,
-    k: Axis = None,
+    k: Ks = None,
     seeds: Axis = None,
     method: Methods = None,
     capacity: CapacityKind | None = None,
@@ -213,7 +223,7 @@ def plan(
     grid = Sweep(
         requests=make_requests(checkpoint, arch, recipe=base, data=data, preprocess=preprocess),
         method=tuple(method or ()),
-        **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seed=seeds),
+        **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seeds=seeds),
     )
     report = describe_plan(grid, workers, price_per_hour, picture)
     if json_:

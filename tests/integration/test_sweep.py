@@ -93,7 +93,7 @@ def test_no_cell_fits_is_a_refusal(
 
 
 def test_two_at_once_make_one(stack: dict[str, str], tmp_path: Path) -> None:
-    arguments = sweep_arguments(tmp_path, SMALL, "--w-bits", "4", "--k", "0,1", "--seeds", "7")
+    arguments = sweep_arguments(tmp_path, SMALL, "--w-bits", "4", "--k", "0,auto", "--seeds", "7")
     both = [start(stack, *arguments, MODCAP_PREFIX="twice") for _ in range(2)]
     ended = [process.communicate(timeout=280) for process in both]
     assert [process.returncode for process in both] == [0, 0], ended

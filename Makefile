@@ -8,7 +8,6 @@ PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.10,$(if $(shell python$(v) -c
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export MODCAP_HOME ?= $(CURDIR)/.modcap
 
 CHECKPOINT ?= examples/fashion_mnist/checkpoints/mobilenet_v2_x0_5.safetensors
 ARCH ?= modcap.zoo:mobilenet_v2_x0_5
@@ -55,5 +54,5 @@ lock: env ## Write constraints.txt again, for all platforms, from pyproject.toml
 	  --universal --python-version 3.10 --all-extras --no-emit-index-url --no-annotate \
 	  --custom-compile-command 'make lock' --output-file constraints.txt
 
-clean: ## Remove the environment and caches; data in .modcap stays
+clean: ## Remove the environment and caches; data in ~/.modcap stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from tenacity import retry, stop_after_attempt, wait_random_exponential
 
 from infra import local
-from modcap.errors import InputError
+from modcap.errors import Unavailable
 from tasks.store import Store
 
-__all__ = ["connected", "use_services"]
+__all__ = ["connected", "find_s3", "use_services"]
 
 _WARM_WORKERS = 8  # started while the driver still prepares
 
@@ -32,12 +32,24 @@ def use_services(*names: str) -> None:
         _require_prefect(os.environ["PREFECT_API_URL"])
 
 
+def find_s3() -> bool:
+    """Whether there is S3: the one that the environment names, or the local stack's, which it
+    then names; for commands that start nothing."""
+    named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MODCAP_BUCKET")
+    if any(os.environ.get(name) for name in named):
+        return True
+    if not any(s.name == "s3" and s.state == "running" for s in local.status()):
+        return False
+    os.environ.update(local.up(services=["s3"]).environment())
+    return True
+
+
 def _require_prefect(address: str) -> None:
     """Asks a Prefect server whether it is there, a few times."""
     try:
         _ask(f"{address.rstrip('/')}/health")
     except OSError as error:
-        raise InputError(
+        raise Unavailable(
             f"Prefect at {address} cannot be reached ({error}): check PREFECT_API_URL"
         ) from None
 
@@ -66,7 +78,7 @@ def connected() -> Iterator[Store]:
         except (ConnectionError, RuntimeError, TimeoutError) as error:
             address = os.environ["RAY_ADDRESS"]
             first = str(error).splitlines()[0]
-            raise InputError(
+            raise Unavailable(
                 f"Ray at {address} cannot be reached ({first}): check RAY_ADDRESS"
             ) from None
     for _ in range(min(_WARM_WORKERS, int(ray.cluster_resources().get("CPU", 0)))):

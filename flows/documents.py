@@ -43,4 +43,5 @@ def parse(model: type[Model], values: object, name: str) -> Model:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{name}: {place}: {first['msg']}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise InputError(": ".join(part for part in (name, place, said) if part)) from None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.request import Prepared, Request, prepare
 from modcap.errors import InputError
@@ -27,6 +28,14 @@ class Sweep(BaseModel):
     seed: tuple[int, ...] = ()
     max_drop: float | None = Field(None, ge=0, description="top-1 points below full precision")
     max_bytes: int | None = Field(None, ge=1, description="size of the artifact")
+
+    @model_validator(mode="after")
+    def _models_differ(self) -> Sweep:
+        counts = Counter(request.model_name for request in self.requests)
+        name, count = counts.most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{count} checkpoints are called {name!r}: rename all but one of them")
+        return self
 
     def recipes(self, base: Recipe) -> list[Recipe]:
         """The recipes of the grid over ``base``, without repetition, in the order of the axes."""

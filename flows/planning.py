@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 
 from flows import plots
+from flows.connect import find_s3
 from flows.grid import Sweep, prepare_sweep, sharing
 from flows.request import Prepared
-from infra import local
 from modcap import correction
 from modcap.jobs import Job, Kind
 from modcap.plan import Plan, plan
@@ -48,8 +47,8 @@ def describe_plan(
         price_per_hour: of one worker.
         picture: where to write the graph, as PNG.
     """
-    prepared = prepare_sweep(grid)
     store = _store()
+    prepared = prepare_sweep(grid)
     known: dict[str, Result] = {}
     made = open_plan(prepared, store, known)
     done = store.done(job.key for job in made.jobs) if store else set()
@@ -87,10 +86,8 @@ def describe_plan(
 
 def _store() -> Store | None:
     """The store, where one is configured or runs already; planning starts nothing."""
-    if not (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("MODCAP_BUCKET")):
-        if not any(s.name == "s3" and s.state == "running" for s in local.status()):
-            return None
-        os.environ.update(local.up(services=["s3"]).environment())
+    if not find_s3():
+        return None
     store = Store.from_environment()
     store.ensure_bucket()
     return store

@@ -16,8 +16,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field
 
+from flows.gate import Gate
 from flows.request import evaluation_images
 from flows.runs import experiment_of, reaching
 from modcap import artifact
@@ -29,26 +29,11 @@ from modcap.runners import top1
 from tasks.lease import lease
 from tasks.store import Store
 
-__all__ = ["Gate", "promote", "rollback"]
+__all__ = ["promote", "rollback"]
 
 GATES = "modcap-gates"
 _KEPT = 20  # moves of an alias that are remembered
 _PATIENCE = 600.0  # seconds to wait for another promotion of the same model
-
-
-class Gate(BaseModel):
-    """What a version must meet to get an alias."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(description="registered model")
-    alias: str = "champion"
-    version: int | None = Field(None, description="by default the one with alias 'candidate'")
-    data: str = Field(description="held-out images: fashion-mnist[:DIR], a directory, an .npz")
-    eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
-    max_drop: float | None = Field(None, ge=0, description="top-1 points below full precision")
-    max_bytes: int | None = Field(None, ge=1, description="size of the artifact")
-    against: str | None = Field(None, description="alias whose version must not be more accurate")
 
 
 @dataclass(frozen=True)
@@ -76,18 +61,21 @@ def promote(gate: Gate) -> dict[str, Any]:
     store = Store.from_environment()
     store.ensure_bucket()
     with lease(store, f"promote-{gate.name}", _PATIENCE) as mine, reaching() as client:
-        if not mine:
+        if mine is None:
             raise InputError(f"another promotion of {gate.name} takes too long: try again later")
         version = _version(client, gate)
         measured = _measure(client, version, gate, store)
         rival = None
         if gate.against is not None:
             current = _aliased(client, gate.name, gate.against)
+            if current is None and gate.against != gate.alias:
+                raise InputError(f"{gate.name} has no version with alias {gate.against!r}")
             if current is not None and current.version != version.version:
                 rival = _measure(client, current, gate, store)
         reasons = _reasons(gate, measured, rival)
         before = _aliased(client, gate.name, gate.alias)
         decision = _Decision(gate, measured, rival, before, tuple(reasons))
+        mine.check()
         if not reasons:
             decision.move(client)
         decision.record(client)
@@ -105,13 +93,17 @@ def rollback(name: str, alias: str = "champion") -> dict[str, Any]:
     store = Store.from_environment()
     store.ensure_bucket()
     with lease(store, f"promote-{name}", _PATIENCE) as mine, reaching() as client:
-        if not mine:
+        if mine is None:
             raise InputError(f"a promotion of {name} takes too long: try again later")
         current = _aliased(client, name, alias)
         history = _history(client, name, alias)
+        now = None if current is None else str(current.version)
+        while history and history[-1]["to"] != now:
+            history.pop()  # a move that was not finished, or was undone by hand
         if current is None or not history or history[-1]["from"] is None:
             raise InputError(f"{name}@{alias} has no earlier version to go back to")
         last = history.pop()
+        mine.check()
         client.set_registered_model_alias(name, alias, last["from"])
         _remember(client, name, alias, history)
         moved = {"by": _who(), "at": _now(), "from": str(current.version), "to": last["from"]}
@@ -188,13 +180,14 @@ class _Decision:
     reasons: tuple[str, ...]
 
     def move(self, client: MlflowClient) -> None:
-        """The move itself is one request; history follows it."""
+        """The move itself is one request. It is remembered first: a rollback looks for what led to
+        the version of the alias, and passes over what did not come to pass."""
         name, alias, version = self.gate.name, self.gate.alias, self.measured.version.version
-        client.set_registered_model_alias(name, alias, version)
         earlier = None if self.before is None else str(self.before.version)
         if earlier != str(version):
             entry = {"from": earlier, "to": str(version), "by": _who(), "at": _now()}
             _remember(client, name, alias, [*_history(client, name, alias), entry])
+            client.set_registered_model_alias(name, alias, version)
 
     def report(self) -> dict[str, Any]:
         return {

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import gettempdir
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modcap import checkpoint as checkpoints
 from modcap import data
 from modcap.capacity import signature
-from modcap.errors import InputError
+from modcap.errors import InputError, Unavailable
 from modcap.images import ImageSet
 from modcap.jobs import Cell
 from modcap.network import Network, build
 from modcap.onnx_export import require_onnx
 from modcap.preprocess import Preprocess
 from modcap.recipe import CapacityKind, Homogeneity, Method, Recipe, Selection
-from tasks.store import Store, fetch
+from tasks.store import Store, cache_folder, fetch
 
 __all__ = ["Prepared", "Request", "prepare"]
+
+
+_MODEL_NAME = re.compile(r"(?!\.*$)[^/:'\"`\\]+")  # what MLflow takes and its searches read
 
 
 class Request(BaseModel):
@@ -49,6 +52,15 @@ class Request(BaseModel):
     def model_name(self) -> str:
         stem = self.checkpoint.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
         return self.name or stem
+
+    @model_validator(mode="after")
+    def _may_be_registered(self) -> Request:
+        if not _MODEL_NAME.fullmatch(self.model_name):
+            raise ValueError(
+                f"a registered model cannot be called {self.model_name!r}: give a name without "
+                "slash, colon, quote or backslash"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,20 @@ class Prepared:
 def local_path(address: str) -> Path:
     """A local path of what may lie in S3."""
     if address.startswith("s3://"):
-        return fetch(address, Path(gettempdir()) / "modcap-fetched")
+        return fetch(address, cache_folder("fetched"))
     return Path(address)
+
+
+def _images(spec: str, split: data.Split, preprocess: Preprocess) -> data.Images:
+    """What ``spec`` names. Whatever is wrong with it may be mended, and no checkpoint is to blame.
+
+    Raises:
+        Unavailable: the images cannot be read.
+    """
+    try:
+        return data.load(str(local_path(spec)), split=split, preprocess=preprocess)
+    except InputError as error:
+        raise Unavailable(str(error)) from None
 
 
 def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
@@ -96,7 +120,7 @@ def evaluation_images(
     spec: str, preprocess: Preprocess, limit: int | None, split: data.Split = "evaluation"
 ) -> ImageSet:
     """The images, at most ``limit`` of them, that accuracy is measured on."""
-    tests = data.load(str(local_path(spec)), split=split, preprocess=preprocess)
+    tests = _images(spec, split, preprocess)
     if limit is not None:
         tests = tests.take(range(min(limit, len(tests.labels))))
     return images_of(tests, preprocess)
@@ -107,6 +131,7 @@ def prepare(request: Request) -> Prepared:
 
     Raises:
         InputError: with one line that says what is wrong, where, and how to mend it.
+        Unavailable: checkpoint or images cannot be had, now.
     """
     recipe = request.recipe
     if request.onnx:
@@ -117,7 +142,7 @@ def prepare(request: Request) -> Prepared:
         if request.preprocess
         else Preprocess.for_architecture(checkpoint.architecture)
     )
-    pool = data.load(str(local_path(request.data)), split="calibration", preprocess=preprocess)
+    pool = _images(request.data, "calibration", preprocess)
     chosen = data.calibration(pool, recipe.calibration, recipe.seed)
     calibration = images_of(chosen, preprocess)
     evaluation = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from modcap.errors import InputError
+from modcap.errors import Unavailable
 from modcap.jobs import Job
 
 __all__ = ["GPU_MEMORY", "MOST_IN_FLIGHT", "in_flight", "refuse_impossible", "request"]
@@ -60,7 +60,7 @@ def refuse_impossible(jobs: Iterable[Job], growth: int = 1) -> None:
     A cluster that adds nodes by itself says so (MODCAP_AUTOSCALING=1); nothing is refused there.
 
     Raises:
-        InputError: a job asks for more than any node has; the message says what is there.
+        Unavailable: a job asks for more than any node has; the message says what is there.
     """
     if os.environ.get("MODCAP_AUTOSCALING"):
         return
@@ -71,7 +71,7 @@ def refuse_impossible(jobs: Iterable[Job], growth: int = 1) -> None:
         kind = tuple(asked.values())
         if kind not in fitting and not any(_fits(asked, node) for node in nodes):
             there = "; ".join(sorted({_said(node) for node in nodes})) or "none"
-            raise InputError(
+            raise Unavailable(
                 f"job '{job.label}' asks for {_asked(asked)}, and no node of the Ray cluster has "
                 f"that (nodes: {there}): lower the recipe's threads, gpus, calibration, "
                 "batch_size or activation_memory, or add a larger node"

@@ -8,6 +8,7 @@ from typing import Any
 
 from flows.runs import reaching
 from flows.tracking import JOBS
+from modcap.errors import InputError
 from tasks.store import Entry, Store
 
 __all__ = ["collect_garbage", "verify"]
@@ -49,18 +50,28 @@ def needed(store: Store, roots: Iterable[str]) -> tuple[set[str], set[str]]:
 def collect_garbage(store: Store, older_than: timedelta, *, dry_run: bool) -> dict[str, Any]:
     """Removes results, inputs and artifacts that no registered version was made from.
 
-    A run that is under way may lose a result that it counted on; it computes it again.
+    A run that is under way may lose a result that it counted on; it computes it again. A registry
+    that knows nothing of what lies in the store is taken for the wrong one.
 
     Args:
         store: what is cleaned.
         older_than: younger ones stay.
         dry_run: only report.
+
+    Raises:
+        InputError: no registered version was made from this store.
     """
     roots, artifacts = registered()
     keys, inputs = needed(store, roots)
     kept = {"jobs": keys, "inputs": inputs, "artifacts": artifacts}
     limit = datetime.now(timezone.utc) - older_than
     entries = list(store.entries())
+    stored = {entry.key for entry in entries if entry.kind == "artifacts"}
+    if entries and not dry_run and not stored & artifacts:
+        raise InputError(
+            f"none of the {len(artifacts)} artifacts of registered versions is in this store, so "
+            "all of it would go: check MLFLOW_TRACKING_URI, MODCAP_BUCKET and MODCAP_PREFIX"
+        )
     newest: dict[tuple[str, str], datetime] = {}
     for entry in entries:
         name = (entry.kind, entry.key)

@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import psutil
 
-from modcap.errors import InputError
+from modcap._messages import first_line
+from modcap.errors import Unavailable
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -64,15 +65,21 @@ class Parent:
 
 @contextlib.contextmanager
 def reaching() -> Iterator[MlflowClient]:
-    """A client, whose failure to reach the server is an error of one line."""
+    """A client, whose failure to reach the server is an error of one line.
+
+    Raises:
+        Unavailable: there is no server, or what answers is none, or wants a password.
+    """
     try:
         yield MlflowClient()
     except MlflowException as error:
-        if "API request to" not in str(error) and "Max retries" not in str(error):
+        reason = str(error)
+        if "API request to" not in reason and "Max retries" not in reason:
             raise
-        where = mlflow.get_tracking_uri()
-        raise InputError(
-            f"MLflow at {where} cannot be reached: check MLFLOW_TRACKING_URI and that it runs"
+        cause = first_line(reason.rpartition("Caused by ")[2])
+        raise Unavailable(
+            f"MLflow at {_address()} cannot be reached ({cause}): check MLFLOW_TRACKING_URI, that "
+            "it runs, and its password where it has one"
         ) from None
 
 
@@ -81,8 +88,13 @@ def link_of(experiment: str, tags: Mapping[str, str]) -> str:
     with reaching() as client:
         number = experiment_of(client, experiment)
     wanted = quote(" and ".join(f"tags.{name} = '{value}'" for name, value in tags.items()))
-    address = mlflow.get_tracking_uri().rstrip("/")
-    return f"{address}/#/experiments/{number}?searchFilter={wanted}"
+    return f"{_address()}/#/experiments/{number}?searchFilter={wanted}"
+
+
+def _address() -> str:
+    """Of the server, without the password that may stand in it."""
+    parts = urlsplit(mlflow.get_tracking_uri().rstrip("/"))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def start_parent(experiment: str, name: str, key: str) -> Parent:
@@ -107,6 +119,7 @@ def finish_parent(
         number = experiment_of(client, experiment)
         run_id = first_finished(client, number, parent.key)
         if run_id is None:
+            _restore(client, parent.run_id)
             now = int(time.time() * 1000)
             logged = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
             client.log_batch(parent.run_id, metrics=logged)
@@ -115,7 +128,7 @@ def finish_parent(
                 client.log_artifacts(parent.run_id, folder)
             run_id = finish_run(client, number, parent.run_id, parent.key)
         elif run_id != parent.run_id:
-            client.delete_run(parent.run_id)  # somebody else was faster
+            _delete(client, parent.run_id)  # somebody else was faster
         for cell in nested:
             if client.get_run(cell).data.tags.get(PARENT) != run_id:
                 client.set_tag(cell, PARENT, run_id)
@@ -124,8 +137,7 @@ def finish_parent(
 
 def run_url(experiment_id: str, run_id: str) -> str:
     """The page of a run."""
-    address = mlflow.get_tracking_uri().rstrip("/")
-    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{_address()}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def experiment_of(client: MlflowClient, name: str) -> str:
@@ -155,10 +167,21 @@ def first_finished(client: MlflowClient, experiment_id: str, key: str) -> str | 
     done = [run for run in runs if run.info.status == "FINISHED"]
     for run in runs:
         if run.info.status != "FINISHED" and _abandoned(run):
-            client.delete_run(run.info.run_id)
+            _delete(client, run.info.run_id)
     if not done:
         return None
     return str(min(done, key=lambda run: (run.info.end_time, run.info.run_id)).info.run_id)
+
+
+def _delete(client: MlflowClient, run_id: str) -> None:
+    if client.get_run(run_id).info.lifecycle_stage == "active":
+        client.delete_run(run_id)
+
+
+def _restore(client: MlflowClient, run_id: str) -> None:
+    """Takes a run back that somebody else held for abandoned: its host was another one's."""
+    if client.get_run(run_id).info.lifecycle_stage == "deleted":
+        client.restore_run(run_id)
 
 
 def _abandoned(run: Run) -> bool:
@@ -170,8 +193,9 @@ def _abandoned(run: Run) -> bool:
 
 def finish_run(client: MlflowClient, experiment_id: str, run_id: str, key: str) -> str:
     """Ends a run; where somebody else made the same one earlier, that one stays."""
+    _restore(client, run_id)
     client.set_terminated(run_id, "FINISHED")
     first = first_finished(client, experiment_id, key) or run_id
     if first != run_id:
-        client.delete_run(run_id)
+        _delete(client, run_id)
     return first

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,11 +30,11 @@ from flows.report import finished, jobs_of, report
 from flows.request import Prepared, Request, local_path, prepare
 from flows.runs import link_of
 from flows.tracking import publish
-from modcap.errors import InputError, ModcapError
+from modcap.errors import InputError, ModcapError, Unavailable
 from modcap.plan import CellPlan, Plan
 from modcap.results import canonical, digest
 from tasks.lease import lease
-from tasks.store import Found, Store, find, uploading
+from tasks.store import Found, Store, find
 
 __all__ = ["run_scan", "scan"]
 
@@ -51,7 +51,7 @@ def scan(prefix: str, policy: Policy) -> dict[str, Any]:
 
 @dataclass
 class Outcome:
-    """What became of one object: registered, bad, waiting, unmatched, or known from before."""
+    """What became of one object: registered, known, bad, failed, waiting or unmatched."""
 
     checkpoint: str
     state: str
@@ -74,7 +74,7 @@ def run_scan(prefix: str, policy: Policy, store: Store, progress: Progress) -> d
     start = time.monotonic()
     name = f"scan-{digest(prefix.encode())[:16]}"
     with lease(store, name) as mine:
-        if not mine:
+        if mine is None:
             return {"prefix": prefix, "busy": True, "checkpoints": [], "executed": 0}
         outcomes, executed = _pass(prefix, policy, store, progress)
     rows = [asdict(outcome) for outcome in outcomes]
@@ -97,7 +97,7 @@ def _pass(
     for candidate in _candidates(prefix, policy, store, outcomes):
         cells = _prepare(candidate)
         if isinstance(cells, Outcome):
-            outcomes.append(_noted(store, candidate, cells))
+            outcomes.append(_settled(store, candidate, cells))
             continue
         prepared.append((candidate, cells))
         for cell in cells:
@@ -112,7 +112,7 @@ def _pass(
     for candidate, cells in prepared:
         outcome, done = _finish(candidate, cells, store, progress)
         executed += done
-        outcomes.append(outcome if outcome.state == "failed" else _noted(store, candidate, outcome))
+        outcomes.append(_settled(store, candidate, outcome))
     return sorted(outcomes, key=lambda outcome: outcome.checkpoint), executed
 
 
@@ -120,29 +120,29 @@ def _prepare(candidate: _Candidate) -> list[Prepared] | Outcome:
     try:
         return [prepare(_request(candidate, choice)) for choice in candidate.rule.recipes]
     except InputError as error:
-        return _bad(candidate, error)
+        return _blamed(candidate, error)
 
 
 def _finish(
     candidate: _Candidate, cells: list[Prepared], store: Store, progress: Progress
 ) -> tuple[Outcome, int]:
     """Registers the cells of one checkpoint; computes what the common plan did not."""
-    address = candidate.found.address
     try:
         plan, results, counts = _compute(cells, store, progress)
         versions = tuple(
             _register(prepared, cell, plan, results, counts, store)
             for prepared, cell in zip(cells, plan.cells, strict=True)
         )
-    except InputError as error:
-        return _bad(candidate, error), 0
-    except ModcapError as error:  # not the checkpoint's fault: the next pass tries again
-        return Outcome(address, "failed", str(error)), 0
-    return Outcome(address, "registered", versions=versions), counts.executed
+    except ModcapError as error:
+        return _blamed(candidate, error), 0
+    registered = Outcome(candidate.found.address, "registered", versions=versions)
+    return registered, counts.executed
 
 
-def _bad(candidate: _Candidate, error: Exception) -> Outcome:
-    return Outcome(candidate.found.address, "bad", str(error))
+def _blamed(candidate: _Candidate, error: ModcapError) -> Outcome:
+    """``bad`` where the checkpoint is to blame; else ``failed``, and the next pass tries again."""
+    own = isinstance(error, InputError) and not isinstance(error, Unavailable)
+    return Outcome(candidate.found.address, "bad" if own else "failed", str(error))
 
 
 def _candidates(
@@ -150,7 +150,6 @@ def _candidates(
 ) -> Sequence[_Candidate]:
     """What is new, or has changed, and is whole; of the others, the outcome is said."""
     objects = {found.address: found for found in find(prefix)}
-    busy = uploading(prefix)
     rested = datetime.now(timezone.utc) - timedelta(seconds=policy.settle_seconds)
     new: list[_Candidate] = []
     for address, found in objects.items():
@@ -171,20 +170,20 @@ def _candidates(
             outcomes.append(Outcome(address, state, earlier.reason, tuple(earlier.versions)))
             continue
         youngest = max(found.modified, beside.modified) if beside else found.modified
-        if address in busy or youngest > rested:
+        if youngest > rested:
             outcomes.append(Outcome(address, "waiting", "it may still be uploaded"))
             continue
+        candidate = _Candidate(found, note, rule, Manifest())
         try:
-            manifest = _manifest(beside)
+            candidate = replace(candidate, manifest=_manifest(beside))
+            whole = _whole(candidate)
         except InputError as error:
-            candidate = _Candidate(found, note, rule, Manifest())
-            outcomes.append(_noted(store, candidate, _bad(candidate, error)))
+            outcomes.append(_settled(store, candidate, _blamed(candidate, error)))
             continue
-        candidate = _Candidate(found, note, rule, manifest)
-        if not _whole(candidate):
+        if whole:
+            new.append(candidate)
+        else:
             outcomes.append(Outcome(address, "waiting", "it is not yet what its manifest says"))
-            continue
-        new.append(candidate)
     return new
 
 
@@ -205,8 +204,10 @@ def _whole(candidate: _Candidate) -> bool:
     return hashlib.sha256(data).hexdigest() == stated.sha256
 
 
-def _noted(store: Store, candidate: _Candidate, outcome: Outcome) -> Outcome:
-    store.put_document(candidate.note, json.dumps(asdict(outcome)).encode())
+def _settled(store: Store, candidate: _Candidate, outcome: Outcome) -> Outcome:
+    """Notes what stays as it is until the object changes: all but a failure."""
+    if outcome.state != "failed":
+        store.put_document(candidate.note, json.dumps(asdict(outcome)).encode())
     return outcome
 
 
@@ -219,17 +220,18 @@ def _request(candidate: _Candidate, choice: Choice) -> Request:
     if not address.endswith(".pt2"):
         arch = said.arch or _architecture_tag(local_path(address)) or rule.arch
     stem = said.name or PurePosixPath(address).stem
-    return Request(
-        checkpoint=address,
-        arch=arch,
-        data=data,
-        eval_data=said.eval_data or rule.eval_data,
-        eval_images=rule.eval_images,
-        preprocess=said.preprocess or rule.preprocess,
-        name=f"{stem}-{choice.suffix()}",
-        onnx=rule.onnx,
-        recipe=choice.recipe(),
-    )
+    fields = {
+        "checkpoint": address,
+        "arch": arch,
+        "data": data,
+        "eval_data": said.eval_data or rule.eval_data,
+        "eval_images": rule.eval_images,
+        "preprocess": said.preprocess or rule.preprocess,
+        "name": f"{stem}-{choice.suffix()}",
+        "onnx": rule.onnx,
+        "recipe": choice.recipe(),
+    }
+    return parse(Request, fields, address)
 
 
 def _architecture_tag(file: Path) -> str | None:

@@ -300,6 +300,7 @@ def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) 
     """The version of ``name`` that holds this cell; made, and named candidate, when missing."""
     own = _versions(client, name, finished.key)
     if own:
+        _make_candidate(client, name, own[0])
         return own[0]
     try:
         client.create_registered_model(name)
@@ -313,8 +314,16 @@ def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) 
     first, *others = _versions(client, name, finished.key)
     if str(made.version) in others:  # two registered at once: the first one stays
         client.delete_model_version(name, str(made.version))
-    client.set_registered_model_alias(name, ALIAS, first)
+    _make_candidate(client, name, first)
     return first
+
+
+def _make_candidate(client: MlflowClient, name: str, version: str) -> None:
+    """Gives ``version`` the alias unless a later one has it: a crash, or another driver, may have
+    come between a version and its alias."""
+    aliases = client.get_registered_model(name).aliases
+    if int(aliases.get(ALIAS, 0)) < int(version):
+        client.set_registered_model_alias(name, ALIAS, version)
 
 
 def _versions(client: MlflowClient, name: str, key: str) -> Sequence[str]:

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from modcap.errors import InputError
+from modcap.errors import Unavailable
 
 _SCHEMAS = ("nms", "qnms")
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -28,7 +28,7 @@ def _import() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "torchvision":
             raise
-        raise InputError("torchvision is not installed: run pip install torchvision") from error
+        raise Unavailable("torchvision is not installed: run pip install torchvision") from error
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

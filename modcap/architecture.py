@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modcap import _torchvision
 from modcap._messages import first_line
-from modcap.errors import InputError
+from modcap.errors import InputError, Unavailable
 
 __all__ = ["Factory", "build", "factory_module", "split"]
 
@@ -142,7 +142,9 @@ def timm_library() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "timm":
             raise
-        raise InputError("--arch timm:… needs timm, not installed: run pip install timm") from error
+        raise Unavailable(
+            "--arch timm:… needs timm, not installed: run pip install timm"
+        ) from error
 
 
 def factory_module(module: str) -> Any:
@@ -152,7 +154,7 @@ def factory_module(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise InputError(f"--arch {module}:… cannot be imported ({error}): {_HOW}") from error
+        raise Unavailable(f"--arch {module}:… cannot be imported ({error}): {_HOW}") from error
     finally:
         sys.path.remove(folder)
 

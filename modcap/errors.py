@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GateRefused", "InputError", "ModcapError"]
+__all__ = ["GateRefused", "InputError", "ModcapError", "Unavailable"]
 
 
 class ModcapError(Exception):
@@ -15,6 +15,10 @@ class InputError(ModcapError):
     """The user's input is wrong. The message is one line: what, where, how to mend it."""
 
     exit_code = 2
+
+
+class Unavailable(InputError):
+    """What the input needs is not there: a service, a node, images. The same input may do later."""
 
 
 class GateRefused(ModcapError):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from modcap.errors import InputError
+from modcap.errors import Unavailable
 
 __all__ = ["require_onnx", "save_onnx"]
 
@@ -21,13 +21,13 @@ def require_onnx() -> None:
     """Refuses early where the packages for export are missing.
 
     Raises:
-        InputError: they are.
+        Unavailable: they are.
     """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise InputError(
+        raise Unavailable(
             f"ONNX needs the package {error.name}: pip install 'modcap[export]'"
         ) from None
 

@@ -7,8 +7,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import ray
@@ -19,7 +17,7 @@ from modcap.jobs import Job
 from modcap.results import Result
 from modcap.runners import run
 from modcap.workbench import Workbench
-from tasks.store import Store
+from tasks.store import Store, cache_folder
 
 __all__ = [
     "MissingResult",
@@ -63,8 +61,8 @@ class _Worker:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        cache_dir = Path(gettempdir()) / "modcap-inputs"
-        self.bench = Workbench(lambda digest: store.fetch_input(digest, cache_dir).read_bytes())
+        folder = cache_folder("inputs")
+        self.bench = Workbench(lambda digest: store.fetch_input(digest, folder).read_bytes())
         self._results: OrderedDict[str, Result] = OrderedDict()
 
     def result(self, key: str) -> Result:

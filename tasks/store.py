@@ -12,7 +12,9 @@ Layout, under an optional prefix::
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -21,9 +23,10 @@ import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 from urllib.parse import urlparse
 
@@ -33,10 +36,10 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from modcap.errors import InputError
+from modcap.errors import InputError, Unavailable
 from modcap.results import DamagedResult, Result, decode, digest, encode, encode_tensors
 
-__all__ = ["Entry", "Found", "Store", "fetch", "find", "uploading"]
+__all__ = ["Entry", "Found", "Store", "cache_folder", "fetch", "find"]
 
 _PATIENCE_SECONDS = 30  # an S3 server may take this long to come back
 _CONFIG = Config(
@@ -48,6 +51,8 @@ _CONFIG = Config(
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
 )
+_FRESH = timedelta(days=1)  # an input that is older is uploaded again by a run that uses it
+_CACHED = timedelta(days=7)
 _LISTED = 1000  # more keys than this are looked up by listing: a page holds a thousand
 _GONE = ("NoSuchKey", "404", "NoSuchBucket", "NotFound")
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
@@ -125,13 +130,13 @@ class Store:
         """Creates the bucket where it is missing.
 
         Raises:
-            InputError: S3 cannot be reached, or refuses.
+            Unavailable: S3 cannot be reached, or refuses.
         """
         try:
             self._ensure_bucket()
         except (BotoCoreError, ClientError) as error:
             where = self.endpoint or "AWS"
-            raise InputError(
+            raise Unavailable(
                 f"S3 at {where}, bucket '{self.bucket}': {str(error).splitlines()[0]}: "
                 "check the endpoint, the credentials and that the server runs"
             ) from None
@@ -150,14 +155,13 @@ class Store:
         return None if found is None else found[0]
 
     @patiently
-    def _exists(self, name: str) -> bool:
+    def _head(self, name: str) -> dict[str, Any] | None:
         try:
-            self._s3.head_object(Bucket=self.bucket, Key=self._name(name))
+            return dict(self._s3.head_object(Bucket=self.bucket, Key=self._name(name)))
         except ClientError as error:
             if _code(error) in _GONE:
-                return False
+                return None
             raise
-        return True
 
     @patiently
     def _delete(self, name: str) -> None:
@@ -168,7 +172,7 @@ class Store:
         document, tensors = encode(result)
         if result.tensors:
             self.put_document(f"jobs/{key}/{digest(tensors)}.safetensors", tensors)
-        return self.put_document(f"jobs/{key}/result.json", document, unless="exists")
+        return self.put_document(f"jobs/{key}/result.json", document, unless="exists") is not None
 
     def get(self, key: str) -> Result | None:
         """The verified result, or None; a damaged one is set aside, to be computed again."""
@@ -201,14 +205,14 @@ class Store:
         if len(wanted) > _LISTED:
             return set(wanted).intersection(self.keys())
         with ThreadPoolExecutor(16) as pool:
-            found = pool.map(lambda key: self._exists(f"jobs/{key}/result.json"), wanted)
-            return {key for key, there in zip(wanted, found, strict=True) if there}
+            found = pool.map(lambda key: self._head(f"jobs/{key}/result.json"), wanted)
+            return {key for key, head in zip(wanted, found, strict=True) if head is not None}
 
     @patiently
     def put_document(
         self, name: str, data: bytes, *, unless: str | None = None, only_if: str | None = None
-    ) -> bool:
-        """Writes an object; False where the condition does not hold.
+    ) -> str | None:
+        """Writes an object; its version, or None where the condition does not hold.
 
         Args:
             name: under the prefix.
@@ -220,12 +224,14 @@ class Store:
         if only_if is not None:
             condition = {"IfMatch": only_if}
         try:
-            self._s3.put_object(Bucket=self.bucket, Key=self._name(name), Body=data, **condition)
+            made = self._s3.put_object(
+                Bucket=self.bucket, Key=self._name(name), Body=data, **condition
+            )
         except ClientError as error:
             if condition and _code(error) in (*_TAKEN, *_GONE):
-                return False
+                return None
             raise
-        return True
+        return str(made["ETag"])
 
     @patiently
     def get_document(self, name: str) -> tuple[bytes, str] | None:
@@ -243,21 +249,34 @@ class Store:
         self._delete(name)
 
     def upload_input(self, name: str, data: bytes) -> None:
-        """Stores an input under its sha256, unless it is there."""
-        if not self._exists(f"inputs/{name}"):
-            self.put_document(f"inputs/{name}", data)
+        """Stores an input under its sha256, unless it is there, of its size, and too young for
+        a collection of garbage to take it away under a run."""
+        head = self._head(f"inputs/{name}")
+        young = datetime.now(timezone.utc) - _FRESH
+        if not (head and head["ContentLength"] == len(data) and head["LastModified"] > young):
+            self._upload(f"inputs/{name}", data)
+
+    @patiently
+    def _upload(self, name: str, data: bytes) -> None:
+        """Writes an object of any size, in parts where it is large."""
+        self._s3.upload_fileobj(io.BytesIO(data), self.bucket, self._name(name))
 
     def fetch_input(self, name: str, folder: Path) -> Path:
         """A verified local copy of an input, in ``folder``, fetched once.
 
         Raises:
-            DamagedResult: the input is missing, or not what its digest says.
+            DamagedResult: the input is missing, or not what its digest says; then it is removed,
+                so that the next run, which has it, puts it there again.
         """
         local = folder / name
         if not local.exists():
             data = self._get(f"inputs/{name}")
             if data is None or digest(data) != name:
-                raise DamagedResult(f"input {name[:12]} is missing or damaged in the store")
+                self._delete(f"inputs/{name}")
+                raise DamagedResult(
+                    f"input {name[:12]} was missing or damaged in the store: start the same "
+                    "command again, which puts it there"
+                )
             _write(local, data)
         return local
 
@@ -322,6 +341,25 @@ def decode_checksum(document: bytes) -> str:
         raise DamagedResult(f"the JSON part does not parse: {error}") from error
 
 
+def cache_folder(kind: str) -> Path:
+    """A folder of this user alone for local copies of ``kind``; those older than a week are
+    removed.
+
+    Raises:
+        Unavailable: somebody else made it.
+    """
+    root = Path(gettempdir()) / f"modcap-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    if root.stat().st_uid != os.getuid():
+        raise Unavailable(f"{root} belongs to somebody else: remove it, or set TMPDIR")
+    oldest = time.time() - _CACHED.total_seconds()
+    for file in (root / kind).glob("**/*"):
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            if file.is_file() and file.stat().st_mtime < oldest:
+                file.unlink()
+    return root / kind
+
+
 def _write(path: Path, data: bytes) -> None:
     """Writes a file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -355,7 +393,8 @@ def find(address: str) -> list[Found]:
     """Every object under an s3:// prefix, by name.
 
     Raises:
-        InputError: the bucket does not exist or cannot be read.
+        InputError: it is no S3 address.
+        Unavailable: the bucket does not exist or cannot be read.
     """
     bucket, prefix = _place(address)
     pages = _environment_client().get_paginator("list_objects_v2")
@@ -369,26 +408,17 @@ def find(address: str) -> list[Found]:
         raise _unreadable(address, error) from None
 
 
-def uploading(address: str) -> set[str]:
-    """Addresses under an s3:// prefix that a multipart upload is still writing."""
-    bucket, prefix = _place(address)
-    try:
-        found = _environment_client().list_multipart_uploads(Bucket=bucket, Prefix=prefix)
-    except (BotoCoreError, ClientError):
-        return set()  # not every server or policy shows them; an object appears whole anyway
-    return {f"s3://{bucket}/{upload['Key']}" for upload in found.get("Uploads", [])}
-
-
-def _unreadable(address: str, error: Exception) -> InputError:
+def _unreadable(address: str, error: Exception) -> Unavailable:
     reason = str(error).splitlines()[0]
-    return InputError(f"{address}: cannot be read ({reason}): check address and rights")
+    return Unavailable(f"{address}: cannot be read ({reason}): check address and rights")
 
 
 def fetch(address: str, folder: Path) -> Path:
     """A local copy of the object at an s3:// address, named after its content's version.
 
     Raises:
-        InputError: it does not exist or cannot be read.
+        InputError: it is no S3 address.
+        Unavailable: it does not exist or cannot be read.
     """
     bucket, key = _place(address)
     s3 = _environment_client()

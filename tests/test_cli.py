@@ -151,6 +151,8 @@ CASES: dict[str, Any] = {
     "missing recipe": (lambda d: [GOOD, *ARCH, *DATA, "--recipe", d / "r.yaml"], "r.yaml"),
     "unknown flag": (lambda d: [GOOD, *ARCH, *DATA, "--bits", "4"], "--bits"),
     "missing data": (lambda d: [GOOD, *ARCH], "--data"),
+    "no test images": (lambda d: [GOOD, *ARCH, *DATA, "--eval-images", "0"], "eval_images"),
+    "bad name": (lambda d: [GOOD, *ARCH, *DATA, "--name", "team/net"], "'team/net'"),
     "bad preprocess": (lambda d: [GOOD, *ARCH, *DATA, "--preprocess", "mean=x"], "mean"),
 }
 
@@ -167,6 +169,41 @@ def test_bad_input_is_one_line_and_exit_2(
     assert err.startswith("modcap: ")
     assert expected in err
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["sweep", "--max-bytes", "0"], "max_bytes: "),
+        (["sweep", "--checkpoint", "elsewhere/resnet18_narrow.pt"], "called 'resnet18_narrow'"),
+        (["plan", "--checkpoint", "elsewhere/resnet18_narrow.pt"], "called 'resnet18_narrow'"),
+        (["promote", "net", "--max-drop", "-1"], "max_drop: "),
+        (["evaluate", "s3://bucket/a.safetensors"], "s3://bucket/a.safetensors: cannot be read"),
+    ],
+)
+def test_other_commands_refuse_in_one_line(
+    arguments: list[str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MODCAP_HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setattr("tasks.store._PATIENCE_SECONDS", 0)
+    grid = ["--checkpoint", str(GOOD), *ARCH] if arguments[0] in ("sweep", "plan") else []
+    code, out, err = run(*arguments, *grid, *DATA, capsys=capsys)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+def test_addresses_that_are_shown_hold_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.runs import run_url
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/base/")
+    assert run_url("1", "r") == "https://mlflow.example/base/#/experiments/1/runs/r"
 
 
 def test_recipe_file_is_read_and_flags_win(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from flows.cli.options import (
     Preprocess,
     Preset,
     RecipeFile,
+    in_s3,
     make_recipe,
     parse_k,
 )
@@ -39,13 +40,16 @@ def capacity(
 ) -> None:
     """Show the capacity of every module and the boundaries it selects; starts no server."""
     from flows.capacity import measure_capacity
+    from flows.connect import find_s3
+    from flows.documents import parse
     from flows.request import Request
 
     full = make_recipe(preset, recipe, w_bits=w_bits, capacity=capacity)
     full = Recipe.make(parse_k(k), full)
-    report = measure_capacity(
-        Request(checkpoint=checkpoint, arch=arch, data=data, preprocess=preprocess, recipe=full)
-    )
+    fields = {"checkpoint": checkpoint, "arch": arch, "data": data, "preprocess": preprocess}
+    if in_s3(checkpoint, data):
+        find_s3()
+    report = measure_capacity(parse(Request, fields | {"recipe": full}, ""))
     if json_:
         print(json.dumps(report))
         return
@@ -75,7 +79,10 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Measure the top-1 accuracy of a quantized artifact."""
+    from flows.connect import find_s3
     from flows.evaluate import evaluate_artifact
 
+    if in_s3(artifact, data):
+        find_s3()
     report = evaluate_artifact(artifact, data, preprocess, eval_images)
     print(json.dumps(report) if json_ else f"top-1 {report['top1']:.2f} % of {report['images']}")

@@ -16,7 +16,7 @@ from flows.documents import read_mapping
 from modcap.errors import InputError
 from modcap.recipe import Recipe
 
-__all__ = ["make_recipe", "only_report", "parse_age", "parse_k"]
+__all__ = ["in_s3", "make_recipe", "only_report", "parse_age", "parse_k"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -60,6 +60,11 @@ def make_recipe(
     if path is not None:
         base = Recipe.make(read_mapping(path, f"recipe {path}"), base)
     return Recipe.make(given, base)
+
+
+def in_s3(*places: object) -> bool:
+    """Whether one of ``places`` is an S3 address."""
+    return any(str(place).startswith("s3://") for place in places)
 
 
 def parse_age(text: str) -> timedelta:

@@ -20,6 +20,7 @@ from flows.cli.options import (
     Preset,
     RecipeFile,
     Tuning,
+    in_s3,
     make_recipe,
     only_report,
     parse_k,
@@ -57,6 +58,7 @@ def quantize(
 ) -> None:
     """Quantize one checkpoint, register the result in MLflow and print a report."""
     from flows.connect import use_services
+    from flows.documents import parse
     from flows.request import Request, prepare
 
     full = make_recipe(
@@ -75,18 +77,19 @@ def quantize(
         seed=seed,
     )
     full = Recipe.make(parse_k(k), full)
-    request = Request(
-        checkpoint=checkpoint,
-        arch=arch,
-        data=data,
-        eval_data=eval_data,
-        eval_images=eval_images,
-        preprocess=preprocess,
-        name=name,
-        onnx=onnx,
-        recipe=full,
-    )
-    if not any(str(place).startswith("s3://") for place in (checkpoint, data, eval_data)):
+    fields = {
+        "checkpoint": checkpoint,
+        "arch": arch,
+        "data": data,
+        "eval_data": eval_data,
+        "eval_images": eval_images,
+        "preprocess": preprocess,
+        "name": name,
+        "onnx": onnx,
+        "recipe": full,
+    }
+    request = parse(Request, fields, "")
+    if not in_s3(checkpoint, data, eval_data):
         prepare(request)  # bad input is refused before anything starts
     use_services()
     from flows.quantize import quantize as flow

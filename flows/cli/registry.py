@@ -64,31 +64,28 @@ def promote(
 ) -> None:
     """Move an alias to a version that passes the gate; exit 3 where it is refused."""
     from flows.connect import use_services
+    from flows.documents import parse
+    from flows.gate import Gate
 
     if data is None and not rollback:
         raise InputError("--data is missing: name held-out images to measure on")
+    conditions = {
+        "name": name,
+        "alias": alias,
+        "version": version,
+        "data": data or "",
+        "eval_images": eval_images,
+        "max_drop": max_drop,
+        "max_bytes": max_bytes,
+        "against": against,
+    }
+    gate = parse(Gate, conditions, "")
     use_services("s3", "mlflow", "prefect")
-    from flows.promote import Gate
-    from flows.promote import promote as flow
-    from flows.promote import rollback as back
+    from flows import promote as gates
 
     report: dict[str, Any]
-    if rollback:
-        with only_report():
-            report = back(name, alias)
-    else:
-        gate = Gate(
-            name=name,
-            alias=alias,
-            version=version,
-            data=str(data),
-            eval_images=eval_images,
-            max_drop=max_drop,
-            max_bytes=max_bytes,
-            against=against,
-        )
-        with only_report():
-            report = flow(gate)
+    with only_report():
+        report = gates.rollback(name, alias) if rollback else gates.promote(gate)
     if json_:
         print(json.dumps(report))
     else:

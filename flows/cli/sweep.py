@@ -19,6 +19,7 @@ from flows.cli.options import (
     Preset,
     RecipeFile,
     Tuning,
+    in_s3,
     make_recipe,
     only_report,
 )
@@ -42,6 +43,7 @@ MaxBytes = Annotated[int | None, typer.Option(help="Bytes that the best may take
 
 def make_requests(checkpoint: list[str], arch: list[str] | None, **fields: Any) -> tuple[Any, ...]:
     """A request for each checkpoint; ``arch`` is none, one for all, or one for each."""
+    from flows.documents import parse
     from flows.request import Request
 
     archs: list[str | None] = list(arch) if arch else [None]
@@ -52,7 +54,8 @@ def make_requests(checkpoint: list[str], arch: list[str] | None, **fields: Any) 
             f"--arch: {len(archs)} for {len(checkpoint)} checkpoints: give one for all, or one each"
         )
     return tuple(
-        Request(checkpoint=c, arch=a, **fields) for c, a in zip(checkpoint, archs, strict=True)
+        parse(Request, {"checkpoint": c, "arch": a, **fields}, "")
+        for c, a in zip(checkpoint, archs, strict=True)
     )
 
 
@@ -102,6 +105,7 @@ def sweep(
 ) -> None:
     """Quantize a grid of bit-widths, k and seeds, compare all cells and register the best."""
     from flows.connect import use_services
+    from flows.documents import parse
     from flows.grid import Sweep
 
     base = make_recipe(
@@ -115,20 +119,17 @@ def sweep(
         tuning=tuning,
         calibration=calibration,
     )
-    grid = Sweep(
-        requests=make_requests(
-            checkpoint,
-            arch,
-            recipe=base,
-            data=data,
-            preprocess=preprocess,
-            eval_images=eval_images,
-        ),
-        method=tuple(method or ()),
-        max_drop=max_drop,
-        max_bytes=max_bytes,
-        **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seeds=seeds),
+    requests = make_requests(
+        checkpoint, arch, recipe=base, data=data, preprocess=preprocess, eval_images=eval_images
     )
+    fields = {
+        "requests": requests,
+        "method": tuple(method or ()),
+        "max_drop": max_drop,
+        "max_bytes": max_bytes,
+        **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seeds=seeds),
+    }
+    grid = parse(Sweep, fields, "")
     _check(grid)
     use_services()
     from flows.sweep import sweep as flow
@@ -146,7 +147,7 @@ def _check(grid: Any) -> None:
     from flows.grid import prepare_sweep
 
     places = [place for request in grid.requests for place in (request.checkpoint, request.data)]
-    if not any(place.startswith("s3://") for place in places):
+    if not in_s3(*places):
         prepare_sweep(grid)
 
 
@@ -206,6 +207,7 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Show what a run or a sweep would do: jobs, what is done already, time and cost."""
+    from flows.documents import parse
     from flows.grid import Sweep
     from flows.planning import describe_plan
 
@@ -220,11 +222,12 @@ def plan(
         tuning=tuning,
         calibration=calibration,
     )
-    grid = Sweep(
-        requests=make_requests(checkpoint, arch, recipe=base, data=data, preprocess=preprocess),
-        method=tuple(method or ()),
+    fields = {
+        "requests": make_requests(checkpoint, arch, recipe=base, data=data, preprocess=preprocess),
+        "method": tuple(method or ()),
         **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seeds=seeds),
-    )
+    }
+    grid = parse(Sweep, fields, "")
     report = describe_plan(grid, workers, price_per_hour, picture)
     if json_:
         print(json.dumps(report))

@@ -77,7 +77,7 @@ def up(
     with place.locked():
         state = place.read()
         exports: dict[str, str] = {}
-        started: list[Service] = []
+        unready: list[Service] = []
         for name in (n for n in NAMES if n in services):
             own = service(name, place, state, exports)
             if _configured(name, own):
@@ -89,24 +89,27 @@ def up(
                 state["processes"][name] = process.start(
                     own.command, {**QUIET, **own.environment}, place.log(name)
                 )
-                started.append(own)
+            if not state["processes"][name].get("ready"):  # as after a start that was interrupted
+                unready.append(own)
             place.write(state)
-        _await(started, place, state)
+        _await(unready, place, state)
     return Endpoints(exports)
 
 
-def _await(started: Sequence[Service], place: Home, state: dict[str, Any]) -> None:
+def _await(services: Sequence[Service], place: Home, state: dict[str, Any]) -> None:
     def wait(own: Service) -> bool:
         return process.wait_until(own.ready, state["processes"][own.name], _START_SECONDS)
 
     with ThreadPoolExecutor(len(NAMES)) as pool:
-        for own, works in zip(started, pool.map(wait, started), strict=True):
+        for own, works in zip(services, pool.map(wait, services), strict=True):
             if not works:
                 log = place.log(own.name)
                 process.stop(state["processes"].pop(own.name), patience=1)
                 place.forget_ports(state, own.name)  # somebody may have taken one
                 place.write(state)
                 raise failed(own, log, process.tail(log))
+            state["processes"][own.name]["ready"] = True
+    place.write(state)
 
 
 def down(home: Path | None = None) -> list[str]:

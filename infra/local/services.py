@@ -40,7 +40,6 @@ class Service:
         environment: of its own process.
         exports: variables that a client of it needs.
         ready: whether it does its work.
-        patience: seconds that it gets to end by itself.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Service:
     environment: Mapping[str, str]
     exports: Mapping[str, str]
     ready: Callable[[], bool]
-    patience: float = 5.0
 
 
 def program(name: str) -> str:
@@ -107,7 +105,7 @@ def _s3(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Servic
     def ready() -> bool:
         return _can_write(exports)
 
-    return Service("s3", exports["AWS_ENDPOINT_URL_S3"], command, {}, exports, ready, patience=3)
+    return Service("s3", exports["AWS_ENDPOINT_URL_S3"], command, {}, exports, ready)
 
 
 def _can_write(exports: Mapping[str, str]) -> bool:

@@ -109,7 +109,7 @@ def test_a_node_comes_and_one_goes_in_mid_run(stack: dict[str, str], tmp_path: P
         with node(stack) as joiner:
             held = leaver.lose(run)
             joiner.wait_for_work(run)
-            kept = joiner.folder / "modcap-inputs"
+            kept = joiner.folder / f"modcap-{os.getuid()}/inputs"
             out, err = run.communicate(timeout=240)
             assert list(kept.iterdir())  # the joiner read its inputs from S3 into its own folder
     assert run.returncode == 0, err

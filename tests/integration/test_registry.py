@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy
 import onnxruntime
 import pytest
 import torch
@@ -100,8 +102,8 @@ def test_twenty_checkpoints_two_scans_at_once_then_two_more(
     whole = safetensors(77)
     put("scan-half0.safetensors", whole[:5000])
     put("scan-half0.modcap.yaml", yaml.dump({"bytes": len(whole)}).encode())
-    s3.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/scan-half1.safetensors")
-    put("scan-half1.safetensors", whole)
+    put("scan-half1.safetensors", whole[:-7])
+    put("scan-half1.modcap.yaml", yaml.dump({"sha256": sha256(whole).hexdigest()}).encode())
     policy = tmp_path / "policy.yaml"
     policy.write_text(yaml.dump(POLICY))
     arguments = ["scan", "--json", f"s3://{bucket}/{prefix}", "--policy", str(policy)]
@@ -141,26 +143,72 @@ def test_twenty_checkpoints_two_scans_at_once_then_two_more(
     assert set(counts.values()) == {1}
 
 
+def test_what_is_not_there_makes_no_checkpoint_bad(
+    stack: dict[str, str], s3: Any, tmp_path: Path
+) -> None:
+    bucket = stack["MODCAP_BUCKET"]
+    images = io.BytesIO()
+    numpy.savez(images, images=numpy.zeros((80, 1, 28, 28), "u1"), labels=numpy.arange(80) % 10)
+    policy = tmp_path / "policy.yaml"
+    rule = POLICY["rules"][0] | {"data": f"s3://{bucket}/later/images.npz"}
+    policy.write_text(yaml.dump(POLICY | {"rules": [rule]}))
+
+    def scan(**others: str) -> tuple[str, str]:
+        arguments = ["scan", "--json", f"s3://{bucket}/incoming/later", "--policy", str(policy)]
+        done = modcap_command(stack, *arguments, MODCAP_PREFIX="later", **others)
+        assert done.returncode == 0, done.stderr
+        (row,) = json.loads(done.stdout)["checkpoints"]
+        return row["state"], row["reason"]
+
+    s3.put_object(Bucket=bucket, Key="incoming/later/late.safetensors", Body=safetensors(3))
+    state, reason = scan()
+    assert state == "failed"
+    assert "images.npz: cannot be read" in reason
+    s3.put_object(Bucket=bucket, Key="later/images.npz", Body=images.getvalue())
+    state, reason = scan(
+        MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"
+    )
+    assert state == "failed"
+    assert "MLflow at http://127.0.0.1:9 cannot be reached" in reason
+    assert scan() == ("registered", "")
+    assert scan()[0] == "known"
+
+
 @pytest.fixture(scope="module")
 def registered(
     stack: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """Versions 1 (8 bits) and 2 (2 bits, bad) of one model."""
-    folder = tmp_path_factory.mktemp("promote")
+    return [quantized(stack, tmp_path_factory.mktemp("promote"), bits) for bits in ("8", "2")]
+
+
+def quantized(stack: dict[str, str], folder: Path, bits: str) -> dict[str, Any]:
     checkpoint = ROOT / f"examples/fashion_mnist/checkpoints/{NETWORK}.safetensors"
-    made = []
-    for bits in ("8", "2"):
-        recipe = folder / "recipe.json"
-        recipe.write_text(json.dumps({"calibration": 32, "method": "rtn", "k": 0}))
-        done = modcap_command(
-            stack,
-            *("quantize", checkpoint, "--arch", f"modcap.zoo:{NETWORK}", "--json"),
-            *("--data", "fashion-mnist", "--eval-images", "200", "--recipe", recipe),
-            *("--w-bits", bits, "--a-bits", bits, "--name", "gated", "--onnx"),
-        )
-        assert done.returncode == 0, done.stderr
-        made.append(json.loads(done.stdout))
+    recipe = folder / "recipe.json"
+    recipe.write_text(json.dumps({"calibration": 32, "method": "rtn", "k": 0}))
+    done = modcap_command(
+        stack,
+        *("quantize", checkpoint, "--arch", f"modcap.zoo:{NETWORK}", "--json"),
+        *("--data", "fashion-mnist", "--eval-images", "200", "--recipe", recipe),
+        *("--w-bits", bits, "--a-bits", bits, "--name", "gated", "--onnx"),
+    )
+    assert done.returncode == 0, done.stderr
+    made: dict[str, Any] = json.loads(done.stdout)
     return made
+
+
+def test_the_last_version_is_the_candidate_whatever_died_before_it_was(
+    stack: dict[str, str], registered: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    for before in ("1", None):
+        client.delete_registered_model_alias("gated", "candidate")
+        if before is not None:
+            client.set_registered_model_alias("gated", "candidate", before)
+        assert quantized(stack, tmp_path, "2")["model_version"] == "2"
+        assert client.get_model_version_by_alias("gated", "candidate").version == "2"
+    assert quantized(stack, tmp_path, "8")["model_version"] == "1"
+    assert client.get_model_version_by_alias("gated", "candidate").version == "2"
 
 
 def test_onnx_form_comes_with_the_version(
@@ -216,6 +264,10 @@ def test_gate_promotes_refuses_and_rolls_back(
     second = promote(stack, "--version", "2")
     assert json.loads(second.stdout)["from_version"] == "1"
     assert client.get_model_version_by_alias("gated", "champion").version == "2"
+    history = "modcap.history.champion"  # with a promotion that died before it moved the alias
+    moves = json.loads(client.get_registered_model("gated").tags[history])
+    died = json.dumps([*moves, {"from": "2", "to": "9", "by": "", "at": ""}])
+    client.set_registered_model_tag("gated", history, died)
     back = promote(stack, "--rollback")
     assert back.returncode == 0, back.stderr
     assert client.get_model_version_by_alias("gated", "champion").version == "1"
@@ -235,6 +287,14 @@ def test_two_promotions_at_once_decide_one_after_the_other(
     assert both[1].returncode in (0, 3), both[1].stderr
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
     assert client.get_model_version_by_alias("gated", "race").version == "1"
+
+
+def test_an_alias_to_compare_with_that_nobody_has_is_refused(
+    stack: dict[str, str], registered: list[dict[str, Any]]
+) -> None:
+    done = promote(stack, "--against", "chmapion")
+    assert done.returncode == 2
+    assert "no version with alias 'chmapion'" in done.stderr.splitlines()[-1]
 
 
 def test_unknown_model_is_one_line(stack: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from infra import local
+from modcap.errors import ModcapError
 from modcap.results import Result
 from tasks.store import Store
 
@@ -112,6 +113,22 @@ def test_two_at_once_start_one_set_and_killed_servers_keep_data(
     assert found is not None
     assert found.meta == {"a": 1}
     module._client.cache_clear()
+
+
+def test_what_an_interrupted_start_left_is_waited_for(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.up(own_home, ["s3"])
+    state = json.loads((own_home / "stack.json").read_text())
+    server = state["processes"]["s3"]
+    assert server["ready"]
+    os.kill(server["pid"], signal.SIGSTOP)  # it lives, and does not answer
+    del server["ready"]
+    (own_home / "stack.json").write_text(json.dumps(state))
+    monkeypatch.setattr(local, "_START_SECONDS", 3)
+    with pytest.raises(ModcapError, match="s3"):
+        local.up(own_home, ["s3"])
+    assert not psutil.pid_exists(server["pid"])
 
 
 def test_down_leaves_no_process(own_home: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from tenacity import stop_after_delay
 
-from modcap.errors import InputError
+from modcap.errors import InputError, ModcapError
 from modcap.results import DamagedResult, Result, digest
-from tasks.store import Store, client, fetch
+from tasks import lease as lease_module
+from tasks.lease import Lease
+from tasks.store import Store, cache_folder, client, fetch
 
 RESULT = Result({"a": torch.arange(6).reshape(2, 3), "b": torch.tensor(0.5)}, {"x": [1, "é"]})
 
@@ -80,6 +86,59 @@ def test_inputs_are_verified_copies(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DamagedResult, match="missing or damaged"):
         store.fetch_input(name, tmp_path / "elsewhere")
     assert not list((tmp_path / "elsewhere").glob("*"))
+    store.upload_input(name, b"content")  # as the next run does
+    assert store.fetch_input(name, tmp_path / "elsewhere").read_bytes() == b"content"
+
+
+def test_an_input_that_is_cut_or_old_is_uploaded_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks.store as module
+
+    name = digest(b"content")
+    place = {"Bucket": store.bucket, "Key": store._name(f"inputs/{name}")}
+    for bad, age in ((b"cut", module._FRESH), (b"CONTENT", timedelta(0))):
+        client(store.endpoint).put_object(**place, Body=bad)
+        monkeypatch.setattr(module, "_FRESH", age)
+        store.upload_input(name, b"content")
+        assert store.fetch_input(name, tmp_path / bad.decode()).read_bytes() == b"content"
+
+
+def test_local_copies_are_private_and_go_after_a_week(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = cache_folder("inputs")
+    assert folder.parent.stat().st_mode & 0o077 == 0
+    folder.mkdir()
+    for name, days in (("old", 8), ("young", 6)):
+        (folder / name).write_bytes(b"")
+        then = time.time() - days * 86400
+        os.utime(folder / name, (then, then))
+    assert [file.name for file in cache_folder("inputs").iterdir()] == ["young"]
+
+
+def test_a_lease_that_ran_out_is_not_taken_back(store: Store) -> None:
+    first, second = (Lease(store, "leases/one.json") for _ in range(2))
+    assert first.take()
+    assert not second.take()
+    first.check()
+    store.delete_document("leases/one.json")  # as if its time had run out
+    assert second.take()
+    stop = threading.Event()
+    thread = threading.Thread(target=first.renew, args=(stop,))
+    lease_module._TERM, term = 0.1, lease_module._TERM
+    try:
+        thread.start()
+        thread.join(timeout=20)  # it ends by itself: the lease is another one's
+    finally:
+        lease_module._TERM = term
+    assert not thread.is_alive()
+    with pytest.raises(ModcapError, match="lost to another process"):
+        first.check()
+    second.check()
+    second.give_back()
+    assert store.get_document("leases/one.json") is None
 
 
 def test_objects_are_fetched_by_address(store: Store, tmp_path: Path) -> None:

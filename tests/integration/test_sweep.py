@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 import modcap
+from modcap.results import Result
 from tasks.store import Store
 from tests.integration.commands import alone, modcap_command, start, sweep_arguments
 
@@ -92,6 +93,22 @@ def test_no_cell_fits_is_a_refusal(
     assert "no cell of resnet18_narrow meets" in done.stderr.splitlines()[-1]
 
 
+def test_a_run_that_another_host_took_for_abandoned_comes_back(
+    stack: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.runs import finish_parent, start_parent
+
+    for name, value in stack.items():
+        monkeypatch.setenv(name, value)
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    own = start_parent("modcap", "a long sweep", "abandoned")
+    client.delete_run(own.run_id)
+    done = finish_parent("modcap", own, {"cells": 1}, lambda folder: None, [])
+    run = client.get_run(done.run_id)
+    assert done.run_id == own.run_id
+    assert (run.info.lifecycle_stage, run.info.status) == ("active", "FINISHED")
+
+
 def test_two_at_once_make_one(stack: dict[str, str], tmp_path: Path) -> None:
     arguments = sweep_arguments(tmp_path, SMALL, "--w-bits", "4", "--k", "0,auto", "--seeds", "7")
     both = [start(stack, *arguments, MODCAP_PREFIX="twice") for _ in range(2)]
@@ -144,6 +161,14 @@ def test_garbage_is_what_nothing_registered_needs(
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
+    elsewhere = Store(store.bucket, "sweep-elsewhere", store.endpoint)
+    elsewhere.put("k", Result(meta={}))  # nothing in MLflow comes from there: is it the right one?
+    done = modcap_command(
+        stack, *("store", "gc", "--older-than", "0s"), MODCAP_PREFIX="sweep-elsewhere"
+    )
+    assert done.returncode == 2
+    assert "check MLFLOW_TRACKING_URI" in done.stderr
+    assert list(elsewhere.keys()) == ["k"]
     assert gc("--older-than", "1d")["removed"]["jobs"] == 0
     would = gc("--older-than", "0s", "--dry-run")["removed"]
     assert 0 < would["jobs"] < len(before)

@@ -88,17 +88,21 @@ def collect(
     """The rows of the JSON file ``path``, and those that ``tasks`` add, each in a process.
 
     A task is told the identities (over ``names``) of rows that need not be measured again. What
-    it returns is written at once: a benchmark that was stopped goes on where it was.
+    it returns is written at once: a benchmark that was stopped goes on where it was. Where a task
+    fails, the others go on; its error comes at the end.
     """
     rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     known = {identity(row, names) for row in rows}
     with ProcessPoolExecutor(workers) as pool:
-        for done in as_completed([pool.submit(task, known) for task in tasks]):
-            new = done.result()
+        started = [pool.submit(task, known) for task in tasks]
+        for done in as_completed(started):
+            new = [] if done.exception() else done.result()
             rows += new
             path.write_text(json.dumps(rows, indent=1) + "\n")
             for row in new:
                 print(identity(row, names), row["top1"], flush=True)
+    for done in started:
+        done.result()
     return rows
 
 

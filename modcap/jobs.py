@@ -33,7 +33,7 @@ __all__ = [
     "tune_job",
 ]
 
-REVISION = 6
+REVISION = 7
 """Of the algorithm: raise it when the same job would give other bytes than before."""
 
 
@@ -185,7 +185,7 @@ def select_job(cell: Cell, capacities: tuple[str, ...]) -> Job:
     if recipe.selection is Selection.EXPLICIT:
         params = {"selection": "explicit", "groups": recipe.groups}
     elif recipe.method is Method.RTN:
-        params["k"] = 0
+        params = {"selection": Selection.TOP_K.value, "k": 0}
     else:
         params["homogeneity"] = recipe.homogeneity.value
         params["capacity_scale"] = recipe.capacity_scale.value

@@ -10,6 +10,8 @@ which is what ONNX QuantizeLinear and DequantizeLinear compute, so that a networ
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ __all__ = ["dequantize", "fake_quantize", "levels", "quantize", "search_scale"]
 _SHRINKS = 90  # candidate ranges: 100 % down to 11 % of the range seen
 _SAMPLE = 1 << 14  # values a per-tensor search looks at
 _ROW_SAMPLE = 1 << 12  # values of each row that a per-channel search looks at
+_GOLDEN = (math.sqrt(5) - 1) / 2
 _CHUNK = 1 << 18  # values at once, during the search: they stay in the cache
 
 
@@ -45,8 +48,8 @@ def search_scale(x: Tensor, bits: int, p: float = 2.4) -> tuple[Tensor, Tensor]:
     """The scale and zero point that minimise sum |x - q(x)|^p for each row.
 
     Candidates are the range of the row (zero included) shrunk in steps of one percent, each with
-    the zero point that the range implies and its two neighbours. Of longer rows, evenly spaced
-    values are looked at (16,384 of a single row, 4,096 of each of several); the range is of all.
+    the zero point that the range implies and its two neighbours. Of longer rows, a sample is
+    looked at (16,384 of a single row, 4,096 of each of several); the range is of all.
 
     Args:
         x: (rows, values); one row per output channel, or a single row per tensor.
@@ -61,7 +64,7 @@ def search_scale(x: Tensor, bits: int, p: float = 2.4) -> tuple[Tensor, Tensor]:
     width = (high - low).clamp(min=torch.finfo(x.dtype).tiny * 2**12)
     limit = _SAMPLE if len(x) == 1 else _ROW_SAMPLE
     if x.shape[1] > limit:
-        x = x[:, :: -(-x.shape[1] // limit)]
+        x = x[:, _spread(x.shape[1], limit).to(x.device)]
     rows = max(1, _CHUNK // max(1, x.shape[1]))
     parts = [
         _search_rows(part, lows, widths, bits, p)
@@ -70,6 +73,16 @@ def search_scale(x: Tensor, bits: int, p: float = 2.4) -> tuple[Tensor, Tensor]:
         )
     ]
     return torch.cat([scale for scale, _ in parts]), torch.cat([zero for _, zero in parts])
+
+
+def _spread(count: int, limit: int) -> Tensor:
+    """``limit`` distinct places of ``count``, by multiples of the golden ratio: even over the whole
+    and over every part. A stride that divides width, height or channels would meet the same pixels
+    or channels again and again."""
+    step = round(_GOLDEN * count)
+    while math.gcd(step, count) > 1:
+        step += 1
+    return torch.arange(limit) * step % count
 
 
 def _search_rows(

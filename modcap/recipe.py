@@ -198,7 +198,7 @@ class Recipe(_Frozen):
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
     optimiser: Optimiser = Optimiser()
     calibration: int = Field(1024, ge=1, description="calibration images")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32, description="of calibration images, batches, drops")
     threads: int = Field(1, ge=1, description="CPU threads per job; another number, other bytes")
     device: Device = Field(Device.CPU, description="where jobs compute; another one, other bytes")
     gpus: float | None = Field(

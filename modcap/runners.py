@@ -96,7 +96,7 @@ def _select(
     values = [float(result.meta["capacity"]) for result in needs]
     compared = values
     if p.get("capacity_scale") == CapacityScale.LOG.value:
-        compared = [math.copysign(math.log(max(abs(v), 1e-30)), 1) for v in values]
+        compared = [math.log(max(abs(v), 1e-30)) for v in values]
     differences = capacity.differentials(compared) if values else [0.0] * (count - 1)
     allowed = [True] * (count - 1)
     if p.get("homogeneity") == Homogeneity.PAPER.value:
@@ -139,6 +139,8 @@ def _mask(
         k = selection.automatic_k(differences, allowed) if measured else 0
     if p["selection"] == "random":
         return selection.random_k(k, allowed, p["seed"])
+    if k and not measured:
+        raise InputError(f"capacity none measures nothing to select {k} boundaries by: take k = 0")
     return selection.top_k(differences, k, allowed)
 
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modcap.quantizer import dequantize, fake_quantize, levels, quantize, search_scale
+from modcap.quantizer import (
+    _spread,
+    dequantize,
+    fake_quantize,
+    levels,
+    quantize,
+    search_scale,
+)
 
 FINITE = st.floats(-100, 100, width=32)
 
@@ -87,3 +95,25 @@ def test_error_falls_with_bits() -> None:
             float((x - fake_quantize(x, scale[:, None], zero[:, None], bits)).square().mean())
         )
     assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "shape", [(64, 256, 14, 14), (64, 64, 56, 56), (64, 128, 4, 4), (64, 1280)]
+)
+def test_the_sample_of_a_search_misses_no_pixel_or_channel(shape: tuple[int, ...]) -> None:
+    count = math.prod(shape)
+    places = _spread(count, 1 << 14)
+    assert len(places.unique()) == 1 << 14
+    for size, found in zip(shape, np.unravel_index(places.numpy(), shape), strict=True):
+        share = np.bincount(found, minlength=size) * size / len(places)
+        assert share.min() > 0.2, size
+        assert share.max() < 2.5, size
+
+
+def test_a_border_of_zeros_does_not_decide_the_scale() -> None:
+    values = torch.randn(64, 64, 28, 28, generator=torch.Generator().manual_seed(0))
+    values[..., 0] = 0.01 * values[..., 0]  # a stride over the whole would meet little else
+    row = values.reshape(1, -1)
+    scale, _ = search_scale(row, 3)
+    by_all = search_scale(values[:, :2, :, 1:].reshape(1, -1)[:, :16384], 3)[0]
+    assert scale.item() == pytest.approx(by_all.item(), rel=0.15)

@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, fx, nn
 
 from modcap.errors import InputError
-from modcap.graph_json import graph_from_json, graph_to_json, tensors_of
+from modcap.graph_json import fill, graph_from_json, graph_to_json, tensors_of
 from modcap.network import Network
 from modcap.packing import pack, unpack
 from modcap.partition import weight_layers
@@ -85,7 +85,7 @@ def pack_network(
         for layer, width in zip(_layer_names(module), widths, strict=True):
             name = f"{index}.{layer}.integers"
             tensors[name] = pack(states[name], width.weight)
-        tensors |= {f"{index}.{name}": tensor for name, tensor in _floats(module).items()}
+        tensors |= {f"{index}.{name}": t.clone() for name, t in _floats(module).items()}
     header = {
         "format": FORMAT,
         "bits": bits,
@@ -122,7 +122,7 @@ def unpack_network(data: bytes) -> QuantizedNetwork:
 def _rebuild(document: dict[str, Any], bits: list[Bits], own: dict[str, Tensor]) -> fx.GraphModule:
     module = graph_from_json(document)
     floats = _floats(module)
-    module.load_state_dict({name: own[name] for name in floats}, strict=False, assign=True)
+    fill(module, {name: own[name] for name in floats}, strict=False)
     quantized = attach(module, bits)
     for name, layer in quantizers(quantized)[0].items():
         place = f"{name}.integers"

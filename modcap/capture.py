@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from modcap._messages import first_line
 from modcap.errors import InputError
@@ -28,11 +29,19 @@ _IN_PLACE: dict[Any, Any] = {
     getattr(operator, f"i{name}"): getattr(operator, name)
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 }
+_ANY_LAYOUT: dict[Any, Any] = {
+    "view": "reshape",
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+}
 _NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 def capture(model: nn.Module | ExportedProgram, example: Tensor) -> fx.GraphModule:
     """The graph of ``model`` in eval mode: one tensor in, one tensor out, nothing in place.
+
+    The ``meta`` of each node says whether its value is ``batched``, one row of floating-point
+    numbers for each image, and its ``ndim``, 0 where it is no tensor.
 
     Args:
         model: left as it is; the graph is over copies of its tensors.
@@ -47,10 +56,13 @@ def capture(model: nn.Module | ExportedProgram, example: Tensor) -> fx.GraphModu
         own = copy.deepcopy(model).eval().requires_grad_(False)
         graph = _traced(own) or _exported(own, example)
     _make_functional(graph)
+    _name_inputs(graph)
+    _check_ends(graph)
+    _observe(graph, example)
     lift_layers(graph)
     _drop_no_ops(graph)
     _localise_batch_size(graph)
-    _check(graph, example)
+    _check_layers(graph)
     return graph.requires_grad_(False)
 
 
@@ -61,7 +73,15 @@ def _traced(model: nn.Module) -> fx.GraphModule | None:
         return None
     called = [n.target for n in graph.graph.nodes if n.op == "call_module"]
     opaque = any(any(graph.get_submodule(str(target)).children()) for target in called)
+    opaque |= any(_hides_code(graph, node) for node in graph.graph.nodes)
     return None if opaque else graph  # attention as one leaf, say: export looks inside
+
+
+def _hides_code(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether ``node`` calls a function that its author kept from being traced (torch.fx.wrap)."""
+    origin = str(getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    known = origin in ("torch", "_operator", "builtins", "math")
+    return node.op == "call_function" and not known and not _is_no_op(graph, node)
 
 
 def _exported(model: nn.Module, example: Tensor) -> fx.GraphModule:
@@ -89,12 +109,17 @@ def _functional_program(program: ExportedProgram) -> fx.GraphModule:
 
 
 def _make_functional(graph: fx.GraphModule) -> None:
-    """Replaces what works in place; later readers of the old value read the new one."""
+    """Replaces what works in place, later readers of the old value read the new one; and what
+    depends on how a tensor lies in memory."""
     for module in graph.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
+        if node.op in ("call_method", "call_function") and not isinstance(
+            node.args[-1], torch.dtype
+        ):
+            node.target = _ANY_LAYOUT.get(node.target, node.target)
         if not _was_in_place(node):
             continue
         source = cast(fx.Node, node.args[0])
@@ -154,12 +179,12 @@ def _localise_batch_size(graph: fx.GraphModule) -> None:
         if not _is_batch_size(node) or node.args[0] not in inputs:
             continue
         for user in list(node.users):
-            tensors = [n for n in user.all_input_nodes if n is not node and not _is_batch_size(n)]
-            if not tensors:
+            tensors = [n for n in user.all_input_nodes if n.meta.get("batched")]
+            if not tensors:  # such as a class token, which is the same for all images
                 continue
             with graph.graph.inserting_before(user):
                 local = graph.graph.call_method("size", (tensors[0], 0))
-            local.meta = dict(user.meta)
+            local.meta = user.meta | {"batched": False, "ndim": 0}
             user.replace_input_with(node, local)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -171,7 +196,14 @@ def _is_batch_size(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target == "size" and node.args[1:] == (0,)
 
 
-def _check(graph: fx.GraphModule, example: Tensor) -> None:
+def _name_inputs(graph: fx.GraphModule) -> None:
+    """A layer that is called by keyword is called by position, as all others are."""
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and not node.args and len(node.kwargs) == 1:
+            node.args, node.kwargs = tuple(node.kwargs.values()), {}
+
+
+def _check_ends(graph: fx.GraphModule) -> None:
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     unused = [node for node in inputs if not node.users]
     if len(inputs) - len(unused) != 1:
@@ -181,21 +213,28 @@ def _check(graph: fx.GraphModule, example: Tensor) -> None:
     for node in unused:
         graph.graph.erase_node(node)
     _unwrap_output(graph)
-    seen: dict[str, fx.Node] = {}
+    graph.recompile()
+
+
+def _check_layers(graph: fx.GraphModule) -> None:
+    seen: set[str] = set()
     for node in graph.graph.nodes:
         if node.op != "call_module":
             continue
         target = str(node.target)
-        if target in seen and isinstance(graph.get_submodule(target), WEIGHT_LAYERS):
+        layer = graph.get_submodule(target)
+        if target in seen and isinstance(layer, WEIGHT_LAYERS):
             raise InputError(
                 f"layer '{target}' is called twice: shared weights cannot be quantized yet"
             )
-        seen[target] = node
+        if isinstance(layer, _ConvTransposeNd) and layer.groups > 1:
+            raise InputError(
+                f"layer '{target}' is a transposed convolution in groups, which cannot be "
+                "quantized yet"
+            )
+        seen.add(target)
     graph.graph.lint()
     graph.recompile()
-    with torch.no_grad():
-        for images in (example, example.repeat(2, 1, 1, 1)):
-            _run(graph, images, len(example))
 
 
 def _unwrap_output(graph: fx.GraphModule) -> None:
@@ -207,6 +246,36 @@ def _unwrap_output(graph: fx.GraphModule) -> None:
     if not isinstance(output.args[0], fx.Node):
         kind = type(output.args[0]).__name__.removeprefix("immutable_")
         raise InputError(f"the model returns a {kind}: give one that returns the logits alone")
+
+
+class _Observer(fx.Interpreter):
+    """Runs a graph and keeps the shape, and whether it holds fractions, of every tensor."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.shapes: dict[fx.Node, tuple[torch.Size, bool]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = value.shape, value.is_floating_point()
+        return value
+
+
+@torch.no_grad()
+def _observe(graph: fx.GraphModule, example: Tensor) -> None:
+    """Fills in ``batched`` and ``ndim``, from two batches of different size."""
+    count = len(example)
+    seen = []
+    for images in (example, example.repeat(2, 1, 1, 1)):
+        seen.append(_Observer(graph))
+        _run(seen[-1].run, images, count)
+    few, many = (observer.shapes for observer in seen)
+    for node in graph.graph.nodes:
+        shape, fractions = few.get(node, (torch.Size(), False))
+        rows = shape[:1], many.get(node, (torch.Size(),))[0][:1]
+        node.meta["batched"] = fractions and rows == ((count,), (2 * count,))
+        node.meta["ndim"] = len(shape)
 
 
 def _run(graph: Callable[[Tensor], Any], images: Tensor, captured: int) -> None:

@@ -24,7 +24,10 @@ def fold_batch_norms(graph: fx.GraphModule) -> fx.GraphModule:
         source = cast(fx.Node, node.args[0])
         if not isinstance(norm, _BatchNorm) or source.op != "call_module" or len(source.users) > 1:
             continue
-        fused = _fused(graph.get_submodule(str(source.target)), norm)
+        layer = graph.get_submodule(str(source.target))
+        if isinstance(layer, nn.Linear) and source.meta["ndim"] != 2:
+            continue  # the norm is over tokens, not over the layer's outputs
+        fused = _fused(layer, norm)
         if fused is None:
             continue
         graph.set_submodule(str(source.target), fused.requires_grad_(False))

@@ -11,7 +11,7 @@ import builtins
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from torch.overrides import get_overridable_functions
 
 from modcap.errors import InputError
 
-__all__ = ["graph_from_json", "graph_to_json", "tensors_of"]
+__all__ = ["fill", "graph_from_json", "graph_to_json", "tensors_of"]
 
 _OPERATORS = [
     "add",
@@ -119,7 +119,7 @@ def graph_to_json(module: fx.GraphModule) -> dict[str, Any]:
 
 
 def graph_from_json(document: dict[str, Any]) -> fx.GraphModule:
-    """The graph, its modules on the meta device: fill it by ``load_state_dict(..., assign=True)``.
+    """The graph, its modules on the meta device: :func:`fill` it.
 
     Raises:
         InputError: the document names something that is not on the list.
@@ -132,7 +132,8 @@ def graph_from_json(document: dict[str, Any]) -> fx.GraphModule:
     for entry in document["nodes"]:
         if entry["op"] == "get_attr":
             owner, name = _owner(root, entry["target"])
-            owner.register_buffer(name, torch.empty(0, device="meta"))
+            if not hasattr(owner, name):
+                owner.register_buffer(name, torch.empty(0, device="meta"))
         args = _decode(entry["args"], nodes)
         target = _resolve(entry, args)
         kwargs = _decode(entry["kwargs"], nodes)
@@ -140,6 +141,21 @@ def graph_from_json(document: dict[str, Any]) -> fx.GraphModule:
         nodes[entry["name"]] = node
     graph.lint()
     return fx.GraphModule(root, graph)
+
+
+def fill(module: fx.GraphModule, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
+    """Puts ``tensors``, named as by :func:`tensors_of`, in the place of those on the meta device.
+
+    Args:
+        module: from :func:`graph_from_json`.
+        tensors: they become the module's own.
+        strict: none may be missing.
+    """
+    for node in module.graph.nodes:
+        owner, _, name = str(node.target).rpartition(".")
+        if node.op == "get_attr" and name in (buffers := module.get_submodule(owner)._buffers):
+            buffers[name] = tensors[str(node.target)]  # its shape is not known before
+    module.load_state_dict(tensors, strict=strict, assign=True)
 
 
 def tensors_of(module: fx.GraphModule) -> dict[str, Tensor]:

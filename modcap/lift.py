@@ -90,7 +90,7 @@ def _replace(
                 f"{node.target} at {place(node)}: its {name} is computed at run time, and only "
                 "layers over stored weights can be quantized"
             )
-    layer = maker(arguments).eval().requires_grad_(False)
+    layer = maker(arguments | {"ndim": source.meta["ndim"]}).eval().requires_grad_(False)
     name = f"lifted_{node.name}"
     graph.add_module(name, layer)
     with graph.graph.inserting_after(node):
@@ -98,6 +98,7 @@ def _replace(
     call.meta = dict(node.meta)
     results = [user for user in node.users if user.target is operator.getitem]
     for user in results:  # the native batch norm returns (output, mean, deviation)
+        call.meta |= {name: user.meta[name] for name in ("batched", "ndim")}
         user.replace_all_uses_with(call)
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user not in results)
 
@@ -153,7 +154,9 @@ def _linear(a: dict[str, Any]) -> nn.Module:
 def _batch_norm(a: dict[str, Any]) -> nn.Module:
     mean: Tensor = a["running_mean"]
     affine = a.get("weight") is not None
-    layer = nn.BatchNorm2d(len(mean), eps=a.get("eps", 1e-5), affine=affine)
+    kinds = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+    kind = kinds.get(a["ndim"], nn.BatchNorm1d)
+    layer = kind(len(mean), eps=a.get("eps", 1e-5), affine=affine)
     layer.running_mean, layer.running_var = mean, a["running_var"]
     return _filled(layer, a) if affine else layer
 

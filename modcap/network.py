@@ -15,12 +15,15 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from modcap.capture import capture
+from modcap.errors import InputError
 from modcap.fold import fold_batch_norms
-from modcap.graph_json import graph_from_json, graph_to_json, tensors_of
+from modcap.graph_json import fill, graph_from_json, graph_to_json, tensors_of
 from modcap.partition import Partition, partition
 from modcap.results import DamagedResult, canonical, digest, header_of
 
 __all__ = ["Network", "build"]
+
+_SAME = 1e-3  # relative error of logits, at most; folding batch norms costs 1e-6
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Network:
 
 def _filled(document: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
     module = graph_from_json(document)
-    module.load_state_dict(tensors, assign=True)
+    fill(module, tensors)
     return module.eval().requires_grad_(False)
 
 
@@ -104,10 +107,26 @@ def build(
         source: recorded with the network.
 
     Raises:
-        InputError: the model cannot be captured, partitioned or written without code.
+        InputError: the model cannot be captured, partitioned or written without code, or what was
+            captured is not the same function.
     """
     channels, height, width = example.shape[1:]
     found = partition(fold_batch_norms(capture(model, example)))
     network = Network(found, (channels, height, width), dict(source or {}))
-    _ = network.digest  # refuses here what could not be written later
+    _check(Network.from_bytes(network.to_bytes()), model, example)
     return network
+
+
+@torch.no_grad()
+def _check(network: Network, model: nn.Module | ExportedProgram, example: Tensor) -> None:
+    """Refuses a network that is not what the model is, before anything is built on it."""
+    own = model.module() if isinstance(model, ExportedProgram) else copy.deepcopy(model).eval()
+    expected = own(example)
+    if isinstance(expected, tuple | list):
+        (expected,) = expected
+    error = float((network(example) - expected).norm() / expected.norm().clamp(min=1e-12))
+    if not error < _SAME:
+        raise InputError(
+            f"the captured network differs from the model (relative error {error:.2g}): does its "
+            "forward change a tensor through a view of it, or draw random numbers?"
+        )

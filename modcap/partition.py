@@ -90,7 +90,8 @@ def partition(graph: fx.GraphModule) -> Partition:
 
 
 def _cut_points(graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[int]:
-    """Indices i such that node i's value alone is alive between nodes i and i + 1."""
+    """Indices i such that node i's value alone is alive between nodes i and i + 1, and has a row
+    for each image."""
     index = {node: i for i, node in enumerate(nodes)}
     last = {
         node: max((index.get(user, len(nodes)) for user in node.users), default=-1)
@@ -102,7 +103,7 @@ def _cut_points(graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[int]:
     for i, node in enumerate(nodes[:-1]):
         alive.add(node)
         alive = {value for value in alive if last[value] > i}
-        if alive == {node}:
+        if alive == {node} and node.meta["batched"]:
             cuts.append(i)
     return cuts
 
@@ -163,7 +164,28 @@ def _split(
 
     callback: Callable[[fx.Node], int] = segment
     whole = split_module(graph, graph, callback, keep_original_order=True)
+    for node in whole.graph.nodes:
+        if node.op == "call_module":
+            _own_stored_tensors(whole, node)
     return tuple(cast(fx.GraphModule, whole.get_submodule(f"submod_{i}")) for i in range(count))
+
+
+def _own_stored_tensors(whole: fx.GraphModule, call: fx.Node) -> None:
+    """Gives a segment tensors of its own in place of those that the whole would pass to it."""
+    segment = cast(fx.GraphModule, whole.get_submodule(str(call.target)))
+    inputs = [node for node in segment.graph.nodes if node.op == "placeholder"]
+    for value, given in zip(inputs, call.args, strict=True):
+        if cast(fx.Node, given).op != "get_attr":
+            continue
+        owner, _, leaf = str(cast(fx.Node, given).target).rpartition(".")
+        tensor = getattr(whole.get_submodule(owner), leaf)
+        name = f"stored_{value.name}"
+        segment.register_buffer(name, tensor.detach().clone())
+        with segment.graph.inserting_before(value):
+            fetched = segment.graph.get_attr(name)
+        value.replace_all_uses_with(fetched)
+        segment.graph.erase_node(value)
+    segment.recompile()
 
 
 def _names(graph: fx.GraphModule, segments: Sequence[Sequence[fx.Node]]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -81,11 +81,9 @@ class Prepared:
 
     def with_recipe(self, recipe: Recipe, name: str) -> Prepared:
         """The same checkpoint and images by another recipe (of equal calibration and seed)."""
-        cell = Cell(self.cell.network, self.cell.calibration, self.cell.evaluation, recipe, name)
+        cell = replace(self.cell, recipe=recipe, name=name)
         request = self.request.model_copy(update={"recipe": recipe})
-        return Prepared(
-            request, cell, self.calibration, self.evaluation, self.source, self.fp_bytes
-        )
+        return replace(self, request=request, cell=cell)
 
 
 def local_path(address: str) -> Path:
@@ -161,7 +159,8 @@ def prepare(request: Request) -> Prepared:
     network = build(checkpoint.model, calibration.normalized(0, 2), source)
     check_selection(network, recipe)
     name = f"{request.model_name} {recipe.bits} {recipe.method.value}"
-    cell = Cell(network, calibration.digest, evaluation.digest, recipe, name)
+    pixels = evaluation.pixels.nbytes
+    cell = Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels)
     return Prepared(request, cell, calibration, evaluation, source, _fp_bytes(network))
 
 

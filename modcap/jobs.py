@@ -114,13 +114,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """One quantization to make: a network, its images (by digest) and a recipe."""
+    """One quantization to make: a network, its images (by digest) and a recipe.
+
+    ``pixels`` are the bytes of the images of evaluation.
+    """
 
     network: Network
     calibration: str
     evaluation: str
     recipe: Recipe
     name: str = ""
+    pixels: int = 0
 
 
 def _device(cell: Cell) -> dict[str, str]:
@@ -285,12 +289,12 @@ def evaluate_job(cell: Cell, assemble: str) -> Job:
     images = {"calibration": cell.calibration, "evaluation": cell.evaluation}
     inputs = {"network": cell.network.digest} | images
     params = {"of": "quantized"} | _device(cell)
-    room = _room(cell, evaluation_memory(cell.network))
+    room = _room(cell, evaluation_memory(cell.network, cell.pixels))
     return Job(Kind.EVALUATE, params, inputs, (assemble,), f"evaluate {cell.name}", **room)
 
 
 def evaluate_full_job(cell: Cell) -> Job:
     inputs = {"network": cell.network.digest, "evaluation": cell.evaluation}
     params = {"of": "full precision"} | _device(cell)
-    room = _room(cell, evaluation_memory(cell.network))
+    room = _room(cell, evaluation_memory(cell.network, cell.pixels))
     return Job(Kind.EVALUATE, params, inputs, label="evaluate full precision", **room)

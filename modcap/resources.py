@@ -112,12 +112,13 @@ def reconstruction_memory(
     return _rounded(kept + cached + max(passes, step) + weights + 2 * _all_weights(modules))
 
 
-def evaluation_memory(network: Network) -> int:
-    """Bytes that an evaluation needs beside its images: a pass, and the losses on 256 images."""
+def evaluation_memory(network: Network, pixels: int = 0) -> int:
+    """Bytes that an evaluation needs: a pass, the losses on 256 images, and the images themselves,
+    ``pixels`` bytes of them, once as they are read and once parsed."""
     modules = footprints(network)
     widest = max(module.inside for module in modules)
     across = max(2 * module.input + 2 * module.output for module in modules)
-    return _rounded(_PASS * (2 * widest + across) + 4 * _all_weights(modules))
+    return _rounded(2 * pixels + _PASS * (2 * widest + across) + 4 * _all_weights(modules))
 
 
 def _all_weights(modules: tuple[Footprint, ...]) -> int:

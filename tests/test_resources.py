@@ -54,3 +54,8 @@ def test_memory_grows_with_channels() -> None:
 def test_small_jobs_ask_for_little(network: Network) -> None:
     assert reconstruction_memory(network, Span(0, 1), 48, 16) <= 1 << 30
     assert evaluation_memory(network) <= 2 << 30
+
+
+def test_test_images_are_counted(network: Network) -> None:
+    imagenet = 50_000 * 3 * 224 * 224
+    assert evaluation_memory(network, imagenet) > evaluation_memory(network) + imagenet

@@ -94,6 +94,8 @@ def revision(name: str) -> Path:
 
 def run(who: str, limit: float, source: Path | None = None, **spec: Any) -> dict[str, Any]:
     """One process of ``who`` (``modcap`` or a peer); its row, or ``{"error": one line}``."""
+    if who in PEERS and (state := install(who)) != "works":
+        return {"error": state}
     python = sys.executable if who == "modcap" else str(HOME / "peers" / who / "bin/python")
     threads = {f"{n}_NUM_THREADS": "1" for n in ("OMP", "MKL", "OPENBLAS")}
     environment = {**os.environ, **threads}

@@ -74,7 +74,7 @@ def refuse_impossible(jobs: Iterable[Job], growth: int = 1) -> None:
             raise Unavailable(
                 f"job '{job.label}' asks for {_asked(asked)}, and no node of the Ray cluster has "
                 f"that (nodes: {there}): lower the recipe's threads, gpus, calibration, "
-                "batch_size or activation_memory, test fewer images (eval_images), or add a larger node"
+                "batch_size or activation_memory, test fewer images, or add a larger node"
             )
         fitting.add(kind)
 

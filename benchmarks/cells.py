@@ -16,7 +16,7 @@ import torch
 from modcap import checkpoint, data
 from modcap.capacity import homogeneous
 from modcap.images import ImageSet
-from modcap.jobs import Cell, Job
+from modcap.jobs import REVISION, Cell, Job
 from modcap.network import Network, build
 from modcap.plan import plan
 from modcap.preprocess import Preprocess
@@ -89,9 +89,11 @@ def collect(
 
     A task is told the identities (over ``names``) of rows that need not be measured again. What
     it returns is written at once: a benchmark that was stopped goes on where it was. Where a task
-    fails, the others go on; its error comes at the end.
+    fails, the others go on; its error comes at the end. Rows of another revision of the algorithm
+    are measured again.
     """
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    kept: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    rows = [row for row in kept if row.get("revision") == REVISION]
     known = {identity(row, names) for row in rows}
     with ProcessPoolExecutor(workers) as pool:
         started = [pool.submit(task, known) for task in tasks]
@@ -155,6 +157,7 @@ class Setting:
                 "seed": self.seed,
                 "iterations": recipe.optimiser.iterations,
                 "tests": self.tests,
+                "revision": REVISION,
                 **variant.labels,
             }
             if identity(row, names) not in known:

@@ -32,16 +32,15 @@ def use_services(*names: str) -> None:
         _require_prefect(os.environ["PREFECT_API_URL"])
 
 
-def find_s3() -> bool:
-    """Whether there is S3: the one that the environment names, or the local stack's, which it
-    then names; for commands that start nothing."""
-    named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MODCAP_BUCKET")
+def find_s3() -> None:
+    """For commands that start nothing: the local stack's S3, where it runs and the environment
+    names no other and no credentials for one."""
+    endpoint = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MODCAP_BUCKET")
+    named = (*endpoint, "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
     if any(os.environ.get(name) for name in named):
-        return True
-    if not any(s.name == "s3" and s.state == "running" for s in local.status()):
-        return False
-    os.environ.update(local.up(services=["s3"]).environment())
-    return True
+        return
+    if any(s.name == "s3" and s.state == "running" for s in local.status()):
+        os.environ.update(local.up(services=["s3"]).environment())
 
 
 def _require_prefect(address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -86,7 +87,8 @@ def describe_plan(
 
 def _store() -> Store | None:
     """The store, where one is configured or runs already; planning starts nothing."""
-    if not find_s3():
+    find_s3()
+    if not os.environ.get("MODCAP_BUCKET"):
         return None
     store = Store.from_environment()
     store.ensure_bucket()

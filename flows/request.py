@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,14 +94,11 @@ def local_path(address: str) -> Path:
     return Path(address)
 
 
-def _images(spec: str, split: data.Split, preprocess: Preprocess) -> data.Images:
-    """What ``spec`` names. Whatever is wrong with it may be mended, and no checkpoint is to blame.
-
-    Raises:
-        Unavailable: the images cannot be read.
-    """
+@contextlib.contextmanager
+def _blaming_images() -> Iterator[None]:
+    """Whatever is wrong with images may be mended, and no checkpoint is to blame: Unavailable."""
     try:
-        return data.load(str(local_path(spec)), split=split, preprocess=preprocess)
+        yield
     except InputError as error:
         raise Unavailable(str(error)) from None
 
@@ -118,7 +116,8 @@ def evaluation_images(
     spec: str, preprocess: Preprocess, limit: int | None, split: data.Split = "evaluation"
 ) -> ImageSet:
     """The images, at most ``limit`` of them, that accuracy is measured on."""
-    tests = _images(spec, split, preprocess)
+    with _blaming_images():
+        tests = data.load(str(local_path(spec)), split=split, preprocess=preprocess)
     if limit is not None:
         tests = tests.take(range(min(limit, len(tests.labels))))
     return images_of(tests, preprocess)
@@ -140,8 +139,9 @@ def prepare(request: Request) -> Prepared:
         if request.preprocess
         else Preprocess.for_architecture(checkpoint.architecture)
     )
-    pool = _images(request.data, "calibration", preprocess)
-    chosen = data.calibration(pool, recipe.calibration, recipe.seed)
+    with _blaming_images():
+        pool = data.load(str(local_path(request.data)), split="calibration", preprocess=preprocess)
+        chosen = data.calibration(pool, recipe.calibration, recipe.seed)
     calibration = images_of(chosen, preprocess)
     evaluation = (
         evaluation_images(request.eval_data, preprocess, request.eval_images, split="all")

@@ -47,7 +47,9 @@ def needed(store: Store, roots: Iterable[str]) -> tuple[set[str], set[str]]:
     return keys, inputs
 
 
-def collect_garbage(store: Store, older_than: timedelta, *, dry_run: bool) -> dict[str, Any]:
+def collect_garbage(
+    store: Store, older_than: timedelta, *, dry_run: bool, force: bool = False
+) -> dict[str, Any]:
     """Removes results, inputs and artifacts that no registered version was made from.
 
     A run that is under way may lose a result that it counted on; it computes it again. A registry
@@ -57,6 +59,7 @@ def collect_garbage(store: Store, older_than: timedelta, *, dry_run: bool) -> di
         store: what is cleaned.
         older_than: younger ones stay.
         dry_run: only report.
+        force: even where no registered version was made from this store.
 
     Raises:
         InputError: no registered version was made from this store.
@@ -66,12 +69,6 @@ def collect_garbage(store: Store, older_than: timedelta, *, dry_run: bool) -> di
     kept = {"jobs": keys, "inputs": inputs, "artifacts": artifacts}
     limit = datetime.now(timezone.utc) - older_than
     entries = list(store.entries())
-    stored = {entry.key for entry in entries if entry.kind == "artifacts"}
-    if entries and not dry_run and not stored & artifacts:
-        raise InputError(
-            f"none of the {len(artifacts)} artifacts of registered versions is in this store, so "
-            "all of it would go: check MLFLOW_TRACKING_URI, MODCAP_BUCKET and MODCAP_PREFIX"
-        )
     newest: dict[tuple[str, str], datetime] = {}
     for entry in entries:
         name = (entry.kind, entry.key)
@@ -81,6 +78,13 @@ def collect_garbage(store: Store, older_than: timedelta, *, dry_run: bool) -> di
     for entry in entries:
         wanted = entry.key in kept[entry.kind] or newest[entry.kind, entry.key] >= limit
         (stays if wanted else goes).append(entry)
+    stored = {entry.key for entry in entries if entry.kind == "artifacts"}
+    if goes and not force and not stored & artifacts:
+        raise InputError(
+            f"none of the {len(artifacts)} artifacts of registered versions is in this store, so "
+            "all of it that is old enough would go: check MLFLOW_TRACKING_URI, MODCAP_BUCKET and "
+            "MODCAP_PREFIX, or say --force"
+        )
     if not dry_run:
         store.remove(sorted(goes, key=lambda entry: not entry.name.endswith("result.json")))
     return {

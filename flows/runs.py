@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import tempfile
 import time
@@ -76,7 +77,7 @@ def reaching() -> Iterator[MlflowClient]:
         reason = str(error)
         if "API request to" not in reason and "Max retries" not in reason:
             raise
-        cause = first_line(reason.rpartition("Caused by ")[2])
+        cause = first_line(re.sub(r"//[^/@\s]*@", "//", reason.rpartition("Caused by ")[2]))
         raise Unavailable(
             f"MLflow at {_address()} cannot be reached ({cause}): check MLFLOW_TRACKING_URI, that "
             "it runs, and its password where it has one"

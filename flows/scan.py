@@ -33,7 +33,7 @@ from flows.tracking import publish
 from modcap.errors import InputError, ModcapError, Unavailable
 from modcap.plan import CellPlan, Plan
 from modcap.results import canonical, digest
-from tasks.lease import lease
+from tasks.lease import Lease, lease
 from tasks.store import Found, Store, find
 
 __all__ = ["run_scan", "scan"]
@@ -76,7 +76,7 @@ def run_scan(prefix: str, policy: Policy, store: Store, progress: Progress) -> d
     with lease(store, name) as mine:
         if mine is None:
             return {"prefix": prefix, "busy": True, "checkpoints": [], "executed": 0}
-        outcomes, executed = _pass(prefix, policy, store, progress)
+        outcomes, executed = _pass(prefix, policy, store, progress, mine)
     rows = [asdict(outcome) for outcome in outcomes]
     create_table_artifact(rows, key="scan", description=prefix)
     seconds = round(time.monotonic() - start, 1)
@@ -90,7 +90,7 @@ def run_scan(prefix: str, policy: Policy, store: Store, progress: Progress) -> d
 
 
 def _pass(
-    prefix: str, policy: Policy, store: Store, progress: Progress
+    prefix: str, policy: Policy, store: Store, progress: Progress, mine: Lease
 ) -> tuple[list[Outcome], int]:
     outcomes: list[Outcome] = []
     prepared: list[tuple[_Candidate, list[Prepared]]] = []
@@ -110,6 +110,7 @@ def _pass(
     except ModcapError as error:
         progress.note(f"{error}: going on with one checkpoint at a time")
     for candidate, cells in prepared:
+        mine.check()
         outcome, done = _finish(candidate, cells, store, progress)
         executed += done
         outcomes.append(_settled(store, candidate, outcome))

@@ -23,7 +23,7 @@ from modcap.errors import InputError
 from modcap.lift import lift_layers
 from modcap.partition import WEIGHT_LAYERS
 
-__all__ = ["capture"]
+__all__ = ["capture", "original"]
 
 _IN_PLACE: dict[Any, Any] = {
     getattr(operator, f"i{name}"): getattr(operator, name)
@@ -50,11 +50,9 @@ def capture(model: nn.Module | ExportedProgram, example: Tensor) -> fx.GraphModu
     Raises:
         InputError: the model cannot be captured, or a weight layer of it cannot be quantized.
     """
-    if isinstance(model, ExportedProgram):
-        graph = _functional_program(model)
-    else:
-        own = copy.deepcopy(model).eval().requires_grad_(False)
-        graph = _traced(own) or _exported(own, example)
+    own = original(model)
+    program = isinstance(model, ExportedProgram)
+    graph = cast(fx.GraphModule, own) if program else _traced(own) or _exported(own, example)
     _make_functional(graph)
     _name_inputs(graph)
     _check_ends(graph)
@@ -64,6 +62,14 @@ def capture(model: nn.Module | ExportedProgram, example: Tensor) -> fx.GraphModu
     _localise_batch_size(graph)
     _check_layers(graph)
     return graph.requires_grad_(False)
+
+
+def original(model: nn.Module | ExportedProgram) -> nn.Module:
+    """What ``model`` computes in eval mode, in place or not: a copy of it, or a program's graph
+    without the checks of what it was exported for."""
+    if isinstance(model, ExportedProgram):
+        return _functional_program(model)
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def _traced(model: nn.Module) -> fx.GraphModule | None:
@@ -116,9 +122,7 @@ def _make_functional(graph: fx.GraphModule) -> None:
             module.inplace = False  # type: ignore[assignment]
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
-        if node.op in ("call_method", "call_function") and not isinstance(
-            node.args[-1], torch.dtype
-        ):
+        if node.op in ("call_method", "call_function") and not _names_type(node):
             node.target = _ANY_LAYOUT.get(node.target, node.target)
         if not _was_in_place(node):
             continue
@@ -126,6 +130,16 @@ def _make_functional(graph: fx.GraphModule) -> None:
         for user in [user for user in source.users if order.get(user, 0) > order[node]]:
             user.replace_input_with(source, node)
     graph.recompile()
+
+
+def _names_type(node: fx.Node) -> bool:
+    """Whether an argument is a dtype, or the dtype of a tensor."""
+    given = (*node.args, *node.kwargs.values())
+    return "dtype" in node.kwargs or any(
+        isinstance(value, torch.dtype)
+        or (isinstance(value, fx.Node) and value.target is getattr and value.args[1] == "dtype")
+        for value in given
+    )
 
 
 def _was_in_place(node: fx.Node) -> bool:
@@ -204,6 +218,7 @@ def _name_inputs(graph: fx.GraphModule) -> None:
 
 
 def _check_ends(graph: fx.GraphModule) -> None:
+    graph.graph.eliminate_dead_code()
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     unused = [node for node in inputs if not node.users]
     if len(inputs) - len(unused) != 1:

@@ -14,7 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from modcap.capture import capture
+from modcap._messages import first_line
+from modcap.capture import capture, original
 from modcap.errors import InputError
 from modcap.fold import fold_batch_norms
 from modcap.graph_json import fill, graph_from_json, graph_to_json, tensors_of
@@ -120,8 +121,13 @@ def build(
 @torch.no_grad()
 def _check(network: Network, model: nn.Module | ExportedProgram, example: Tensor) -> None:
     """Refuses a network that is not what the model is, before anything is built on it."""
-    own = model.module() if isinstance(model, ExportedProgram) else copy.deepcopy(model).eval()
-    expected = own(example)
+    try:
+        expected = original(model)(example.clone())  # which the model may change
+    except Exception as reason:
+        raise InputError(
+            f"the model fails on an image tensor alone, of shape {tuple(example.shape)} "
+            f"({first_line(reason)}): give one that takes nothing else"
+        ) from None
     if isinstance(expected, tuple | list):
         (expected,) = expected
     error = float((network(example) - expected).norm() / expected.norm().clamp(min=1e-12))

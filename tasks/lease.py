@@ -46,10 +46,9 @@ class Lease:
         version = self.store.put_document(self.name, document, **condition)
         if version is None:
             held = self.store.get_document(self.name)
-            if held is not None and held[0] == document:
-                version = held[
-                    1
-                ]  # the answer of the first try was lost, and the second one refused
+            if held is not None and json.loads(held[0])["token"] == self.token:
+                # it was written before, and the answer was lost
+                version = self.store.put_document(self.name, document, only_if=held[1])
         self._version, self._until = version, until if version else 0.0
         return version is not None
 

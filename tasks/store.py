@@ -116,8 +116,7 @@ class Store:
         bucket = os.environ.get("MODCAP_BUCKET")
         if not bucket:
             raise InputError("MODCAP_BUCKET is not set: name the S3 bucket for results")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return cls(bucket, os.environ.get("MODCAP_PREFIX", ""), endpoint)
+        return cls(bucket, os.environ.get("MODCAP_PREFIX", ""), _environment_endpoint())
 
     @property
     def _s3(self) -> Any:
@@ -265,17 +264,20 @@ class Store:
         """A verified local copy of an input, in ``folder``, fetched once.
 
         Raises:
-            DamagedResult: the input is missing, or not what its digest says; then it is removed,
-                so that the next run, which has it, puts it there again.
+            DamagedResult: the input is missing, or not what its digest says; such a one is
+                removed, so that the next run, which has it, puts it there again.
         """
         local = folder / name
         if not local.exists():
             data = self._get(f"inputs/{name}")
-            if data is None or digest(data) != name:
-                self._delete(f"inputs/{name}")
+            if data is not None and digest(data) != name:
+                with contextlib.suppress(ClientError):  # not everybody may
+                    self._delete(f"inputs/{name}")
+                data = None
+            if data is None:
                 raise DamagedResult(
-                    f"input {name[:12]} was missing or damaged in the store: start the same "
-                    "command again, which puts it there"
+                    f"input {name[:12]} is missing or damaged in the store: quantize its "
+                    "checkpoint again, which puts it there"
                 )
             _write(local, data)
         return local
@@ -385,8 +387,12 @@ def _place(address: str) -> tuple[str, str]:
     return parsed.netloc, parsed.path.lstrip("/")
 
 
+def _environment_endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
 def _environment_client() -> Any:
-    return client(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+    return client(_environment_endpoint())
 
 
 def find(address: str) -> list[Found]:
@@ -409,8 +415,10 @@ def find(address: str) -> list[Found]:
 
 
 def _unreadable(address: str, error: Exception) -> Unavailable:
-    reason = str(error).splitlines()[0]
-    return Unavailable(f"{address}: cannot be read ({reason}): check address and rights")
+    reason, server = str(error).splitlines()[0], _environment_endpoint() or "AWS"
+    return Unavailable(
+        f"{address}: cannot be read from {server} ({reason}): check address and rights"
+    )
 
 
 def fetch(address: str, folder: Path) -> Path:

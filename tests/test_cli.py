@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from flows import cli
 from flows.cli.options import make_recipe
 from flows.cli.sweep import parse_axes
-from modcap.errors import InputError
+from modcap.errors import InputError, Unavailable
 
 SHIPPED = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"
 GOOD = SHIPPED / "resnet18_narrow.safetensors"
@@ -43,7 +43,7 @@ FLAGS = {
     "scan": "json policy",
     "promote": ("against alias data eval-images json max-bytes max-drop rollback version"),
     "stack run": "",
-    "store gc": "dry-run json older-than",
+    "store gc": "dry-run force json older-than",
     "store verify": "json",
     "stack up": "json",
     "stack down": "json",
@@ -200,10 +200,16 @@ def test_other_commands_refuse_in_one_line(
 
 
 def test_addresses_that_are_shown_hold_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.runs import run_url
+    from mlflow.exceptions import MlflowException
+
+    from flows.runs import reaching, run_url
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/base/")
     assert run_url("1", "r") == "https://mlflow.example/base/#/experiments/1/runs/r"
+    broken = "API request to https://me:secret@mlflow.example/x failed with exception (broken)"
+    with pytest.raises(Unavailable, match=r"to https://mlflow\.example/x") as caught, reaching():
+        raise MlflowException(broken)
+    assert "secret" not in str(caught.value)
 
 
 def test_recipe_file_is_read_and_flags_win(tmp_path: Path) -> None:

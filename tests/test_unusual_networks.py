@@ -94,7 +94,7 @@ class Patches(Body):
 class Keywords(Body):
     def between(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(input=x)
-        return y
+        return torch.cat(tensors=[y], dim=1)
 
 
 class TokenNorm(nn.Module):
@@ -194,6 +194,43 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "'norm' is a transposed convolution in groups",
     ),
 }
+
+
+class Unused(nn.Module):
+    """Takes an image and something else, which it reads in dead code alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Body()
+
+    def forward(self, x: Tensor, other: Any = None) -> Tensor:
+        if other is not None:
+            other + 1
+        logits: Tensor = self.body(x)
+        return logits
+
+
+class ChangesItsInput(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).relu_())
+
+
+@pytest.mark.parametrize("make", [Unused, ChangesItsInput])
+def test_a_model_is_compared_on_images_of_its_own(make: Callable[[], nn.Module]) -> None:
+    model, images = trained(make), torch.randn(2, 3, 12, 12)
+    before = images.clone()
+    network = build(model, images)
+    assert torch.equal(images, before)
+    with torch.no_grad():
+        assert torch.allclose(network(images), model(images.clone()), atol=1e-5)
+
+
+def test_an_archive_of_one_batch_size_is_compared_too() -> None:
+    model, images = trained(Body), torch.randn(8, 3, 12, 12)
+    program = torch.export.export(model, (images,))
+    network = build(program, images[:2])
+    with torch.no_grad():
+        assert torch.allclose(network(images[:3]), model(images[:3]), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", REFUSED)

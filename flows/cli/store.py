@@ -18,6 +18,9 @@ store = typer.Typer(help="Results, inputs and artifacts in S3.")
 def gc(
     older_than: Annotated[str, typer.Option(help="Such as 30d or 12h; younger objects stay.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if nothing of it was ever registered.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Remove results, inputs and artifacts that no registered version was made from."""
@@ -28,7 +31,7 @@ def gc(
     from flows.retention import collect_garbage
     from tasks.store import Store
 
-    report = collect_garbage(Store.from_environment(), age, dry_run=dry_run)
+    report = collect_garbage(Store.from_environment(), age, dry_run=dry_run, force=force)
     if json_:
         print(json.dumps(report))
         return

@@ -164,6 +164,12 @@ def test_what_is_not_there_makes_no_checkpoint_bad(
     state, reason = scan()
     assert state == "failed"
     assert "images.npz: cannot be read" in reason
+    few = io.BytesIO()
+    numpy.savez(few, images=numpy.zeros((20, 1, 28, 28), "u1"), labels=numpy.arange(20) % 10)
+    s3.put_object(Bucket=bucket, Key="later/images.npz", Body=few.getvalue())
+    state, reason = scan()
+    assert state == "failed"
+    assert "10 images to calibrate on" in reason
     s3.put_object(Bucket=bucket, Key="later/images.npz", Body=images.getvalue())
     state, reason = scan(
         MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"

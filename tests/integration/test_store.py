@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -123,6 +124,11 @@ def test_a_lease_that_ran_out_is_not_taken_back(store: Store) -> None:
     assert first.take()
     assert not second.take()
     first.check()
+    held = store.get_document("leases/one.json")
+    assert held is not None
+    later = json.dumps(json.loads(held[0]) | {"until": time.time() + 99}).encode()
+    store.put_document("leases/one.json", later)  # a renewal whose answer was lost
+    assert first._write(only_if=held[1])
     store.delete_document("leases/one.json")  # as if its time had run out
     assert second.take()
     stop = threading.Event()

@@ -169,6 +169,9 @@ def test_garbage_is_what_nothing_registered_needs(
     assert done.returncode == 2
     assert "check MLFLOW_TRACKING_URI" in done.stderr
     assert list(elsewhere.keys()) == ["k"]
+    forced = ("store", "gc", "--older-than", "0s", "--force")
+    assert modcap_command(stack, *forced, MODCAP_PREFIX="sweep-elsewhere").returncode == 0
+    assert list(elsewhere.keys()) == []
     assert gc("--older-than", "1d")["removed"]["jobs"] == 0
     would = gc("--older-than", "0s", "--dry-run")["removed"]
     assert 0 < would["jobs"] < len(before)

@@ -90,22 +90,22 @@ def collect(
     A task is told the identities (over ``names``) of rows that need not be measured again. What
     it returns is written at once: a benchmark that was stopped goes on where it was. Where a task
     fails, the others go on; its error comes at the end. Rows of another revision of the algorithm
-    are measured again.
+    stay until they have been measured again.
     """
     kept: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    rows = [row for row in kept if row.get("revision") == REVISION]
-    known = {identity(row, names) for row in rows}
+    rows = {identity(row, names): row for row in kept}
+    known = {name for name, row in rows.items() if row.get("revision") == REVISION}
     with ProcessPoolExecutor(workers) as pool:
         started = [pool.submit(task, known) for task in tasks]
         for done in as_completed(started):
             new = [] if done.exception() else done.result()
-            rows += new
-            path.write_text(json.dumps(rows, indent=1) + "\n")
+            rows |= {identity(row, names): row for row in new}
+            path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
             for row in new:
                 print(identity(row, names), row["top1"], flush=True)
     for done in started:
         done.result()
-    return rows
+    return list(rows.values())
 
 
 class Setting:

@@ -149,7 +149,7 @@ def test_prefect_shows_a_task_run_for_each_job(
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.loads(response.read())
 
-    (run,) = [
+    runs = [  # the run of the report, and those after it, which found everything done
         run["id"]
         for run in ask("flow_runs/filter", {"flows": {"name": {"any_": ["quantize"]}}})
         if run["parameters"]["request"]["recipe"] == report["recipe"]
@@ -157,7 +157,10 @@ def test_prefect_shows_a_task_run_for_each_job(
         and run["state_type"] == "COMPLETED"
     ]
     completed = {"state": {"type": {"any_": ["COMPLETED"]}}}
-    shown = ask("task_runs/count", {"flow_runs": {"id": {"any_": [run]}}, "task_runs": completed})
+    shown = max(
+        ask("task_runs/count", {"flow_runs": {"id": {"any_": [run]}}, "task_runs": completed})
+        for run in runs
+    )
     # the capacity of each module and a selection per variant are small jobs: they come in batches
     assert shown >= report["jobs"]["planned"] - len(report["modules"]) - 3 + 2
 

@@ -232,12 +232,13 @@ def test_onnx_form_comes_with_the_version(
     )
     packed = tmp_path / "network.safetensors"
     packed.write_bytes(fetch(registered[0]["artifact"], tmp_path).read_bytes())
-    images = torch.randn(3, 1, 28, 28)
+    images = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"images": images.numpy()})
     with torch.no_grad():
         expected = artifact.load(packed)(images)
-    assert torch.allclose(torch.from_numpy(logits), expected, atol=1e-3)
+    # sums are added up in another order there: a value between two integers may round either way
+    assert torch.linalg.norm(torch.from_numpy(logits) - expected) < 0.01 * expected.norm()
 
 
 def promote(stack: dict[str, str], *flags: str) -> subprocess.CompletedProcess[str]:

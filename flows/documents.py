@@ -32,8 +32,8 @@ def read_mapping(path: Path, name: str) -> dict[str, Any]:
     return dict(values)
 
 
-def parse(model: type[Model], values: object, name: str) -> Model:
-    """``values`` as a ``model``.
+def parse(model: type[Model], values: object, name: str = "") -> Model:
+    """``values`` as a ``model``; ``name`` is what messages call them.
 
     Raises:
         InputError: a field is unknown or wrong; the line names it.

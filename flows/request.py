@@ -22,7 +22,8 @@ from modcap.network import Network, build
 from modcap.onnx_export import require_onnx
 from modcap.preprocess import Preprocess
 from modcap.recipe import CapacityKind, Homogeneity, Method, Recipe, Selection
-from tasks.store import Store, cache_folder, fetch
+from tasks.files import cache_folder, fetch
+from tasks.store import Store
 
 __all__ = ["Prepared", "Request", "prepare"]
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 import psutil
 
@@ -77,7 +77,7 @@ def reaching() -> Iterator[MlflowClient]:
         reason = str(error)
         if "API request to" not in reason and "Max retries" not in reason:
             raise
-        cause = first_line(re.sub(r"//[^/@\s]*@", "//", reason.rpartition("Caused by ")[2]))
+        cause = first_line(_without_password(reason.rpartition("Caused by ")[2]))
         raise Unavailable(
             f"MLflow at {_address()} cannot be reached ({cause}): check MLFLOW_TRACKING_URI, that "
             "it runs, and its password where it has one"
@@ -93,9 +93,12 @@ def link_of(experiment: str, tags: Mapping[str, str]) -> str:
 
 
 def _address() -> str:
-    """Of the server, without the password that may stand in it."""
-    parts = urlsplit(mlflow.get_tracking_uri().rstrip("/"))
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return _without_password(mlflow.get_tracking_uri().rstrip("/"))
+
+
+def _without_password(text: str) -> str:
+    """Without what stands before the host in an address."""
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def start_parent(experiment: str, name: str, key: str) -> Parent:

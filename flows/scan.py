@@ -33,8 +33,9 @@ from flows.tracking import publish
 from modcap.errors import InputError, ModcapError, Unavailable
 from modcap.plan import CellPlan, Plan
 from modcap.results import canonical, digest
+from tasks.files import Found, find
 from tasks.lease import Lease, lease
-from tasks.store import Found, Store, find
+from tasks.store import Store
 
 __all__ = ["run_scan", "scan"]
 

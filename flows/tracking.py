@@ -299,9 +299,12 @@ def _description(finished: Finished) -> str:
 def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) -> str:
     """The version of ``name`` that holds this cell; made, and named candidate, when missing."""
     own = _versions(client, name, finished.key)
-    if own:
-        _make_candidate(client, name, own[0])
-        return own[0]
+    version = own[0] if own else _make_version(client, finished, name, run_id)
+    _make_candidate(client, name, version)
+    return version
+
+
+def _make_version(client: MlflowClient, finished: Finished, name: str, run_id: str) -> str:
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -314,7 +317,6 @@ def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) 
     first, *others = _versions(client, name, finished.key)
     if str(made.version) in others:  # two registered at once: the first one stays
         client.delete_model_version(name, str(made.version))
-    _make_candidate(client, name, first)
     return first
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import get_overridable_functions
 
 from modcap.errors import InputError
+from modcap.partition import stored_tensor
 
 __all__ = ["fill", "graph_from_json", "graph_to_json", "tensors_of"]
 
@@ -163,8 +164,7 @@ def tensors_of(module: fx.GraphModule) -> dict[str, Tensor]:
     found: dict[str, Tensor] = dict(module.state_dict())
     for node in module.graph.nodes:
         if node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            found[str(node.target)] = getattr(module.get_submodule(owner), name).detach()
+            found[str(node.target)] = stored_tensor(module, node)
     return found
 
 

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.nn import functional as F
 
 from modcap.errors import InputError
-from modcap.partition import place
+from modcap.partition import place, stored_tensor
 
 __all__ = ["lift_layers"]
 
@@ -115,9 +115,7 @@ def _arguments(graph: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
 
 def _stored(graph: fx.GraphModule, value: Any) -> Any:
     if isinstance(value, fx.Node) and value.op == "get_attr":
-        owner, _, name = str(value.target).rpartition(".")
-        tensor: Tensor = getattr(graph.get_submodule(owner), name)
-        return tensor.detach().clone()
+        return stored_tensor(graph, value).clone()
     return value
 
 

@@ -71,6 +71,13 @@ def place(node: fx.Node) -> str:
     return f"'{around[-1][0]}'" if around else f"node '{node.name}'"
 
 
+def stored_tensor(graph: fx.GraphModule, node: fx.Node) -> Tensor:
+    """What ``node``, a ``get_attr`` of ``graph``, fetches."""
+    owner, _, name = str(node.target).rpartition(".")
+    tensor: Tensor = getattr(graph.get_submodule(owner), name)
+    return tensor.detach()
+
+
 def partition(graph: fx.GraphModule) -> Partition:
     """Cuts ``graph`` (from :func:`modcap.capture.capture`, batch norms folded) into modules.
 
@@ -175,12 +182,11 @@ def _own_stored_tensors(whole: fx.GraphModule, call: fx.Node) -> None:
     segment = cast(fx.GraphModule, whole.get_submodule(str(call.target)))
     inputs = [node for node in segment.graph.nodes if node.op == "placeholder"]
     for value, given in zip(inputs, call.args, strict=True):
-        if cast(fx.Node, given).op != "get_attr":
+        source = cast(fx.Node, given)
+        if source.op != "get_attr":
             continue
-        owner, _, leaf = str(cast(fx.Node, given).target).rpartition(".")
-        tensor = getattr(whole.get_submodule(owner), leaf)
         name = f"stored_{value.name}"
-        segment.register_buffer(name, tensor.detach().clone())
+        segment.register_buffer(name, stored_tensor(whole, source).clone())
         with segment.graph.inserting_before(value):
             fetched = segment.graph.get_attr(name)
         value.replace_all_uses_with(fetched)

@@ -91,16 +91,16 @@ class Plan:
         """The jobs that each follows, by key: those it reads, and the one that led to it, which
         is the selection for reconstructions, and for what comes after them the choice of k. A job
         that several cells share is led to by the first of them."""
-        led: dict[str, str] = {}
+        led: dict[str, tuple[str, ...]] = {}
         for cell in self.cells:
             if not cell.assemble:
                 continue
             decision = self._by_key[cell.select]
             select = decision.needs[0] if decision.kind is Kind.CHOOSE else decision.key
             for key in self.reconstructions(cell):
-                led.setdefault(key, select)
-            led.setdefault(cell.tune or cell.assemble, decision.key)
-        return {job.key: (*job.needs, *(k for k in [led.get(job.key)] if k)) for job in self.jobs}
+                led.setdefault(key, (select,))
+            led.setdefault(cell.tune or cell.assemble, (decision.key,))
+        return {job.key: job.needs + led.get(job.key, ()) for job in self.jobs}
 
     @cached_property
     def _by_key(self) -> dict[str, Job]:

@@ -17,7 +17,8 @@ from modcap.jobs import Job
 from modcap.results import Result
 from modcap.runners import run
 from modcap.workbench import Workbench
-from tasks.store import Store, cache_folder
+from tasks.files import cache_folder
+from tasks.store import Store
 
 __all__ = [
     "MissingResult",

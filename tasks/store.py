@@ -13,78 +13,30 @@ Layout, under an optional prefix::
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from functools import cache
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
-from urllib.parse import urlparse
 
-import boto3
-from botocore import exceptions as botocore_errors
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from modcap.errors import InputError, Unavailable
 from modcap.results import DamagedResult, Result, decode, digest, encode, encode_tensors
+from tasks.files import write_whole
+from tasks.s3 import GONE, client, code_of, endpoint_of_environment, patiently
 
-__all__ = ["Entry", "Found", "Store", "cache_folder", "fetch", "find"]
+__all__ = ["Entry", "Store"]
 
-_PATIENCE_SECONDS = 30  # an S3 server may take this long to come back
-_CONFIG = Config(
-    retries={"mode": "standard", "total_max_attempts": 3},
-    connect_timeout=5,
-    read_timeout=60,
-    max_pool_connections=32,
-    s3={"addressing_style": "path"},
-    request_checksum_calculation="when_required",
-    response_checksum_validation="when_required",
-)
 _FRESH = timedelta(days=1)  # an input that is older is uploaded again by a run that uses it
-_CACHED = timedelta(days=7)
 _LISTED = 1000  # more keys than this are looked up by listing: a page holds a thousand
-_GONE = ("NoSuchKey", "404", "NoSuchBucket", "NotFound")
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
-
-
-def _passing(error: BaseException) -> bool:
-    """Whether trying again may help: no connection, or a server that is just (re)starting."""
-    if isinstance(error, ClientError):
-        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
-    return isinstance(error, (botocore_errors.ConnectionError, botocore_errors.HTTPClientError))
-
-
-patiently = retry(
-    retry=retry_if_exception(_passing),
-    stop=stop_after_delay(_PATIENCE_SECONDS),
-    wait=wait_random_exponential(multiplier=0.5, max=4),
-    reraise=True,
-)
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-@cache
-def _client(endpoint: str | None, process: int) -> Any:
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=_CONFIG)
-
-
-def client(endpoint: str | None = None) -> Any:
-    """One client per process; credentials come from the environment or the AWS configuration."""
-    return _client(endpoint, os.getpid())
 
 
 @dataclass(frozen=True)
@@ -116,7 +68,7 @@ class Store:
         bucket = os.environ.get("MODCAP_BUCKET")
         if not bucket:
             raise InputError("MODCAP_BUCKET is not set: name the S3 bucket for results")
-        return cls(bucket, os.environ.get("MODCAP_PREFIX", ""), _environment_endpoint())
+        return cls(bucket, os.environ.get("MODCAP_PREFIX", ""), endpoint_of_environment())
 
     @property
     def _s3(self) -> Any:
@@ -145,7 +97,7 @@ class Store:
         try:
             self._s3.head_bucket(Bucket=self.bucket)
         except ClientError as error:
-            if _code(error) not in _GONE:
+            if code_of(error) not in GONE:
                 raise
             self._s3.create_bucket(Bucket=self.bucket)
 
@@ -158,7 +110,7 @@ class Store:
         try:
             return dict(self._s3.head_object(Bucket=self.bucket, Key=self._name(name)))
         except ClientError as error:
-            if _code(error) in _GONE:
+            if code_of(error) in GONE:
                 return None
             raise
 
@@ -227,7 +179,7 @@ class Store:
                 Bucket=self.bucket, Key=self._name(name), Body=data, **condition
             )
         except ClientError as error:
-            if condition and _code(error) in (*_TAKEN, *_GONE):
+            if condition and code_of(error) in (*_TAKEN, *GONE):
                 return None
             raise
         return str(made["ETag"])
@@ -239,7 +191,7 @@ class Store:
             found = self._s3.get_object(Bucket=self.bucket, Key=self._name(name))
             return found["Body"].read(), str(found["ETag"])
         except ClientError as error:
-            if _code(error) in _GONE:
+            if code_of(error) in GONE:
                 return None
             raise
 
@@ -279,7 +231,7 @@ class Store:
                     f"input {name[:12]} is missing or damaged in the store: quantize its "
                     "checkpoint again, which puts it there"
                 )
-            _write(local, data)
+            write_whole(local, data)
         return local
 
     def put_artifact(self, name: str, data: bytes) -> str:
@@ -341,101 +293,3 @@ def decode_checksum(document: bytes) -> str:
         return str(json.loads(document)["tensors_sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedResult(f"the JSON part does not parse: {error}") from error
-
-
-def cache_folder(kind: str) -> Path:
-    """A folder of this user alone for local copies of ``kind``; those older than a week are
-    removed.
-
-    Raises:
-        Unavailable: somebody else made it.
-    """
-    root = Path(gettempdir()) / f"modcap-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    if root.stat().st_uid != os.getuid():
-        raise Unavailable(f"{root} belongs to somebody else: remove it, or set TMPDIR")
-    oldest = time.time() - _CACHED.total_seconds()
-    for file in (root / kind).glob("**/*"):
-        with contextlib.suppress(FileNotFoundError):  # another process does the same
-            if file.is_file() and file.stat().st_mtime < oldest:
-                file.unlink()
-    return root / kind
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    Path(file.name).replace(path)
-
-
-@dataclass(frozen=True)
-class Found:
-    """An object at an s3:// address: its version (ETag), size and time of its last change."""
-
-    address: str
-    version: str
-    bytes: int
-    modified: datetime
-
-
-def _place(address: str) -> tuple[str, str]:
-    parsed = urlparse(address)
-    if parsed.scheme != "s3" or not parsed.netloc:
-        raise InputError(f"{address!r} is no S3 address: give s3://bucket/prefix")
-    return parsed.netloc, parsed.path.lstrip("/")
-
-
-def _environment_endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _environment_client() -> Any:
-    return client(_environment_endpoint())
-
-
-def find(address: str) -> list[Found]:
-    """Every object under an s3:// prefix, by name.
-
-    Raises:
-        InputError: it is no S3 address.
-        Unavailable: the bucket does not exist or cannot be read.
-    """
-    bucket, prefix = _place(address)
-    pages = _environment_client().get_paginator("list_objects_v2")
-    try:
-        return [
-            Found(f"s3://{bucket}/{o['Key']}", o["ETag"].strip('"'), o["Size"], o["LastModified"])
-            for page in pages.paginate(Bucket=bucket, Prefix=prefix)
-            for o in page.get("Contents", [])
-        ]
-    except (BotoCoreError, ClientError) as error:
-        raise _unreadable(address, error) from None
-
-
-def _unreadable(address: str, error: Exception) -> Unavailable:
-    reason, server = str(error).splitlines()[0], _environment_endpoint() or "AWS"
-    return Unavailable(
-        f"{address}: cannot be read from {server} ({reason}): check address and rights"
-    )
-
-
-def fetch(address: str, folder: Path) -> Path:
-    """A local copy of the object at an s3:// address, named after its content's version.
-
-    Raises:
-        InputError: it is no S3 address.
-        Unavailable: it does not exist or cannot be read.
-    """
-    bucket, key = _place(address)
-    s3 = _environment_client()
-    try:
-        tag = patiently(s3.head_object)(Bucket=bucket, Key=key)["ETag"]
-        stamp = hashlib.sha256(f"{address} {tag}".encode()).hexdigest()[:16]
-        local = folder / stamp / Path(key).name
-        if not local.exists():
-            _write(local, patiently(s3.get_object)(Bucket=bucket, Key=key)["Body"].read())
-    except (BotoCoreError, ClientError) as error:
-        raise _unreadable(address, error) from None
-    return local

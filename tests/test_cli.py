@@ -190,7 +190,6 @@ def test_other_commands_refuse_in_one_line(
 ) -> None:
     monkeypatch.setenv("MODCAP_HOME", str(tmp_path))
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    monkeypatch.setattr("tasks.store._PATIENCE_SECONDS", 0)
     grid = ["--checkpoint", str(GOOD), *ARCH] if arguments[0] in ("sweep", "plan") else []
     code, out, err = run(*arguments, *grid, *DATA, capsys=capsys)
     assert code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from modcap.jobs import Cell, Job, Kind
 from modcap.network import Network, build
-from modcap.plan import Plan, plan
+from modcap.plan import CellPlan, Plan, plan
 from modcap.recipe import Recipe
 from modcap.resources import footprints
 from modcap.results import Result
@@ -234,36 +235,47 @@ def optimisation(found: Plan) -> int:
     )
 
 
-def test_a_cell_has_the_groups_of_the_k_that_was_chosen(network: Network) -> None:
+@dataclass
+class Decided:
+    """A cell that compares two k, of which the second, APART, is chosen."""
+
+    auto: Cell
+    select: str
+    known: dict[str, Result]
+    before: CellPlan
+    final: Plan
+
+
+def decided(network: Network) -> Decided:
     auto = cell(network, tuning=20_000, **SIDE_BY_SIDE)
-    (select,) = plan([auto], lambda _: None).cells
+    (first,) = plan([auto], lambda _: None).cells
     candidates = [[list(g) for g in groups] for groups in (LAST_JOINED, APART)]
-    known = {select.select: Result(meta={"groups": candidates[0], "candidates": candidates})}
+    known = {first.select: Result(meta={"groups": candidates[0], "candidates": candidates})}
     (before,) = plan([auto], known.get).cells
     known[before.select] = Result(meta={"chosen": 1})
-    final = plan([auto], known.get)
+    return Decided(auto, first.select, known, before, plan([auto], known.get))
+
+
+def test_a_cell_has_the_groups_of_the_k_that_was_chosen(network: Network) -> None:
+    made = decided(network)
+    before, final = made.before, made.final
     (after,) = final.cells
     assert not before.assemble
     assert not final.open
     assert after.select == before.select
-    assert [list(group) for group in after.groups] == candidates[1]
+    assert list(after.groups) == APART
     assert len(after.reconstructs) == 5
     assert set(after.reconstructs) < final.reconstructions(after)  # the joined group, too
-    known[select.select] = Result(meta={"groups": candidates[1]})  # as where k was given
-    (given,) = plan([auto], known.get).cells
+    known = made.known | {made.select: selected(*APART)}  # as where k was given
+    (given,) = plan([made.auto], known.get).cells
     assert (given.tune, given.assemble) == (after.tune, after.assemble)
 
 
 def test_what_a_decision_leads_to_waits_for_it(network: Network) -> None:
-    auto = cell(network, tuning=20_000, **SIDE_BY_SIDE)
-    (select,) = plan([auto], lambda _: None).cells
-    candidates = [[list(g) for g in groups] for groups in (LAST_JOINED, APART)]
-    known = {select.select: Result(meta={"groups": candidates[0], "candidates": candidates})}
-    (before,) = plan([auto], known.get).cells
-    known[before.select] = Result(meta={"chosen": 1})
-    final = plan([auto], known.get)
+    made = decided(network)
+    final = made.final
     (after,) = final.cells
     assert final.waits[after.tune][-1] == after.select
-    assert {final.waits[key][-1] for key in final.reconstructions(after)} == {select.select}
+    assert {final.waits[key][-1] for key in final.reconstructions(after)} == {made.select}
     places = {job.key: place for place, job in enumerate(final.jobs)}
     assert all(places[key] < places[job.key] for job in final.jobs for key in final.waits[job.key])

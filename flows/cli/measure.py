@@ -49,12 +49,12 @@ def capacity(
     fields = {"checkpoint": checkpoint, "arch": arch, "data": data, "preprocess": preprocess}
     if in_s3(checkpoint, data):
         find_s3()
-    report = measure_capacity(parse(Request, fields | {"recipe": full}, ""))
+    report = measure_capacity(parse(Request, fields | {"recipe": full}))
     if json_:
         print(json.dumps(report))
         return
     table = Table(title=f"k = {report['k']}", title_justify="left")
-    for heading in ("module", "capacity", "differential to the next", ""):
+    for heading in ("module", "capacity", "differential to the next"):
         table.add_column(heading, justify="right" if heading.startswith(("c", "d")) else "left")
     marks = [
         "joined" if chosen else "" if homogeneous else "not homogeneous"

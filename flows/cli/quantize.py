@@ -88,7 +88,7 @@ def quantize(
         "onnx": onnx,
         "recipe": full,
     }
-    request = parse(Request, fields, "")
+    request = parse(Request, fields)
     if not in_s3(checkpoint, data, eval_data):
         prepare(request)  # bad input is refused before anything starts
     use_services()

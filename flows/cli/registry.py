@@ -79,7 +79,7 @@ def promote(
         "max_bytes": max_bytes,
         "against": against,
     }
-    gate = parse(Gate, conditions, "")
+    gate = parse(Gate, conditions)
     use_services("s3", "mlflow", "prefect")
     from flows import promote as gates
 

@@ -54,7 +54,7 @@ def make_requests(checkpoint: list[str], arch: list[str] | None, **fields: Any) 
             f"--arch: {len(archs)} for {len(checkpoint)} checkpoints: give one for all, or one each"
         )
     return tuple(
-        parse(Request, {"checkpoint": c, "arch": a, **fields}, "")
+        parse(Request, {"checkpoint": c, "arch": a, **fields})
         for c, a in zip(checkpoint, archs, strict=True)
     )
 
@@ -65,17 +65,16 @@ def parse_axes(
     """The axes that were given, by field of the sweep; that of k may hold ``auto``, too."""
     from flows.grid import parse_range
 
-    typed = {"w_bits": w_bits, "a_bits": a_bits, "k": k, "seed": seeds}
-    flags = {"w_bits": "--w-bits", "a_bits": "--a-bits", "k": "--k", "seed": "--seeds"}
-    found: dict[str, tuple[int | None, ...]] = {}
-    for name, text in typed.items():
-        if text is None:
-            continue
-        parts = text.split(",")
-        auto = [part for part in parts if name == "k" and part.strip() == "auto"]
-        numbers = ",".join(part for part in parts if part not in auto)
-        found[name] = parse_range(numbers, flags[name]) if numbers or not auto else ()
-        found[name] += (None,) if auto else ()
+    typed = {"w_bits": w_bits, "a_bits": a_bits, "seed": seeds}
+    flags = {"w_bits": "--w-bits", "a_bits": "--a-bits", "seed": "--seeds"}
+    found: dict[str, tuple[int | None, ...]] = {
+        name: parse_range(text, flags[name]) for name, text in typed.items() if text is not None
+    }
+    if k is not None:
+        parts = k.split(",")
+        numbers = [part for part in parts if part.strip() != "auto"]
+        auto = (None,) if len(numbers) < len(parts) else ()
+        found["k"] = (*(parse_range(",".join(numbers), "--k") if numbers else ()), *auto)
     return found
 
 
@@ -129,7 +128,7 @@ def sweep(
         "max_bytes": max_bytes,
         **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seeds=seeds),
     }
-    grid = parse(Sweep, fields, "")
+    grid = parse(Sweep, fields)
     _check(grid)
     use_services()
     from flows.sweep import sweep as flow
@@ -154,8 +153,8 @@ def _check(grid: Any) -> None:
 def _print(report: dict[str, Any]) -> None:
     console = Console()
     table = Table(title_justify="left")
-    left = ("model", "bits", "method", "")
-    for heading in (*left[:3], "k", "seed", "top-1 %", "drop", "bytes", "oscillation", ""):
+    left = ("model", "bits", "method")
+    for heading in (*left[:3], "k", "seed", "top-1 %", "drop", "bytes", "oscillation"):
         table.add_column(heading, justify="left" if heading in left else "right")
     best = set(report["best"].values())
     for row in report["cells"]:
@@ -227,7 +226,7 @@ def plan(
         "method": tuple(method or ()),
         **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seeds=seeds),
     }
-    grid = parse(Sweep, fields, "")
+    grid = parse(Sweep, fields)
     report = describe_plan(grid, workers, price_per_hour, picture)
     if json_:
         print(json.dumps(report))

@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 
 import modcap
 from infra import local
-from tasks import store as stores
+from tasks import s3 as connections
 from tasks.store import Store
 from tests.integration.commands import alone, modcap_command, start, sweep_arguments
 
@@ -128,11 +128,13 @@ def faulty(
         for name, value in made.exports.items():
             if name.startswith("AWS_") or name == "MODCAP_BUCKET":
                 inside.setenv(name, value)
-        stores._client.cache_clear()
-        for_reading = stores.client(made.exports["AWS_ENDPOINT_URL_S3"])  # has its credentials now
+        connections._client.cache_clear()
+        for_reading = connections.client(
+            made.exports["AWS_ENDPOINT_URL_S3"]
+        )  # has its credentials now
         assert for_reading is not None
     yield made
-    stores._client.cache_clear()
+    connections._client.cache_clear()
 
 
 def test_a_killed_worker_costs_one_try(faulty: Faulty) -> None:

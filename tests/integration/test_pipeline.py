@@ -14,7 +14,8 @@ import torch
 
 import modcap
 from modcap import checkpoint
-from tasks.store import Store, fetch
+from tasks.files import fetch
+from tasks.store import Store
 from tests.integration.commands import ARCH, CHECKPOINT, ROOT, images, modcap_command
 
 SMALL: dict[str, Any] = {

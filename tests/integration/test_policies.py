@@ -18,9 +18,10 @@ from infra.local.home import Home
 from infra.local.services import program
 from modcap.errors import InputError
 from modcap.results import Result, digest
-from tasks import store as stores
+from tasks import s3 as connections
+from tasks.files import fetch, find
 from tasks.lease import lease
-from tasks.store import Store, fetch, find
+from tasks.store import Store
 
 POLICIES = Path(__file__).parents[2] / "infra/s3"
 REGION = "us-east-1"
@@ -100,7 +101,7 @@ def become(monkeypatch: pytest.MonkeyPatch, server: str, *policies: str) -> Any:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
-    stores._client.cache_clear()
+    connections._client.cache_clear()
     return connect("s3", server, key["AccessKeyId"], key["SecretAccessKey"])
 
 
@@ -113,7 +114,7 @@ def refused(call: Any, **arguments: Any) -> None:
 @pytest.fixture(autouse=True)
 def _own_client() -> Iterator[None]:
     yield
-    stores._client.cache_clear()
+    connections._client.cache_clear()
 
 
 def test_a_reader_finds_and_fetches_checkpoints_and_writes_nowhere(

@@ -23,8 +23,8 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save
 
 from modcap import artifact
-from tasks import store as stores
-from tasks.store import fetch
+from tasks import s3 as connections
+from tasks.files import fetch
 from tests.integration.commands import ROOT, modcap_command, start
 
 NETWORK = "vgg_tiny"
@@ -66,8 +66,8 @@ def pickled_with_code() -> bytes:
 def s3(stack: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
     for name, value in stack.items():
         monkeypatch.setenv(name, value)
-    stores._client.cache_clear()
-    return stores.client(stack["AWS_ENDPOINT_URL_S3"])
+    connections._client.cache_clear()
+    return connections.client(stack["AWS_ENDPOINT_URL_S3"])
 
 
 def versions(stack: dict[str, str], prefix: str) -> dict[str, int]:

@@ -92,7 +92,7 @@ def own_store(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> S
 def test_two_at_once_start_one_set_and_killed_servers_keep_data(
     own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tasks.store as module
+    import tasks.s3 as module
 
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: local.up(own_home, ["s3"]).environment(), range(2)))

@@ -17,8 +17,10 @@ from tenacity import stop_after_delay
 from modcap.errors import InputError, ModcapError
 from modcap.results import DamagedResult, Result, digest
 from tasks import lease as lease_module
+from tasks.files import cache_folder, fetch
 from tasks.lease import Lease
-from tasks.store import Store, cache_folder, client, fetch
+from tasks.s3 import client
+from tasks.store import Store
 
 RESULT = Result({"a": torch.arange(6).reshape(2, 3), "b": torch.tensor(0.5)}, {"x": [1, "é"]})
 
@@ -159,7 +161,7 @@ def test_objects_are_fetched_by_address(store: Store, tmp_path: Path) -> None:
 
 
 def test_wrong_credentials_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tasks.store as module
+    import tasks.s3 as module
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     module._client.cache_clear()

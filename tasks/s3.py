@@ -1,0 +1,63 @@
+"""The connection to S3: one client per process, and what is worth trying again."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+import boto3
+from botocore import exceptions as botocore_errors
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
+
+__all__ = ["GONE", "client", "code_of", "endpoint_of_environment", "patiently"]
+
+_PATIENCE_SECONDS = 30  # an S3 server may take this long to come back
+_CONFIG = Config(
+    retries={"mode": "standard", "total_max_attempts": 3},
+    connect_timeout=5,
+    read_timeout=60,
+    max_pool_connections=32,
+    s3={"addressing_style": "path"},
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+)
+GONE = ("NoSuchKey", "404", "NoSuchBucket", "NotFound")
+"""Codes that say that there is no such thing."""
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether trying again may help: no connection, or a server that is just (re)starting."""
+    if isinstance(error, ClientError):
+        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
+    return isinstance(error, (botocore_errors.ConnectionError, botocore_errors.HTTPClientError))
+
+
+patiently = retry(
+    retry=retry_if_exception(_passing),
+    stop=stop_after_delay(_PATIENCE_SECONDS),
+    wait=wait_random_exponential(multiplier=0.5, max=4),
+    reraise=True,
+)
+
+
+def code_of(error: ClientError) -> str:
+    """What S3 calls an error."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def endpoint_of_environment() -> str | None:
+    """The address that boto3 itself would read, or None for AWS."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+@cache
+def _client(endpoint: str | None, process: int) -> Any:
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=_CONFIG)
+
+
+def client(endpoint: str | None = None) -> Any:
+    """One client per process; credentials come from the environment or the AWS configuration."""
+    return _client(endpoint, os.getpid())

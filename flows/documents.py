@@ -1,19 +1,16 @@
-"""What people write in YAML or JSON files, read and checked with one line for what is wrong."""
+"""What people write in YAML or JSON files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from modcap.errors import InputError
 
-__all__ = ["parse", "read_mapping"]
-
-Model = TypeVar("Model", bound=BaseModel)
+__all__ = ["read_mapping"]
 
 
 def read_mapping(path: Path, name: str) -> dict[str, Any]:
@@ -30,18 +27,3 @@ def read_mapping(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise InputError(f"{name}: give a mapping of fields, such as 'w_bits: 2'")
     return dict(values)
-
-
-def parse(model: type[Model], values: object, name: str = "") -> Model:
-    """``values`` as a ``model``; ``name`` is what messages call them.
-
-    Raises:
-        InputError: a field is unknown or wrong; the line names it.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
-        raise InputError(": ".join(part for part in (name, place, said) if part)) from None

@@ -6,9 +6,11 @@ import fnmatch
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.documents import parse, read_mapping
+from flows.documents import read_mapping
+from modcap.errors import InputError
+from modcap.messages import parse
 from modcap.recipe import Recipe
 
 __all__ = ["Manifest", "Policy", "Rule", "read_policy"]
@@ -24,6 +26,14 @@ class Choice(_Frozen):
     preset: str = "quick"
     name: str = Field("", description="suffix of the registered model; by default the bits")
     fields: dict[str, Any] = Field(default_factory=dict, description="recipe fields")
+
+    @model_validator(mode="after")
+    def _makes_a_recipe(self) -> Choice:
+        try:
+            self.recipe()
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     def recipe(self) -> Recipe:
         return Recipe.preset(self.preset, **self.fields)
@@ -79,8 +89,4 @@ def read_policy(path: Path) -> Policy:
         InputError: it cannot be read, or a field of it is wrong.
     """
     name = f"policy {path}"
-    policy = parse(Policy, read_mapping(path, name), name)
-    for rule in policy.rules:
-        for choice in rule.recipes:
-            choice.recipe()  # a wrong field is refused now, not at night
-    return policy
+    return parse(Policy, read_mapping(path, name), name)

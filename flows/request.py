@@ -21,7 +21,7 @@ from modcap.jobs import Cell
 from modcap.network import Network, build
 from modcap.onnx_export import require_onnx
 from modcap.preprocess import Preprocess
-from modcap.recipe import CapacityKind, Homogeneity, Method, Recipe, Selection
+from modcap.recipe import Homogeneity, Method, Recipe, Selection
 from tasks.files import cache_folder, fetch
 from tasks.store import Store
 
@@ -175,8 +175,6 @@ def check_selection(network: Network, recipe: Recipe) -> None:
     """Refuses, before any work is spent, a k that the network's boundaries cannot meet."""
     if recipe.k is None or recipe.method is Method.RTN or recipe.selection is Selection.EXPLICIT:
         return
-    if recipe.k and recipe.selection is Selection.TOP_K and recipe.capacity is CapacityKind.NONE:
-        raise InputError("--capacity none measures nothing to select by: use --k 0, or a capacity")
     marks = [signature(module) for module in network.partition.modules]
     same = [a == b for a, b in itertools.pairwise(marks)]
     allowed = sum(same) if recipe.homogeneity is Homogeneity.PAPER else len(same)

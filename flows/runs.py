@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 import psutil
 
-from modcap._messages import first_line
 from modcap.errors import Unavailable
+from modcap.messages import first_line
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")

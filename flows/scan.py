@@ -21,7 +21,7 @@ from prefect.artifacts import create_table_artifact
 from safetensors import SafetensorError, safe_open
 
 from flows.connect import connected
-from flows.documents import parse, read_mapping
+from flows.documents import read_mapping
 from flows.execute import Counts, Results, execute
 from flows.policy import Choice, Manifest, Policy, Rule
 from flows.progress import Progress
@@ -31,13 +31,14 @@ from flows.request import Prepared, Request, local_path, prepare
 from flows.runs import link_of
 from flows.tracking import publish
 from modcap.errors import InputError, ModcapError, Unavailable
+from modcap.messages import parse
 from modcap.plan import CellPlan, Plan
 from modcap.results import canonical, digest
 from tasks.files import Found, find
 from tasks.lease import Lease, lease
 from tasks.store import Store
 
-__all__ = ["run_scan", "scan"]
+__all__ = ["CheckpointsFailed", "run_scan", "scan"]
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".pt2")
 _MANIFESTS = (".modcap.yaml", ".modcap.json")
@@ -45,9 +46,29 @@ _MANIFESTS = (".modcap.yaml", ".modcap.json")
 
 @flow(name="scan", task_runner=THREADS)  # type: ignore[arg-type]
 def scan(prefix: str, policy: Policy) -> dict[str, Any]:
-    """Quantizes and registers every new or changed checkpoint below ``prefix``; one pass."""
+    """Quantizes and registers every new or changed checkpoint below ``prefix``; one pass.
+
+    Raises:
+        CheckpointsFailed: at its end, where any failed.
+    """
     with connected() as store, Progress() as progress:
-        return run_scan(prefix, policy, store, progress)
+        report = run_scan(prefix, policy, store, progress)
+    failed = [row for row in report["checkpoints"] if row["state"] == "failed"]
+    if failed:
+        raise CheckpointsFailed(report, failed)
+    return report
+
+
+class CheckpointsFailed(ModcapError):
+    """Some checkpoints of a pass failed; ``report`` tells of all."""
+
+    def __init__(self, report: dict[str, Any], failed: Sequence[dict[str, Any]]) -> None:
+        first, count = failed[0], len(failed)
+        super().__init__(
+            f"{count} checkpoint{'s' * (count > 1)} failed, and the next pass tries again: "
+            f"{first['checkpoint']}: {first['reason']}"
+        )
+        self.report = report
 
 
 @dataclass

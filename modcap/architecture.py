@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from modcap import _torchvision
-from modcap._messages import first_line
 from modcap.errors import InputError, Unavailable
+from modcap.messages import first_line
 
 __all__ = ["Factory", "build", "factory_module", "split"]
 

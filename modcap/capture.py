@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from modcap._messages import first_line
 from modcap.errors import InputError
 from modcap.lift import lift_layers
+from modcap.messages import first_line
 from modcap.partition import WEIGHT_LAYERS
 
 __all__ = ["capture", "original"]

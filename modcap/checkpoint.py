@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 from modcap import architecture as architectures
 from modcap import pt2
 from modcap import weights as files
-from modcap._messages import first_line
 from modcap.errors import InputError
+from modcap.messages import first_line
 
 __all__ = ["Checkpoint", "check_input", "load"]
 

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modcap import image_folder
-from modcap._messages import first_line
 from modcap.errors import InputError
+from modcap.messages import first_line
 from modcap.preprocess import Preprocess
 
 __all__ = ["FLOOR", "POOL", "Images", "Split", "calibration", "load", "permutation"]

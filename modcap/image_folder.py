@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modcap._messages import first_line
 from modcap.errors import InputError
+from modcap.messages import first_line
 from modcap.preprocess import Preprocess
 
 if TYPE_CHECKING:

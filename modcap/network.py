@@ -14,11 +14,11 @@ from safetensors.torch import load, save
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from modcap._messages import first_line
 from modcap.capture import capture, original
 from modcap.errors import InputError
 from modcap.fold import fold_batch_norms
 from modcap.graph_json import fill, graph_from_json, graph_to_json, tensors_of
+from modcap.messages import first_line
 from modcap.partition import Partition, partition
 from modcap.results import DamagedResult, canonical, digest, header_of
 

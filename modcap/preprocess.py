@@ -21,6 +21,7 @@ from torch import Tensor
 from modcap import _torchvision
 from modcap.architecture import factory_module, split, timm_library
 from modcap.errors import InputError
+from modcap.messages import wrong_field
 
 __all__ = ["Preprocess"]
 
@@ -131,12 +132,8 @@ def _validated(fields: Any, text: str) -> Preprocess:
     try:
         return Preprocess.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "values"
-        raise InputError(
-            f"--preprocess {text!r}: {where}: {first['msg'].removeprefix('Value error, ')}; "
-            f"write {_EXAMPLE}"
-        ) from error
+        said = wrong_field(error)
+        raise InputError(f"--preprocess {text!r}: {said}; write {_EXAMPLE}") from error
 
 
 def _read(file: Path) -> Any:

@@ -21,8 +21,8 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveReader
 from torch.export.pt2_archive._package import load_pt2
 
-from modcap._messages import first_line
 from modcap.errors import InputError
+from modcap.messages import first_line
 
 __all__ = ["read"]
 

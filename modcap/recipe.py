@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modcap.errors import InputError
+from modcap.messages import parse
 from modcap.results import canonical, digest
 
 __all__ = [
@@ -228,6 +229,9 @@ class Recipe(_Frozen):
             )
         if (self.selection is Selection.EXPLICIT) != bool(self.groups):
             raise ValueError("selection explicit and groups go together: give both or neither")
+        unmeasured = self.selection is Selection.TOP_K and self.capacity is CapacityKind.NONE
+        if self.k and unmeasured and self.method is not Method.RTN:
+            raise ValueError("capacity none measures nothing to select by: take k 0, or a capacity")
         if self.optimiser.batch_size > self.calibration:
             raise ValueError(
                 f"batch_size {self.optimiser.batch_size} is more than the {self.calibration} "
@@ -285,13 +289,7 @@ class Recipe(_Frozen):
             InputError: a field is unknown or out of range; the message names field and bounds.
         """
         start = base.model_dump(mode="json") if base else {}
-        try:
-            return cls.model_validate(_overlay(start, values))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "recipe"
-            given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
-            raise InputError(f"recipe: {where}: {first['msg']}{given}") from None
+        return parse(cls, _overlay(start, values), "recipe")
 
     @classmethod
     def preset(cls, name: str, **values: Any) -> Recipe:

@@ -101,7 +101,7 @@ def _select(
     allowed = [True] * (count - 1)
     if p.get("homogeneity") == Homogeneity.PAPER.value:
         allowed = capacity.homogeneous(partition.modules)
-    mask = _mask(p, differences, allowed, partition.names, bool(values))
+    mask = _mask(p, differences, allowed, partition.names)
     found: dict[str, Any] = {
         "capacities": values,
         "differentials": differences,
@@ -130,17 +130,14 @@ def _mask(
     differences: Sequence[float],
     allowed: Sequence[bool],
     names: Sequence[str],
-    measured: bool,
 ) -> tuple[bool, ...]:
     if p["selection"] == "explicit":
         return selection.explicit(p["groups"], names)
     k = p["k"]
     if k is None:
-        k = selection.automatic_k(differences, allowed) if measured else 0
+        k = selection.automatic_k(differences, allowed)
     if p["selection"] == "random":
         return selection.random_k(k, allowed, p["seed"])
-    if k and not measured:
-        raise InputError(f"capacity none measures nothing to select {k} boundaries by: take k = 0")
     return selection.top_k(differences, k, allowed)
 
 

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from modcap._messages import first_line
 from modcap.errors import InputError
+from modcap.messages import first_line
 
 __all__ = ["read"]
 

@@ -34,7 +34,8 @@ def test_values_are_laid_over_the_base_field_by_field() -> None:
         ({"optimiser": {"batch_size": 4096}}, "batch_size 4096 is more than the 1024"),
         ({"a_bits": 8, "optimiser": {"precision": "bfloat16"}}, "too coarse for more than 6 bits"),
         ({"device": "cuda", "activation_memory": 1}, "activation_memory is for device cpu"),
-        ({"selection": "explicit"}, "selection explicit and groups go together"),
+        ({"selection": "explicit"}, "^recipe: selection explicit and groups go together"),
+        ({"capacity": "none", "k": 2}, "capacity none measures nothing to select by: take k 0"),
     ],
 )
 def test_wrong_values_are_named_in_one_line(values: dict[str, object], message: str) -> None:

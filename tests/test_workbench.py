@@ -41,3 +41,10 @@ def test_results_are_the_same_whatever_is_kept_and_where(schedule: str) -> None:
         return {key: encode(result)[1] for key, result in results.items()}
 
     assert all_results(recipe, 1 << 30) == all_results(recipe, 0) == all_results(small, 0)
+
+
+def test_images_have_one_digest_whatever_their_layout() -> None:
+    pixels = torch.rand(4, 3, 5, 5)
+    other = pixels.to(memory_format=torch.channels_last)
+    sets = [ImageSet(p, torch.zeros(4).long(), (0.0,) * 3, (1.0,) * 3) for p in (pixels, other)]
+    assert sets[0].digest == sets[1].digest

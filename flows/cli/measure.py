@@ -41,8 +41,8 @@ def capacity(
     """Show the capacity of every module and the boundaries it selects; starts no server."""
     from flows.capacity import measure_capacity
     from flows.connect import find_s3
-    from flows.documents import parse
     from flows.request import Request
+    from modcap.messages import parse
 
     full = make_recipe(preset, recipe, w_bits=w_bits, capacity=capacity)
     full = Recipe.make(parse_k(k), full)

@@ -58,8 +58,8 @@ def quantize(
 ) -> None:
     """Quantize one checkpoint, register the result in MLflow and print a report."""
     from flows.connect import use_services
-    from flows.documents import parse
     from flows.request import Request, prepare
+    from modcap.messages import parse
 
     full = make_recipe(
         preset,

@@ -21,7 +21,7 @@ def scan(
     policy: Annotated[Path, typer.Option(help="YAML or JSON: rules, data and recipes.")],
     json_: Json = False,
 ) -> None:
-    """Quantize and register every new or changed checkpoint below a prefix; one pass."""
+    """Quantize and register every new or changed checkpoint below a prefix; exit 1 if any fails."""
     from flows.connect import use_services
     from flows.policy import read_policy
 
@@ -29,10 +29,20 @@ def scan(
         raise InputError(f"{prefix!r} is no S3 address: give s3://bucket/prefix")
     rules = read_policy(policy)
     use_services()
+    from flows.scan import CheckpointsFailed
     from flows.scan import scan as flow
 
-    with only_report():
-        report = flow(prefix, rules)
+    try:
+        with only_report():
+            report = flow(prefix, rules)
+    except CheckpointsFailed as failed:
+        _show(failed.report, json_)
+        raise
+    _show(report, json_)
+
+
+def _show(report: dict[str, Any], json_: bool) -> None:
+    """Prints what became of every checkpoint."""
     if json_:
         print(json.dumps(report))
         return
@@ -64,8 +74,8 @@ def promote(
 ) -> None:
     """Move an alias to a version that passes the gate; exit 3 where it is refused."""
     from flows.connect import use_services
-    from flows.documents import parse
     from flows.gate import Gate
+    from modcap.messages import parse
 
     if data is None and not rollback:
         raise InputError("--data is missing: name held-out images to measure on")

@@ -43,8 +43,8 @@ MaxBytes = Annotated[int | None, typer.Option(help="Bytes that the best may take
 
 def make_requests(checkpoint: list[str], arch: list[str] | None, **fields: Any) -> tuple[Any, ...]:
     """A request for each checkpoint; ``arch`` is none, one for all, or one for each."""
-    from flows.documents import parse
     from flows.request import Request
+    from modcap.messages import parse
 
     archs: list[str | None] = list(arch) if arch else [None]
     if len(archs) == 1:
@@ -104,8 +104,8 @@ def sweep(
 ) -> None:
     """Quantize a grid of bit-widths, k and seeds, compare all cells and register the best."""
     from flows.connect import use_services
-    from flows.documents import parse
     from flows.grid import Sweep
+    from modcap.messages import parse
 
     base = make_recipe(
         preset,
@@ -206,9 +206,9 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Show what a run or a sweep would do: jobs, what is done already, time and cost."""
-    from flows.documents import parse
     from flows.grid import Sweep
     from flows.planning import describe_plan
+    from modcap.messages import parse
 
     base = make_recipe(
         preset,

@@ -153,31 +153,32 @@ def test_what_is_not_there_makes_no_checkpoint_bad(
     rule = POLICY["rules"][0] | {"data": f"s3://{bucket}/later/images.npz"}
     policy.write_text(yaml.dump(POLICY | {"rules": [rule]}))
 
-    def scan(**others: str) -> tuple[str, str]:
+    def scan(code: int, **others: str) -> tuple[str, str]:
         arguments = ["scan", "--json", f"s3://{bucket}/incoming/later", "--policy", str(policy)]
         done = modcap_command(stack, *arguments, MODCAP_PREFIX="later", **others)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == code, done.stderr
+        assert ("1 checkpoint failed" in done.stderr) == (code == 1)
         (row,) = json.loads(done.stdout)["checkpoints"]
         return row["state"], row["reason"]
 
     s3.put_object(Bucket=bucket, Key="incoming/later/late.safetensors", Body=safetensors(3))
-    state, reason = scan()
+    state, reason = scan(1)
     assert state == "failed"
     assert "images.npz: cannot be read" in reason
     few = io.BytesIO()
     numpy.savez(few, images=numpy.zeros((20, 1, 28, 28), "u1"), labels=numpy.arange(20) % 10)
     s3.put_object(Bucket=bucket, Key="later/images.npz", Body=few.getvalue())
-    state, reason = scan()
+    state, reason = scan(1)
     assert state == "failed"
     assert "10 images to calibrate on" in reason
     s3.put_object(Bucket=bucket, Key="later/images.npz", Body=images.getvalue())
     state, reason = scan(
-        MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"
+        1, MLFLOW_TRACKING_URI="http://127.0.0.1:9", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"
     )
     assert state == "failed"
     assert "MLflow at http://127.0.0.1:9 cannot be reached" in reason
-    assert scan() == ("registered", "")
-    assert scan()[0] == "known"
+    assert scan(0) == ("registered", "")
+    assert scan(0)[0] == "known"
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,12 @@ class Prepared:
             store.upload_input(value.digest, value.to_bytes())
 
     def with_recipe(self, recipe: Recipe, name: str) -> Prepared:
-        """The same checkpoint and images by another recipe (of equal calibration and seed)."""
+        """The same checkpoint and images by another recipe (of equal calibration and seed).
+
+        Raises:
+            InputError: its k is more than the network has boundaries.
+        """
+        _check_selection(self.cell.network, recipe)
         cell = replace(self.cell, recipe=recipe, name=name)
         request = self.request.model_copy(update={"recipe": recipe})
         return replace(self, request=request, cell=cell)
@@ -158,7 +163,7 @@ def prepare(request: Request) -> Prepared:
         "preprocess": str(preprocess),
     }
     network = build(checkpoint.model, calibration.normalized(0, 2), source)
-    check_selection(network, recipe)
+    _check_selection(network, recipe)
     name = f"{request.model_name} {recipe.bits} {recipe.method.value}"
     pixels = evaluation.pixels.nbytes
     cell = Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels)
@@ -171,7 +176,7 @@ def _fp_bytes(network: Network) -> int:
     return sum(p.numel() * 4 for module in modules for p in module.parameters())
 
 
-def check_selection(network: Network, recipe: Recipe) -> None:
+def _check_selection(network: Network, recipe: Recipe) -> None:
     """Refuses, before any work is spent, a k that the network's boundaries cannot meet."""
     if recipe.k is None or recipe.method is Method.RTN or recipe.selection is Selection.EXPLICIT:
         return

@@ -257,3 +257,19 @@ def test_an_axis_that_is_neither_is_refused_by_its_flag(typed: dict[str, str]) -
     nothing = dict.fromkeys(("w_bits", "a_bits", "k", "seeds"))
     with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} "):
         parse_axes(**nothing | typed)
+
+
+def test_a_wrong_recipe_of_a_policy_is_refused_where_it_stands(tmp_path: Path) -> None:
+    from flows.policy import read_policy
+
+    file = tmp_path / "policy.yaml"
+    file.write_text("rules:\n- recipes:\n  - fields: {w_bits: 4}\n  - fields: {w_bits: 40}\n")
+    with pytest.raises(InputError, match=r"rules\.0\.recipes\.1: recipe: w_bits: .*given: 40"):
+        read_policy(file)
+
+
+def test_a_grid_is_refused_whole_where_one_k_is_too_large(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _, err = run("plan", "--checkpoint", GOOD, *ARCH, *DATA, "--k", "0,99", capsys=capsys)
+    assert (code, "--k 99 is larger than" in err) == (2, True)

@@ -21,6 +21,7 @@ from flows.gate import Gate
 from flows.request import evaluation_images
 from flows.runs import experiment_of, reaching
 from modcap import artifact
+from modcap.data import Split
 from modcap.errors import GateRefused, InputError
 from modcap.images import ImageSet
 from modcap.network import Network
@@ -41,6 +42,7 @@ class _Measured:
     version: ModelVersion
     top1: float
     fp_top1: float
+    images: int
     bytes: int
 
     @property
@@ -64,14 +66,14 @@ def promote(gate: Gate) -> dict[str, Any]:
         if mine is None:
             raise InputError(f"another promotion of {gate.name} takes too long: try again later")
         version = _version(client, gate)
-        measured = _measure(client, version, gate, store)
-        rival = None
-        if gate.against is not None:
-            current = _aliased(client, gate.name, gate.against)
-            if current is None and gate.against != gate.alias:
-                raise InputError(f"{gate.name} has no version with alias {gate.against!r}")
-            if current is not None and current.version != version.version:
-                rival = _measure(client, current, gate, store)
+        current = None if gate.against is None else _aliased(client, gate.name, gate.against)
+        if current is None and gate.against not in (None, gate.alias):
+            raise InputError(f"{gate.name} has no version with alias {gate.against!r}")
+        if current is not None and current.version == version.version:
+            current = None
+        split = _split(gate, version, current)
+        measured = _measure(client, version, gate, split, store)
+        rival = _measure(client, current, gate, split, store) if current else None
         reasons = _reasons(gate, measured, rival)
         before = _aliased(client, gate.name, gate.alias)
         decision = _Decision(gate, measured, rival, before, tuple(reasons))
@@ -82,7 +84,8 @@ def promote(gate: Gate) -> dict[str, Any]:
     if reasons:
         raise GateRefused(
             f"{gate.name} version {version.version} does not become {gate.alias}: "
-            f"{'; '.join(reasons)}"
+            f"{'; '.join(reasons)}",
+            decision.report(),
         )
     return decision.report()
 
@@ -134,10 +137,18 @@ def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None
         raise
 
 
-def _measure(client: MlflowClient, version: ModelVersion, gate: Gate, store: Store) -> _Measured:
+def _split(gate: Gate, *versions: ModelVersion | None) -> Split:
+    """All images of the gate; those of tests, where a version was calibrated on their source."""
+    sources = {version.tags.get("data", gate.data) for version in versions if version}
+    return "evaluation" if gate.data in sources else "all"
+
+
+def _measure(
+    client: MlflowClient, version: ModelVersion, gate: Gate, split: Split, store: Store
+) -> _Measured:
     """The accuracy of a version, and of the network that it was made from, on the gate's images."""
     transform = Preprocess.parse(version.tags["preprocess"])
-    images = evaluation_images(gate.data, transform, gate.eval_images)
+    images = evaluation_images(gate.data, transform, gate.eval_images, split)
     with TemporaryDirectory() as folder:
         model = mlflow.artifacts.download_artifacts(
             artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder
@@ -146,7 +157,7 @@ def _measure(client: MlflowClient, version: ModelVersion, gate: Gate, store: Sto
         size = packed.stat().st_size
         accuracy = top1(artifact.load(packed), images)
         full = _full_precision(version, images, store, Path(folder))
-    return _Measured(version, accuracy, full, size)
+    return _Measured(version, accuracy, full, len(images), size)
 
 
 def _full_precision(version: ModelVersion, images: ImageSet, store: Store, folder: Path) -> float:
@@ -200,6 +211,7 @@ class _Decision:
             "top1": self.measured.top1,
             "fp_top1": self.measured.fp_top1,
             "drop": self.measured.drop,
+            "images": self.measured.images,
             "bytes": self.measured.bytes,
             "against_top1": None if self.rival is None else self.rival.top1,
             "by": _who(),

@@ -38,7 +38,7 @@ from tasks.files import Found, find
 from tasks.lease import Lease, lease
 from tasks.store import Store
 
-__all__ = ["CheckpointsFailed", "run_scan", "scan"]
+__all__ = ["run_scan", "scan"]
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".pt2")
 _MANIFESTS = (".modcap.yaml", ".modcap.json")
@@ -49,26 +49,18 @@ def scan(prefix: str, policy: Policy) -> dict[str, Any]:
     """Quantizes and registers every new or changed checkpoint below ``prefix``; one pass.
 
     Raises:
-        CheckpointsFailed: at its end, where any failed.
+        ModcapError: at its end, with the report, where any failed.
     """
     with connected() as store, Progress() as progress:
         report = run_scan(prefix, policy, store, progress)
     failed = [row for row in report["checkpoints"] if row["state"] == "failed"]
     if failed:
-        raise CheckpointsFailed(report, failed)
-    return report
-
-
-class CheckpointsFailed(ModcapError):
-    """Some checkpoints of a pass failed; ``report`` tells of all."""
-
-    def __init__(self, report: dict[str, Any], failed: Sequence[dict[str, Any]]) -> None:
-        first, count = failed[0], len(failed)
-        super().__init__(
-            f"{count} checkpoint{'s' * (count > 1)} failed, and the next pass tries again: "
-            f"{first['checkpoint']}: {first['reason']}"
+        raise ModcapError(
+            f"{len(failed)} of {len(report['checkpoints'])} checkpoints failed, and the next pass "
+            f"tries again: {failed[0]['checkpoint']}: {failed[0]['reason']}",
+            report,
         )
-        self.report = report
+    return report
 
 
 @dataclass

@@ -72,7 +72,8 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
     if without:
         raise GateRefused(
             f"no cell of {', '.join(without)} meets {grid.max_drop=} {grid.max_bytes=}: all "
-            f"{len(rows)} cells are in {parent.url}, nothing of it was registered"
+            f"{len(rows)} cells are in {parent.url}, nothing of it was registered",
+            report,
         )
     return report
 

@@ -107,6 +107,7 @@ class Finished:
             "network_digest": self.network_digest,
             "source_digest": self.source["checkpoint_digest"],
             "source_uri": self.source["checkpoint"],
+            "data": self.source["data"],
             "preprocess": self.source["preprocess"],
             "recipe_digest": self.recipe.digest,
             "modcap_version": _version(),

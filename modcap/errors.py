@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = ["GateRefused", "InputError", "ModcapError", "Unavailable"]
 
 
 class ModcapError(Exception):
-    """Base of every error that modcap raises on purpose; ``exit_code`` is the command's."""
+    """Base of every error that modcap raises on purpose; ``exit_code`` is the command's.
+
+    Attributes:
+        report: what there is to report nevertheless.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, report: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class InputError(ModcapError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from flows.documents import read_mapping
-from modcap.errors import InputError
+from modcap.errors import InputError, ModcapError
 from modcap.recipe import Recipe
 
-__all__ = ["in_s3", "make_recipe", "only_report", "parse_age", "parse_k"]
+__all__ = ["in_s3", "make_recipe", "parse_age", "parse_k", "print_report"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -79,8 +80,24 @@ def parse_age(text: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-@contextlib.contextmanager
-def only_report() -> Iterator[None]:
-    """Keeps stdout for the report: what libraries print meanwhile goes to stderr."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+def print_report(
+    flow: Callable[[], dict[str, Any]], json_: bool, show: Callable[[dict[str, Any]], None]
+) -> None:
+    """Runs a flow and prints its report, also where it ends with an error that has one.
+
+    Stdout is for the report: what libraries print meanwhile goes to stderr.
+    """
+    failed: ModcapError | None = None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            report = flow()
+    except ModcapError as error:
+        if error.report is None:
+            raise
+        report, failed = error.report, error
+    if json_:
+        print(json.dumps(report))
+    else:
+        show(report)
+    if failed:
+        raise failed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -22,8 +22,8 @@ from flows.cli.options import (
     Tuning,
     in_s3,
     make_recipe,
-    only_report,
     parse_k,
+    print_report,
 )
 from modcap.recipe import CapacityKind, Homogeneity, Method, Recipe, Schedule, Selection
 
@@ -94,15 +94,10 @@ def quantize(
     use_services()
     from flows.quantize import quantize as flow
 
-    with only_report():
-        report = flow(request, compare)
-    if json_:
-        print(json.dumps(report))
-    else:
-        _print_report(report)
+    print_report(partial(flow, request, compare), json_, _show)
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def _show(report: dict[str, Any]) -> None:
     console = Console()
     title = f"{report['model_name']} version {report['model_version']}: {report['bits']}"
     table = Table(title=title, title_justify="left")

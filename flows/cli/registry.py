@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import Json, only_report
+from flows.cli.options import Json, print_report
 from modcap.errors import InputError
 
 __all__ = ["promote", "scan"]
@@ -29,23 +29,12 @@ def scan(
         raise InputError(f"{prefix!r} is no S3 address: give s3://bucket/prefix")
     rules = read_policy(policy)
     use_services()
-    from flows.scan import CheckpointsFailed
     from flows.scan import scan as flow
 
-    try:
-        with only_report():
-            report = flow(prefix, rules)
-    except CheckpointsFailed as failed:
-        _show(failed.report, json_)
-        raise
-    _show(report, json_)
+    print_report(partial(flow, prefix, rules), json_, _show_checkpoints)
 
 
-def _show(report: dict[str, Any], json_: bool) -> None:
-    """Prints what became of every checkpoint."""
-    if json_:
-        print(json.dumps(report))
-        return
+def _show_checkpoints(report: dict[str, Any]) -> None:
     if report["busy"]:
         print("another pass over this prefix is under way: nothing to do")
         return
@@ -93,10 +82,10 @@ def promote(
     use_services("s3", "mlflow", "prefect")
     from flows import promote as gates
 
-    report: dict[str, Any]
-    with only_report():
-        report = gates.rollback(name, alias) if rollback else gates.promote(gate)
-    if json_:
-        print(json.dumps(report))
-    else:
-        print(f"{name} version {report['version']} is {alias}")
+    decide = partial(gates.rollback, name, alias) if rollback else partial(gates.promote, gate)
+    print_report(decide, json_, _show_alias)
+
+
+def _show_alias(report: dict[str, Any]) -> None:
+    if report.get("passed", True):
+        print(f"{report['name']} version {report['version']} is {report['alias']}")

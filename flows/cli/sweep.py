@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from flows.cli.options import (
     Tuning,
     in_s3,
     make_recipe,
-    only_report,
+    print_report,
 )
 from modcap.errors import InputError
 from modcap.recipe import CapacityKind, Homogeneity, Method, Schedule, Selection
@@ -133,12 +134,7 @@ def sweep(
     use_services()
     from flows.sweep import sweep as flow
 
-    with only_report():
-        report = flow(grid)
-    if json_:
-        print(json.dumps(report))
-    else:
-        _print(report)
+    print_report(partial(flow, grid), json_, _print)
 
 
 def _check(grid: Any) -> None:

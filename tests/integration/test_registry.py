@@ -157,7 +157,7 @@ def test_what_is_not_there_makes_no_checkpoint_bad(
         arguments = ["scan", "--json", f"s3://{bucket}/incoming/later", "--policy", str(policy)]
         done = modcap_command(stack, *arguments, MODCAP_PREFIX="later", **others)
         assert done.returncode == code, done.stderr
-        assert ("1 checkpoint failed" in done.stderr) == (code == 1)
+        assert ("1 of 1 checkpoints failed" in done.stderr) == (code == 1)
         (row,) = json.loads(done.stdout)["checkpoints"]
         return row["state"], row["reason"]
 
@@ -258,6 +258,8 @@ def test_gate_promotes_refuses_and_rolls_back(
 
     refused = promote(stack, "--max-drop", "1.0", "--max-bytes", "10", "--against", "champion")
     assert refused.returncode == 3
+    decision = json.loads(refused.stdout)
+    assert (decision["passed"], decision["images"]) == (False, 500)
     last = refused.stderr.splitlines()[-1]
     assert "points of top-1" in last
     assert "bytes" in last
@@ -295,6 +297,16 @@ def test_two_promotions_at_once_decide_one_after_the_other(
     assert both[1].returncode in (0, 3), both[1].stderr
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
     assert client.get_model_version_by_alias("gated", "race").version == "1"
+
+
+def test_a_gate_measures_on_all_images_that_no_version_was_calibrated_on(
+    stack: dict[str, str], registered: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    images = tmp_path / "held-out.npz"
+    numpy.savez(images, images=numpy.zeros((30, 1, 28, 28), "u1"), labels=numpy.arange(30) % 10)
+    flags = ("--data", str(images), "--version", "1", "--alias", "all")
+    done = modcap_command(stack, "promote", "gated", "--json", *flags)
+    assert json.loads(done.stdout)["images"] == 30, done.stderr
 
 
 def test_an_alias_to_compare_with_that_nobody_has_is_refused(

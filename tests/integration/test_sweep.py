@@ -91,6 +91,9 @@ def test_no_cell_fits_is_a_refusal(
     done = modcap_command(stack, *arguments, MODCAP_PREFIX="sweep")
     assert done.returncode == 3
     assert "no cell of resnet18_narrow meets" in done.stderr.splitlines()[-1]
+    refused = json.loads(done.stdout)
+    assert refused["best"] == {"resnet18_narrow": None}
+    assert len(refused["cells"]) == len(report["cells"])
 
 
 def test_a_run_that_another_host_took_for_abandoned_comes_back(

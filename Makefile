@@ -15,7 +15,7 @@ ARCH ?= modcap.zoo:mobilenet_v2_x0_5
 .PHONY: help env quantize test faults lint lock clean
 
 help: ## Show the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z_-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 env: $(STAMP) ## Make the environment, with pip alone
 
@@ -30,7 +30,7 @@ quantize: env ## Quantize the shipped MobileNetV2 x0.5 to W2A4, with everything 
 	$(BIN)/modcap quantize $(CHECKPOINT) --arch $(ARCH) --data fashion-mnist \
 	  --w-bits 2 --a-bits 4 --method qdrop --capacity data-free --k auto --compare
 
-test: env ## Run all tests, also those against real servers
+test: env ## Run all tests, also those against real servers, but for faults
 	$(BIN)/python -m pytest
 
 faults: env ## Kill every part of the system in mid-sweep; about ten minutes
@@ -41,6 +41,7 @@ bench-fidelity: ## Every selection beside every other, at equal compute; QUICK=1
 bench-waves: ## Groups side by side against one after another; QUICK=1, too
 bench-scaling: ## One and two workers, and a simulation of many; QUICK=1, too
 bench-overhead: ## What orchestration costs; QUICK=1, too
+bench-time_to_accuracy: ## Cheap recipes beside the published one, for hours; QUICK=1, too
 bench-%: env
 	$(BIN)/python -m benchmarks.$* $(if $(QUICK),--quick) $(ARGS)
 

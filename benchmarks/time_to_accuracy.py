@@ -3,10 +3,10 @@
     python -m benchmarks.time_to_accuracy            # resumes where it was stopped; hours
     python -m benchmarks.time_to_accuracy --quick    # one small network, 400 steps as the reference
 
-The reference is the ``paper`` preset: 20,000 steps per group, one after another. Beside it the
-``quick`` preset and others with fewer steps, or none but tuning, all on the same images, one seed.
-A recipe that comes within 0.2 points of the reference has reached it. Writes
-benchmarks/results/time_to_accuracy.json, and the table and the picture of docs/speed.md.
+The reference is the ``paper`` preset, with the published regulariser: 20,000 steps per group, one
+after another. Beside it the ``quick`` preset and others with fewer steps, or none but tuning, all on
+the same images, one seed. A recipe that comes within 0.2 points of the reference has reached it.
+Writes benchmarks/results/time_to_accuracy.json, and the table and the picture of docs/speed.md.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ RESULTS = Path(__file__).parent / "results/time_to_accuracy.json"
 NETWORKS = ("mobilenet_v2_x0_5", "resnet18_narrow", "vgg_tiny")
 IDENTITY = ("network", "bits", "seed", "iterations", "tests", "recipe")
 REFERENCE = "paper"
+REGULARISER = {"mobilenet_v2_x0_5": 0.1}  # as published; 0.01 in other networks
 ENOUGH = 0.2  # points below the reference
 
 
@@ -64,7 +65,8 @@ def measure(network: str, reference: bool, quick: bool, known: set[str]) -> list
     keep = HOME / "time_to_accuracy"
     setting = Setting(network, "qdrop", 0, 1000 if quick else 10_000, keep)
     if reference:
-        fields = steps(400) if quick else {"k": 0}
+        regulariser = {"regulariser": REGULARISER.get(network, 0.01)}
+        fields = steps(400) if quick else {"k": 0, "optimiser": regulariser}
         variants = [Variant({"recipe": REFERENCE}, (2, 4), fields, REFERENCE)]
     else:
         variants = [

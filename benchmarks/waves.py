@@ -3,11 +3,10 @@
     python -m benchmarks.waves            # resumes where it was stopped
     python -m benchmarks.waves --quick    # one network, one seed, few steps
 
-Every shipped checkpoint, W2A4 and W4A4, three seeds, the same steps per group everywhere: 500, and
-100 to see what each part gives.
+Every shipped checkpoint, W2A4 and W4A4, up to three seeds: 500 steps one group after another beside
+100 (or rounding to nearest) with tuning; and, at 100 steps without tuning, what each part gives.
 Path and work are processor seconds of the jobs, beside those of `sequential` in the same
-process. Writes
-benchmarks/results/waves.json, and the table of docs/waves.md.
+process. Writes benchmarks/results/waves.json, and the two tables of docs/waves.md.
 """
 
 from __future__ import annotations

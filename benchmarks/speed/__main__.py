@@ -7,7 +7,7 @@ grows with depth and calibration images.
 
 Writes benchmarks/results/speed.json, the table in docs/speed.md and docs/images/speed-linear.png;
 the short form prints its table.
-Peers come from PyPI into environments of their own under $MODCAP_HOME/peers.
+Peers come from PyPI into environments of their own under .modcap/peers (or $MODCAP_HOME).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python -m benchmarks.time_to_accuracy --quick    # one small network, 400 steps as the reference
 
 The reference is the ``paper`` preset, with the published regulariser: 20,000 steps per group, one
-after another. Beside it the ``quick`` preset and others with fewer steps, or none but tuning, all on
-the same images, one seed. A recipe that comes within 0.2 points of the reference has reached it.
+after another. Beside it the ``quick`` preset and others with fewer steps, or none but tuning, all
+on the same images, one seed. A recipe that comes within 0.2 points of the reference has reached it.
 Writes benchmarks/results/time_to_accuracy.json, and the table and the picture of docs/speed.md.
 """
 

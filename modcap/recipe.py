@@ -109,14 +109,21 @@ class Optimiser(_Frozen):
     iterations: int = Field(20_000, ge=0, description="Adam steps per group")
     batch_size: int = Field(32, ge=1, description="images per step")
     rounding_rate: float = Field(1e-3, gt=0, description="learning rate of rounding variables")
-    scale_rate: float = Field(4e-5, ge=0, description="learning rate of activation scales")
+    scale_rate: float = Field(
+        4e-5, ge=0, description="learning rate of activation scales, a hundredth of them at most"
+    )
     relative_scale_rate: bool = Field(
         False, description="scale_rate counts in units of the scale that the search found"
     )
     weight_scale_rate: float = Field(
         0.0, ge=0, description="relative learning rate of weight scales; 0 keeps them as searched"
     )
-    bias_rate: float = Field(0.0, ge=0, description="learning rate of biases; 0 keeps them")
+    bias_rate: float = Field(
+        0.0,
+        ge=0,
+        description="learning rate of biases, relative to the root mean square of their layer's "
+        "output; 0 keeps them",
+    )
     rounding_decay: bool = Field(False, description="cosine decay of rounding_rate too")
     regulariser: float = Field(0.01, ge=0, description="weight of the rounding regulariser")
     warm_up: float = Field(0.2, ge=0, lt=1, description="fraction of steps without regulariser")

@@ -14,13 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from modcap.activations import gather
+from modcap.errors import ModcapError
 from modcap.quantized import (
     ActivationQuantizer,
+    QuantLayer,
     channels_last,
     draw,
     layers_of,
@@ -47,7 +50,8 @@ Progress = Callable[[int, int, float], None]
 _REPORTS = 50  # points of a loss curve
 BATCH = 256  # images per forward pass where no gradient is needed
 _MANY_WEIGHTS = 256  # of a channel; where there are fewer, each weighs more, and moves more slowly
-_OBSERVED = 64  # images an activation's scale is searched on
+_OBSERVED = 64  # images an activation's scale is searched on, and the size of outputs measured
+_LARGEST_STEP = 1e-2  # of an activation's scale, relative to it
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,7 @@ def relative_error(output: Tensor, target: Tensor) -> float:
 @torch.no_grad()
 def calibrate(modules: Sequence[nn.Module], full: Tensor, p: float) -> None:
     """Searches the scales of weights, and of activations on full-precision values (N, ...)."""
-    step = max(1, len(full) // _OBSERVED)
-    x = full[::step][:_OBSERVED]
+    x = _observed(full)
     for module in modules:
         layers, activations = quantizers(module)
         handles = [q.register_forward_pre_hook(_observe(p)) for q in activations.values()]
@@ -106,6 +109,11 @@ def calibrate(modules: Sequence[nn.Module], full: Tensor, p: float) -> None:
             quantizer.enabled = True
         for layer in layers.values():
             layer.calibrate(p)
+
+
+def _observed(x: Tensor) -> Tensor:
+    """A few of the images x (N, ...), from all over."""
+    return x[:: max(1, len(x) // _OBSERVED)][:_OBSERVED]
 
 
 def _observe(p: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -177,7 +185,23 @@ class _Group:
             quantizer.scale.data.abs_()
             quantizer.scale.grad = None
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    @torch.no_grad()
+    def output_sizes(self, x: Tensor) -> dict[QuantLayer, float]:
+        """The root mean square of what each layer gives for x (N, ...)."""
+        found: dict[QuantLayer, float] = {}
+
+        def note(layer: nn.Module, _: object, y: Tensor) -> None:
+            found[cast(QuantLayer, layer)] = float(y.double().square().mean().sqrt())
+
+        handles = [layer.register_forward_hook(note) for layer in self.layers]
+        self.forward(x, None)
+        for handle in handles:
+            handle.remove()
+        return found
+
+    def parameter_groups(self, x: Tensor) -> list[dict[str, object]]:
+        """What learns, and how fast; rates of biases are relative to what their layers give for x,
+        since the units of activations are a matter of the network."""
         s = self.settings
         roundings = [x.rounding for x in self.layers if x.rounding is not None]
         groups: list[dict[str, object]] = [{"params": roundings, "lr": s.rounding_rate}]
@@ -189,12 +213,16 @@ class _Group:
             stretches = [x.stretch for x in self.layers]
             groups.append({"params": stretches, "lr": s.weight_scale_rate})
         if s.bias_rate:
-            biases = [x.bias for x in self.layers if x.bias is not None]
-            groups.append({"params": biases, "lr": s.bias_rate})
+            for layer, size in self.output_sizes(x).items():
+                if layer.bias is not None:
+                    groups.append({"params": [layer.bias], "lr": s.bias_rate * size})
         if s.scale_rate and self.method is not Method.ADAROUND:
             for quantizer in self.activations:
-                unit = float(quantizer.scale.detach()) if s.relative_scale_rate else 1.0
-                groups.append({"params": [quantizer.scale], "lr": s.scale_rate * unit})
+                scale = float(quantizer.scale.detach())
+                relative = s.scale_rate * scale
+                absolute = min(s.scale_rate, _LARGEST_STEP * scale)
+                rate = relative if s.relative_scale_rate else absolute
+                groups.append({"params": [quantizer.scale], "lr": rate})
         return groups
 
     def forward(self, x: Tensor, beta: float | None) -> Tensor:
@@ -222,7 +250,7 @@ def optimise(
     generator = torch.Generator(inputs.target.device).manual_seed(seed)
     group = _Group(modules, method, settings)
     group.prepare(generator)
-    parameters = group.parameter_groups()
+    parameters = group.parameter_groups(_observed(inputs.full))
     optimizer = torch.optim.Adam(parameters, fused=True)
     rates = [float(p["lr"]) for p in optimizer.param_groups]
     curve: list[tuple[int, float]] = []
@@ -232,13 +260,19 @@ def optimise(
                 place["lr"] = rate * _cosine(step / settings.iterations)
         x, y = _batch(inputs, method, settings, generator)
         beta = _beta(step / settings.iterations, settings)
-        loss = (group.forward(x, beta) - y).square().sum(1).mean()
+        channels = 2 if y.ndim == 3 else 1  # of tokens, the last
+        loss = (group.forward(x, beta) - y).square().sum(channels).mean()
         total = loss if beta is None else loss + settings.regulariser * group.penalty()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
         if step % max(1, settings.iterations // _REPORTS) == 0 or step == settings.iterations - 1:
             curve.append((step, float(loss.detach())))
+            if not math.isfinite(curve[-1][1]):
+                raise ModcapError(
+                    f"the loss is {curve[-1][1]} after {step} steps: are weights and images finite, "
+                    "and the learning rates no larger than in the presets?"
+                )
             if progress is not None:
                 progress(step + 1, settings.iterations, curve[-1][1])
     group.finish()

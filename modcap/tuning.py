@@ -19,7 +19,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from modcap.quantized import quantizers
+from modcap.quantized import quantizers, restore, state_of
 from modcap.recipe import Method, Optimiser, Precision
 from modcap.reconstruct import Inputs, Progress, chain, harden, optimise, relative_error
 
@@ -47,7 +47,8 @@ def tune(
         x: preprocessed images (N, C, H, W).
         target: the logits of full precision on them (N, classes).
         steps: of Adam.
-        rate: of learning, by which a scale changes in a step relative to its size; falls to 0.
+        rate: of learning, by which a scale changes in a step relative to its size, and a bias
+            relative to its layer's output; falls to 0.
         rounding_rate: by which a weight moves in a step, in units of the distance between integers,
             in channels of 256 weights or more, in others in proportion; falls to 0. 0 keeps the
             integers.
@@ -57,9 +58,11 @@ def tune(
         progress: told of the loss about fifty times.
 
     Returns:
-        Loss over steps (points, 2); relative error of the output on ``x`` before and after.
+        Loss over steps (points, 2); relative error of the output on ``x`` before and after. Where
+        that does not fall, the modules are as they were.
     """
     before = relative_error(chain(modules, x), target)
+    start = [dict(state_of(module)) for module in modules]
     for float_module, module in zip(floats, modules, strict=True):
         for name, layer in quantizers(module)[0].items():
             layer.loosen()
@@ -78,4 +81,9 @@ def tune(
     )
     curve = optimise(modules, Inputs(x, x, target), Method.BRECQ, settings, seed, progress)
     harden(modules)
-    return curve, before, relative_error(chain(modules, x), target)
+    after = relative_error(chain(modules, x), target)
+    if not after < before:
+        for module, state in zip(modules, start, strict=True):
+            restore(module, state)
+        after = before
+    return curve, before, after

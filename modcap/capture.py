@@ -1,4 +1,4 @@
-"""Capture: any vision network becomes one functional graph whose weight layers are modules.
+"""Capture: any image classifier becomes one functional graph whose weight layers are modules.
 
 torch.fx traces first, since its graph keeps the author's layers; where that fails (data-dependent
 control flow) torch.export captures, and its convolutions, linear layers and batch norms over
@@ -10,18 +10,19 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from modcap.errors import InputError
 from modcap.lift import lift_layers
 from modcap.messages import first_line
-from modcap.partition import WEIGHT_LAYERS
+from modcap.partition import WEIGHT_LAYERS, place, stored_tensor
+from modcap.shapes import localise_batch_size, observe
 
 __all__ = ["capture", "original"]
 
@@ -34,6 +35,11 @@ _ANY_LAYOUT: dict[Any, Any] = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
     torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
 }
+_PRODUCTS = (
+    *(operator.matmul, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.einsum),
+    *("matmul", "mm", "bmm"),
+    *(torch.ops.aten.matmul.default, torch.ops.aten.mm.default, torch.ops.aten.addmm.default),
+)
 _NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
@@ -51,15 +57,16 @@ def capture(model: nn.Module | ExportedProgram, example: Tensor) -> fx.GraphModu
         InputError: the model cannot be captured, or a weight layer of it cannot be quantized.
     """
     own = original(model)
+    _check_types(own)
     program = isinstance(model, ExportedProgram)
     graph = cast(fx.GraphModule, own) if program else _traced(own) or _exported(own, example)
     _make_functional(graph)
     _name_inputs(graph)
     _check_ends(graph)
-    _observe(graph, example)
+    observe(graph, example)
     lift_layers(graph)
     _drop_no_ops(graph)
-    _localise_batch_size(graph)
+    localise_batch_size(graph)
     _check_layers(graph)
     return graph.requires_grad_(False)
 
@@ -69,7 +76,25 @@ def original(model: nn.Module | ExportedProgram) -> nn.Module:
     without the checks of what it was exported for."""
     if isinstance(model, ExportedProgram):
         return _functional_program(model)
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    for wrapper in ("_orig_mod", "module"):  # of torch.compile, DataParallel
+        if type(model).__module__.startswith("torch."):
+            model = getattr(model, wrapper, model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("the model is a ScriptModule: give the nn.Module that it was made from")
+    try:
+        return copy.deepcopy(model).eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise InputError(
+            f"the model cannot be copied ({first_line(error)}): remove_weight_norm and "
+            "remove_spectral_norm leave parameters that can"
+        ) from None
+
+
+def _check_types(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise InputError(f"'{name}' of the model is {kind}: make it float32, by model.float()")
 
 
 def _traced(model: nn.Module) -> fx.GraphModule | None:
@@ -80,7 +105,14 @@ def _traced(model: nn.Module) -> fx.GraphModule | None:
     called = [n.target for n in graph.graph.nodes if n.op == "call_module"]
     opaque = any(any(graph.get_submodule(str(target)).children()) for target in called)
     opaque |= any(_hides_code(graph, node) for node in graph.graph.nodes)
+    opaque |= _takes_defaults(graph)
     return None if opaque else graph  # attention as one leaf, say: export looks inside
+
+
+def _takes_defaults(graph: fx.GraphModule) -> bool:
+    """Whether what is left out of a call decides something: fx traced as if it were given."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    return any(node.args and node.users for node in inputs[1:])
 
 
 def _hides_code(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -117,6 +149,7 @@ def _functional_program(program: ExportedProgram) -> fx.GraphModule:
 def _make_functional(graph: fx.GraphModule) -> None:
     """Replaces what works in place, later readers of the old value read the new one; and what
     depends on how a tensor lies in memory."""
+    changing = {node for node in graph.graph.nodes if _is_in_place_layer(graph, node)}
     for module in graph.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
@@ -124,12 +157,18 @@ def _make_functional(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.op in ("call_method", "call_function") and not _names_type(node):
             node.target = _ANY_LAYOUT.get(node.target, node.target)
-        if not _was_in_place(node):
+        if not (_was_in_place(node) or node in changing):
             continue
         source = cast(fx.Node, node.args[0])
         for user in [user for user in source.users if order.get(user, 0) > order[node]]:
             user.replace_input_with(source, node)
     graph.recompile()
+
+
+def _is_in_place_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op != "call_module" or not node.args:
+        return False
+    return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
 
 
 def _names_type(node: fx.Node) -> bool:
@@ -158,9 +197,11 @@ def _was_in_place(node: fx.Node) -> bool:
         node.kwargs = {**node.kwargs, "inplace": False}
         return True
     name = getattr(node.target, "__name__", "")
-    if node.op == "call_function" and name.endswith("_") and hasattr(torch, name[:-1]):
-        node.target = getattr(torch, name[:-1])
-        return True
+    if node.op == "call_function" and name.endswith("_"):
+        for library in (torch, nn.functional):
+            if hasattr(library, name[:-1]):
+                node.target = getattr(library, name[:-1])
+                return True
     return False
 
 
@@ -181,33 +222,6 @@ def _is_no_op(graph: fx.GraphModule, node: fx.Node) -> bool:
     if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"):
         return not node.kwargs.get("training", len(node.args) > 2 and node.args[2])
     return name == "stochastic_depth" and not node.kwargs.get("training", node.args[-1])
-
-
-def _localise_batch_size(graph: fx.GraphModule) -> None:
-    """Reads the batch size off the tensor at hand instead of carrying it from the input.
-
-    A size that lives from the input to the head would keep a second value alive at every boundary.
-    """
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    for node in list(graph.graph.nodes):
-        if not _is_batch_size(node) or node.args[0] not in inputs:
-            continue
-        for user in list(node.users):
-            tensors = [n for n in user.all_input_nodes if n.meta.get("batched")]
-            if not tensors:  # such as a class token, which is the same for all images
-                continue
-            with graph.graph.inserting_before(user):
-                local = graph.graph.call_method("size", (tensors[0], 0))
-            local.meta = user.meta | {"batched": False, "ndim": 0}
-            user.replace_input_with(node, local)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
-def _is_batch_size(node: fx.Node) -> bool:
-    if node.op == "call_function" and node.target is torch.ops.aten.sym_size.int:
-        return bool(node.args[1] == 0)
-    return node.op == "call_method" and node.target == "size" and node.args[1:] == (0,)
 
 
 def _name_inputs(graph: fx.GraphModule) -> None:
@@ -247,9 +261,33 @@ def _check_layers(graph: fx.GraphModule) -> None:
                 f"layer '{target}' is a transposed convolution in groups, which cannot be "
                 "quantized yet"
             )
+        if isinstance(layer, WEIGHT_LAYERS) and (len(node.args) > 1 or node.kwargs):
+            raise InputError(
+                f"layer '{target}' is called with more than its input (output_size, say), which "
+                "cannot be quantized yet"
+            )
+        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            raise InputError(
+                f"layer '{target}' has no running statistics: what it gives for an image depends "
+                "on the others of the batch"
+            )
         seen.add(target)
+    _check_products(graph)
     graph.graph.lint()
     graph.recompile()
+
+
+def _check_products(graph: fx.GraphModule) -> None:
+    """Weights outside of layers would stay in full precision."""
+    for node in graph.graph.nodes:
+        if node.target not in _PRODUCTS:
+            continue
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and stored_tensor(graph, source).ndim > 1:
+                raise InputError(
+                    f"'{source.target}' is multiplied at {place(node)} without a layer: make it "
+                    "the weight of an nn.Linear, so that it can be quantized"
+                )
 
 
 def _unwrap_output(graph: fx.GraphModule) -> None:
@@ -261,51 +299,3 @@ def _unwrap_output(graph: fx.GraphModule) -> None:
     if not isinstance(output.args[0], fx.Node):
         kind = type(output.args[0]).__name__.removeprefix("immutable_")
         raise InputError(f"the model returns a {kind}: give one that returns the logits alone")
-
-
-class _Observer(fx.Interpreter):
-    """Runs a graph and keeps the shape, and whether it holds fractions, of every tensor."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph)
-        self.shapes: dict[fx.Node, tuple[torch.Size, bool]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.shapes[n] = value.shape, value.is_floating_point()
-        return value
-
-
-@torch.no_grad()
-def _observe(graph: fx.GraphModule, example: Tensor) -> None:
-    """Fills in ``batched`` and ``ndim``, from two batches of different size."""
-    count = len(example)
-    seen = []
-    for images in (example, example.repeat(2, 1, 1, 1)):
-        seen.append(_Observer(graph))
-        _run(seen[-1].run, images, count)
-    few, many = (observer.shapes for observer in seen)
-    for node in graph.graph.nodes:
-        shape, fractions = few.get(node, (torch.Size(), False))
-        rows = shape[:1], many.get(node, (torch.Size(),))[0][:1]
-        node.meta["batched"] = fractions and rows == ((count,), (2 * count,))
-        node.meta["ndim"] = len(shape)
-
-
-def _run(graph: Callable[[Tensor], Any], images: Tensor, captured: int) -> None:
-    try:
-        result = graph(images)
-    except Exception as error:
-        if len(images) != captured:
-            raise InputError(
-                f"the model was captured for batches of {captured} images only "
-                f"({first_line(error)}): its forward must take any batch size"
-            ) from None
-        raise InputError(
-            f"the captured model fails on an input of shape {tuple(images.shape)} "
-            f"({first_line(error)}): check the size of the images"
-        ) from None
-    if not isinstance(result, Tensor) or len(result) != len(images):
-        kind = type(result).__name__
-        raise InputError(f"the model returns a {kind} that is not one row of logits per image")

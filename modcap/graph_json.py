@@ -286,8 +286,11 @@ def _leaf_class(kind: str, target: str, actual: type[nn.Module] | None = None) -
 
 def _construct(described: dict[str, Any], target: str) -> nn.Module:
     kind = _leaf_class(described["type"], target)
-    with torch.device("meta"):
-        module = kind(**_decode(described["args"], {}))
+    try:
+        with torch.device("meta"):
+            module = kind(**_decode(described["args"], {}))
+    except TypeError:
+        raise _refuse(f"module of type {described['type']!r}", f"'{target}'") from None
     return module.eval().requires_grad_(False)
 
 

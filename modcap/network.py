@@ -111,6 +111,8 @@ def build(
         InputError: the model cannot be captured, partitioned or written without code, or what was
             captured is not the same function.
     """
+    if example.ndim != 4:
+        raise InputError(f"images are of shape {tuple(example.shape)}: give (N, C, H, W)")
     channels, height, width = example.shape[1:]
     found = partition(fold_batch_norms(capture(model, example)))
     network = Network(found, (channels, height, width), dict(source or {}))

@@ -47,6 +47,8 @@ class Quantized:
     results: dict[str, Result]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def quantize(
     model: nn.Module | torch.export.ExportedProgram | Network,
     images: Tensor,
@@ -58,7 +60,7 @@ def quantize(
     The caller's model is not changed. The same jobs run as on a cluster, one after another.
 
     Args:
-        model: any vision network that torch.fx or torch.export captures, in float32.
+        model: any image classifier that torch.fx or torch.export captures, in float32.
         images: (N, C, H, W) float32, preprocessed as for the model; all N are used.
         recipe: default ``Recipe.preset("quick")``.
         progress: told (job, step, steps, loss) while a job optimises.
@@ -76,7 +78,15 @@ def quantize(
             f"{len(images)} calibration images are fewer than batch_size "
             f"{recipe.optimiser.batch_size}: give more images, or a smaller batch_size"
         )
+    if not images.isfinite().all():
+        raise InputError("the calibration images hold NaN or infinity: take those out")
+    images = images.detach().clone() if images.is_inference() else images.detach()
     network = model if isinstance(model, Network) else build(model, images[:2])
+    if images.shape[1:] != network.input_shape:
+        raise InputError(
+            f"images are of shape {tuple(images.shape)}, and the network takes (N, "
+            f"{', '.join(map(str, network.input_shape))})"
+        )
     channels = images.shape[1]
     unlabelled = torch.zeros(len(images), dtype=torch.int64)
     calibration = ImageSet(images.float(), unlabelled, (0.0,) * channels, (1.0,) * channels)

@@ -270,8 +270,8 @@ def optimise(
             curve.append((step, float(loss.detach())))
             if not math.isfinite(curve[-1][1]):
                 raise ModcapError(
-                    f"the loss is {curve[-1][1]} after {step} steps: are weights and images finite, "
-                    "and the learning rates no larger than in the presets?"
+                    f"the loss is {curve[-1][1]} after {step} steps: are weights and images "
+                    "finite, and learning rates no larger than in the presets?"
                 )
             if progress is not None:
                 progress(step + 1, settings.iterations, curve[-1][1])

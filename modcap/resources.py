@@ -15,8 +15,8 @@ the place of each term with calibration images that is more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
@@ -57,9 +57,17 @@ class Footprint:
         return 1.0 + 8.6e-7 * self.operations + 7.0e-5 * self.inside + 5.1e-6 * self.weights
 
 
-@lru_cache(maxsize=64)
+_KNOWN: WeakKeyDictionary[Network, tuple[Footprint, ...]] = WeakKeyDictionary()
+
+
 def footprints(network: Network) -> tuple[Footprint, ...]:
     """Of every module, in order, from one image of zeros."""
+    if network not in _KNOWN:
+        _KNOWN[network] = _measured(network)
+    return _KNOWN[network]
+
+
+def _measured(network: Network) -> tuple[Footprint, ...]:
     found = []
     x = torch.zeros(1, *network.input_shape)
     with torch.no_grad():

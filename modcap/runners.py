@@ -272,7 +272,8 @@ def _choose(
     for candidate in p["candidates"]:
         states, rest = rest[: candidate["states"]], rest[candidate["states"] :]
         modules = _quantized(floats, p["bits"], _states(states), 0)
-        errors.append(relative_error(chain(modules, x), target))
+        error = relative_error(chain(modules, x), target)
+        errors.append(error if math.isfinite(error) else math.inf)
     best = errors.index(min(errors))
     stops = {stop for _, stop in p["candidates"][best]["groups"]}
     mask = [boundary not in stops for boundary in range(1, len(floats))]

@@ -11,10 +11,12 @@ from torch import nn
 from modcap.capacity import Signature, data_dependent, data_free, differentials, homogeneous
 from modcap.capacity import signature as signature_of
 from modcap.errors import InputError
-from modcap.jobs import Cell, Job, select_job
+from modcap.images import ImageSet
+from modcap.jobs import Cell, Job, capacity_jobs, select_job
 from modcap.network import Network, build
-from modcap.quantized import Bits
+from modcap.quantized import Bits, attach, bits_of
 from modcap.recipe import Recipe
+from modcap.reconstruct import calibrate, harden
 from modcap.results import Result
 from modcap.runners import run
 from modcap.workbench import Workbench
@@ -77,6 +79,25 @@ def test_without_a_capacity_there_is_nothing_to_select_by(network: Network) -> N
     assert selection(network, [], capacity="none", k=None)["k"] == 0
     assert selection(network, [], capacity="none", selection="random", k=2)["k"] == 2
     assert selection(network, [], capacity="none", k=2, method="rtn")["k"] == 0
+
+
+def test_data_dependent_capacity_is_measured_behind_the_quantized_prefix(network: Network) -> None:
+    x = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    images = ImageSet(x, torch.zeros(40).long(), (0.0,) * 3, (1.0,) * 3)
+    fields = {"capacity": "data-dependent", "capacity_images": 30, "w_bits": 2, "a_bits": 3, "k": 1}
+    recipe = Recipe.make(fields | {"optimiser": {"batch_size": 8}, "calibration": 40})
+    bench = Workbench.holding({network.digest: network, images.digest: images})
+    jobs = capacity_jobs(Cell(network, images.digest, images.digest, recipe))
+    found = [run(job, bench, []).meta["capacity"] for job in jobs]
+    full = quantized = x[:30]
+    bits = bits_of(network.partition, 2, 3, 8)
+    for value, module, own in zip(found, network.partition.modules, bits, strict=True):
+        attached = attach(module, own)
+        calibrate([attached], full, recipe.scale_exponent)
+        harden([attached])
+        with torch.no_grad():
+            full, quantized = module(full), attached(quantized)
+        assert value == pytest.approx(-float((quantized - full).square().sum()) / 30, rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

@@ -117,7 +117,30 @@ class Functional(nn.Module):
         return F.conv2d(x, self.weight, None, stride=2, padding=1)
 
 
-@pytest.mark.parametrize("body", [InPlace, ControlFlow, Functional])
+class PreActivation(nn.Module):
+    """A layer works in place on what the shortcut reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act = conv(), conv(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return F.leaky_relu_(self.b(self.act(y)) + y)
+
+
+class Default(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            x = x * mask
+        return self.a(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("body", [InPlace, PreActivation, ControlFlow, Functional])
 @torch.no_grad()
 def test_unusual_code_is_captured(body: type[nn.Module]) -> None:
     torch.manual_seed(0)
@@ -173,13 +196,89 @@ def test_wrapper_does_not_swallow_its_blocks() -> None:
     )
 
 
+@torch.no_grad()
+def test_an_argument_that_is_left_out_keeps_its_default() -> None:
+    model = Default().eval()
+    assert relative(capture(model, IMAGES)(IMAGES), model(IMAGES)) < 1e-6
+
+
+class Sizes(nn.Module):
+    """Reads sizes in one of many ways, in front of its stem or behind it."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.stem = conv()
+        self.stages = nn.ModuleList([make_block() for _ in range(2)])
+        self.last = nn.Linear(768, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.stem(x) if "behind" in self.way else None
+        n, size = _read(x if stem is None else stem, self.way)
+        y = self.stem(x) if stem is None else stem
+        for stage in self.stages:
+            y = stage(y)
+        return self.last(y.reshape(n, size) if size else y.reshape(n, -1))
+
+
+def _read(x: Tensor, way: str) -> tuple[int, int]:
+    if "shape" in way:
+        return x.shape[0], 0
+    if "unpacked" in way:
+        n, c, h, w = x.shape
+        return n, c * h * w
+    if "keyword" in way:
+        return x.size(dim=0), 0
+    return (x.size()[0] if "whole" in way else x.size(0)), 0
+
+
+@pytest.mark.parametrize("behind", ["", " behind"])
+@pytest.mark.parametrize("way", ["size", "whole size", "shape", "unpacked", "keyword"])
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_size_that_is_read_early_joins_no_modules(way: str, behind: str, archive: bool) -> None:
+    model = Sizes(way + behind).eval()
+    source: nn.Module | torch.export.ExportedProgram = model
+    if archive:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shapes = ({0: torch.export.Dim.AUTO},)
+            source = torch.export.export(model, (IMAGES,), dynamic_shapes=shapes)
+    found = cut(source, IMAGES)
+    assert found.names == ("stem", "stages.0", "stages.1", "last")
+    with torch.no_grad():
+        for count in (1, 2):
+            assert relative(found(IMAGES[:count]), model(IMAGES[:count])) < 1e-5
+
+
+class Squeezed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.last = conv(), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.adaptive_avg_pool2d(self.a(x), 1).squeeze())
+
+
+def test_a_squeeze_keeps_the_row_of_a_single_image() -> None:
+    model = Squeezed().eval()
+    graph = capture(model, IMAGES)
+    with torch.no_grad():
+        assert relative(graph(IMAGES[:1])[0], model(IMAGES)[0]) < 1e-5
+
+
+def test_wrappers_around_a_model_are_taken_off() -> None:
+    model = Squeezed().eval()
+    for wrapped in (torch.compile(model), nn.DataParallel(model)):
+        assert cut(wrapped, IMAGES).names == cut(model, IMAGES).names
+
+
 class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a = conv()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(self.a(x))
+        return self.a(self.a(x)).mean((2, 3))
 
 
 class Dynamic(nn.Module):
@@ -209,9 +308,38 @@ class OverData(nn.Module):
         return self.a(x) if bool(x.sum() > 0) else x
 
 
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(), nn.Parameter(torch.randn(3, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).mean((2, 3)) @ self.b
+
+
+class Upsampled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.ConvTranspose2d(3, 4, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x, output_size=(34, 34)).mean((2, 3))
+
+
+def normed() -> nn.Module:
+    norm = nn.BatchNorm2d(3, track_running_stats=False)
+    return nn.Sequential(conv(), nn.ReLU(), norm, nn.Flatten())
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (conv(), "give a classifier"),
+        (Head(conv()).double(), "'body.weight' of the model is float64"),
+        (Product(), "'b' is multiplied at node 'matmul' without a layer"),
+        (Upsampled(), "layer 'a' is called with more than its input"),
+        (normed(), "layer '2' has no running statistics"),
+        (torch.jit.script(conv()), "give the nn.Module that it was made from"),
         (Shared(), "layer 'a' is called twice"),
         (Dynamic(), "its weight is computed at run time"),
         (Two(), "returns a dict"),
@@ -245,7 +373,7 @@ def test_folding_equals_the_original_and_leaves_no_foldable_norm() -> None:
 
 
 def test_norm_in_front_of_a_convolution_stays() -> None:
-    model = nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(3), conv()).eval()
+    model = nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(3), conv(), nn.Flatten()).eval()
     graph = fold_batch_norms(capture(model, IMAGES))
     assert isinstance(graph, fx.GraphModule)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in graph.modules()) == 1

@@ -16,7 +16,7 @@ from modcap.oscillation import losses, oscillation
 from modcap.preprocess import Preprocess
 from modcap.recipe import PRESETS
 from modcap.runners import top1
-from tests.networks import make
+from tests.networks import convolutions, make
 
 CHECKPOINTS = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"
 ARCH = "modcap.zoo:resnet18_narrow"
@@ -97,6 +97,47 @@ def test_networks_are_quantized(name: str) -> None:
     assert done.losses[-1] < 0.05
     four = modcap.Recipe.preset("quick", w_bits=4, a_bits=4, k=0, **small)
     assert torch.isfinite(modcap.quantize(network, some, four).network(some)).all()
+
+
+def small(x: Tensor, **fields: Any) -> modcap.Quantized:
+    settings = {"iterations": 3, "batch_size": 8}
+    recipe = modcap.Recipe.preset("quick", calibration=len(x), optimiser=settings, **fields)
+    return modcap.quantize(convolutions(bias=True), x, recipe)
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_every_group_is_reconstructed_behind_its_quantized_prefix(k: int) -> None:
+    """So what each job says of its error is the loss of the whole network up to it."""
+    fields = {"schedule": "sequential", "tuning": 0, "homogeneity": "any", "w_bits": 2}
+    done = small(torch.randn(40, 3, 9, 9), k=k, **fields)
+    metas = [r.meta for r in done.results.values() if r.meta["kind"] == "reconstruct"]
+    errors = {meta["stop"]: meta["error"] for meta in metas}
+    assert len(errors) == 4 - k
+    for stop, error in errors.items():
+        assert done.losses[stop - 1] == pytest.approx(error, rel=1e-5)
+
+
+def test_no_grad_around_a_call_does_not_reach_inside() -> None:
+    x = torch.randn(16, 3, 9, 9)
+    expected = small(x).artifact
+    with torch.no_grad():
+        assert small(x).artifact == expected
+    with torch.inference_mode():
+        assert small(x * 1).artifact == expected
+    assert small(x.clone().requires_grad_()).artifact == expected
+
+
+def test_images_that_do_not_fit_are_refused() -> None:
+    x = torch.randn(16, 3, 9, 9)
+    broken = x.clone()
+    broken[5, 0, 0, 0] = torch.nan
+    with pytest.raises(modcap.InputError, match="NaN or infinity"):
+        small(broken)
+    with pytest.raises(modcap.InputError, match=r"give \(N, C, H, W\)"):
+        modcap.quantize(convolutions(bias=True), x[0].repeat(8, 1, 1), quick())
+    network = modcap.build(convolutions(bias=True), x)
+    with pytest.raises(modcap.InputError, match=r"the network takes \(N, 3, 9, 9\)"):
+        modcap.quantize(network, torch.randn(16, 3, 8, 8), quick())
 
 
 def test_waves_run(calibration: Tensor) -> None:

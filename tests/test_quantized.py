@@ -137,6 +137,21 @@ def test_every_consumer_sees_the_quantized_input(module: fx.GraphModule, images:
     torch.testing.assert_close(attached(images), torch.relu(seen))
 
 
+def test_layers_of_different_bits_share_the_larger_width() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)
+
+    forked = fx.symbolic_trace(Fork().eval())
+    for bits in ([Bits(4, 8), Bits(4, 4)], [Bits(4, 4), Bits(4, 8)]):
+        (quantizer,) = quantizers(attach(forked, bits))[1].values()
+        assert quantizer.bits == 8
+
+
 def test_attached_module_without_quantization_is_the_original(
     module: fx.GraphModule, images: Tensor
 ) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from modcap.quantized import Bits, attach, state_of
-from modcap.recipe import Method, Optimiser, Precision
+from modcap.errors import ModcapError
+from modcap.quantize import quantize
+from modcap.quantized import Bits, attach, layers_of, quantizers, state_of
+from modcap.quantizer import search_scale
+from modcap.recipe import Method, Optimiser, Precision, Recipe
 from modcap.reconstruct import Inputs, _beta, calibrate, chain, harden, reconstruct, relative_error
+from tests.networks import convolutions
 
 FAST = Optimiser(
     iterations=150, rounding_rate=1e-2, scale_rate=1e-3, relative_scale_rate=True, batch_size=32
@@ -106,3 +111,119 @@ def test_progress_is_told_of_the_first_and_the_last_step(images: Tensor) -> None
     assert seen[0][:2] == (1, 150)
     assert seen[-1][:2] == (150, 150)
     assert len(seen) <= 60
+
+
+def test_qdrop_that_keeps_everything_is_brecq_and_otherwise_is_not(images: Tensor) -> None:
+    states = []
+    for method, keep in ((Method.BRECQ, 0.5), (Method.QDROP, 1.0), (Method.QDROP, 0.5)):
+        attached, inputs = group(images)
+        update = {"iterations": 5, "keep_probability": keep, "batch_size": len(images)}
+        settings = FAST.model_copy(update=update)
+        reconstruct(attached, inputs, method, settings, seed=0)
+        states.append(torch.cat([t.flatten().float() for _, t in state_of(attached[0])]))
+    brecq, kept, dropped = states
+    assert (kept - brecq).abs().mean() < 0.1 * (dropped - brecq).abs().mean()
+
+
+def note(seen: list[tuple[bool, float, float]], q: Any, args: tuple[Tensor], _: Tensor) -> None:
+    if torch.is_grad_enabled():
+        seen.append((q.enabled, q.keep_probability, float(args[0].detach().mean())))
+
+
+def test_what_quantizers_do_while_each_method_optimises(images: Tensor) -> None:
+    """The published methods: AdaRound sees float activations, BRECQ quantized ones, QDrop a mix of
+    both, inside the group and in its input."""
+    settings = FAST.model_copy(update={"iterations": 1})
+    for method, enabled, keep in (
+        (Method.ADAROUND, False, 1.0),
+        (Method.BRECQ, True, 1.0),
+        (Method.QDROP, True, 0.5),
+    ):
+        attached, inputs = group(images)
+        marked = Inputs(torch.zeros_like(images), torch.ones_like(images), inputs.target)
+        activations = quantizers(attached[0])[1]
+        scales = [q.scale.item() for q in activations.values()]
+        seen: list[tuple[bool, float, float]] = []
+        for quantizer in activations.values():
+            quantizer.register_forward_hook(partial(note, seen))
+        reconstruct(attached, marked, method, settings, seed=0)
+        assert [(e, k) for e, k, _ in seen] == [(enabled, keep)] * len(activations)
+        mixed = 0.4 < seen[0][2] < 0.6  # of ones, in full precision, and zeros, behind the prefix
+        assert mixed == (method is Method.QDROP)
+        learned = [q.scale.item() for q in activations.values()] != scales
+        assert learned == (method is not Method.ADAROUND)
+
+
+@pytest.mark.parametrize("name", ["weight_scale_rate", "bias_rate"])
+def test_scales_of_weights_and_biases_learn_where_they_have_a_rate(
+    images: Tensor, name: str
+) -> None:
+    states = []
+    for rate in (0.0, 1e-2):
+        attached, inputs = group(images)
+        settings = FAST.model_copy(update={"iterations": 3, name: rate})
+        reconstruct(attached, inputs, Method.BRECQ, settings, seed=0)
+        layers = quantizers(attached[0])[0].values()
+        kept = [x.scale if name == "weight_scale_rate" else x.layer.bias for x in layers]
+        states.append(torch.cat([cast(Tensor, tensor) for tensor in kept]))
+    assert (states[0] != states[1]).float().mean() > 0.5
+
+
+def test_the_loss_is_summed_over_channels_and_averaged_over_the_rest(images: Tensor) -> None:
+    attached, inputs = group(images)
+    settings = FAST.model_copy(update={"iterations": 1, "batch_size": len(images)})
+    start = copy.deepcopy(attached)
+    outcome = reconstruct(attached, inputs, Method.ADAROUND, settings, seed=0)
+    for quantizer in quantizers(start[0])[1].values():
+        quantizer.enabled = False
+    for layer in layers_of(start):
+        layer.soften()
+    away = chain(start, images) - inputs.target
+    assert float(outcome.curve[0, 1]) == pytest.approx(float(away.square().sum(1).mean()), rel=1e-4)
+
+
+def test_scales_are_searched_on_full_precision(images: Tensor) -> None:
+    module = block(0)
+    attached = attach(module, [Bits(2, 2), Bits(2, 2)])
+    calibrate([attached], images, 2.4)
+    x = images[::2]
+    inside = module.get_submodule("1")(module.get_submodule("0")(x))
+    for quantizer, values in zip(quantizers(attached)[1].values(), (x, inside), strict=True):
+        scale, _ = search_scale(values.detach().reshape(1, -1), 2, 2.4)
+        torch.testing.assert_close(quantizer.scale.detach(), scale[0])
+
+
+def test_units_of_activations_do_not_matter() -> None:
+    """Hidden activations scaled by a power of two, which the next layer undoes: the same function,
+    so as good a result (but for the regulariser, which is absolute as published)."""
+    x = torch.randn(64, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for factor in (1.0, 2.0**-8):
+        model = convolutions(bias=True).eval()
+        with torch.no_grad():
+            for index in range(3):
+                layer = cast(nn.Conv2d, model.get_submodule(f"{index}.0"))
+                layer.weight *= factor if index == 0 else 1.0
+                cast(Tensor, layer.bias).mul_(factor)
+            last = cast(nn.Linear, model.get_submodule("5"))
+            last.weight /= factor
+        settings = {"iterations": 30, "batch_size": 16}
+        recipe = Recipe.preset("quick", k=0, calibration=64, optimiser=settings)
+        errors.append(quantize(model, x, recipe).losses[-1])
+    assert errors[1] < 2 * errors[0]
+
+
+def test_the_units_of_published_rates_do_not_matter_either(images: Tensor) -> None:
+    """An absolute rate would throw a small scale across zero."""
+    attached, inputs = group(images * 1e-4)
+    nearest = reconstruct(copy.deepcopy(attached), inputs, Method.RTN, FAST, seed=0)
+    settings = Optimiser(iterations=100, batch_size=32)
+    outcome = reconstruct(attached, inputs, Method.BRECQ, settings, seed=0)
+    assert outcome.error < 1.5 * nearest.error
+
+
+def test_a_loss_that_is_no_number_is_said(images: Tensor) -> None:
+    attached, inputs = group(images)
+    broken = Inputs(inputs.quantized, inputs.full, inputs.target * torch.nan)
+    with pytest.raises(ModcapError, match="the loss is nan after 0 steps"):
+        reconstruct(attached, broken, Method.BRECQ, FAST, seed=0)

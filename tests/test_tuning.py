@@ -113,3 +113,13 @@ def test_hardening_gives_what_the_loose_layer_computed() -> None:
     assert integers is not None
     assert torch.equal(layer.integers, integers)
     assert quantizers(nn.Sequential(layer))[0]["0"].stretch is None
+
+
+def test_what_gets_no_better_stays_as_it_was() -> None:
+    x = images()
+    floats, modules = rounded(convolutions(bias=True), x)
+    states = [{n: t.clone() for n, t in state_of(module)} for module in modules]
+    best = chain(modules, x)
+    assert tune(floats, modules, x, best, 3, 1e-2, 1e-2, 16, 0)[1:] == (0, 0)
+    for state, module in zip(states, modules, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in state_of(module))

@@ -215,7 +215,12 @@ def test_units_of_activations_do_not_matter() -> None:
 
 def test_the_units_of_published_rates_do_not_matter_either(images: Tensor) -> None:
     """An absolute rate would throw a small scale across zero."""
-    attached, inputs = group(images * 1e-4)
+    module, small = block(0), images * 1e-4
+    for name in ("0", "2"):
+        cast(Tensor, module.get_submodule(name).bias).zero_()
+    attached = [attach(module, [Bits(2, 4), Bits(2, 4)])]
+    calibrate(attached, small, 2.4)
+    inputs = Inputs(small, small, chain([module], small))
     nearest = reconstruct(copy.deepcopy(attached), inputs, Method.RTN, FAST, seed=0)
     settings = Optimiser(iterations=100, batch_size=32)
     outcome = reconstruct(attached, inputs, Method.BRECQ, settings, seed=0)

@@ -62,7 +62,7 @@ def tune(
         that does not fall, the modules are as they were.
     """
     before = relative_error(chain(modules, x), target)
-    start = [dict(state_of(module)) for module in modules]
+    start = [{n: t.clone() for n, t in state_of(module)} for module in modules]
     for float_module, module in zip(floats, modules, strict=True):
         for name, layer in quantizers(module)[0].items():
             layer.loosen()

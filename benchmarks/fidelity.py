@@ -157,8 +157,8 @@ def mean(rows: Sequence[dict[str, Any]], name: str) -> float:
 def selection_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         "| network | bits | method | selection | k | steps per | top-1 % (min to max, n) "
-        "| to none | oscillation | final error | s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| to none | oscillation | final error | s | revision |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     cells = grouped(rows, ("network", "bits", "method", "selection", "per"))
     for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), key[1], key[2])):
@@ -170,11 +170,39 @@ def selection_table(rows: Sequence[dict[str, Any]]) -> list[str]:
             f"| {key[0]} | {key[1]} | {key[2]} | {key[3]} | {some[0]['k']} | {key[4]} "
             f"| {spread(top)} "
             f"| {statistics.mean(gain):+.2f} | {mean(some, 'oscillation'):.3f} "
-            f"| {mean(some, 'final_error'):.4f} | {mean(some, 'reconstruct_seconds'):.0f} |"
+            f"| {mean(some, 'final_error'):.4f} | {mean(some, 'reconstruct_seconds'):.0f} "
+            f"| {revisions(some)} |"
             if gain
             else f"| {' | '.join(key)} | {top} |"
         )
     return lines
+
+
+def gain_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Points of top-1 over no joining at equal steps in all, by selection: means over seeds."""
+    names = list(dict.fromkeys(r["selection"] for r in rows if r["selection"] != "none"))
+    lines = [
+        f"| network | bits | method | seeds | none, top-1 % | {' | '.join(names)} | revision |",
+        "|---" * (len(names) + 6) + "|",
+    ]
+    cells = grouped(rows, ("network", "bits", "method"))
+    for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), *key[1:])):
+        none = {r["seed"]: r["top1"] for r in cells[key] if r["selection"] == "none"}
+        gains: dict[str, list[float]] = {name: [] for name in names}
+        for row in cells[key]:
+            if row["per"] == "module" and row["seed"] in none:
+                gains[row["selection"]].append(row["top1"] - none[row["seed"]])
+        means = [f"{statistics.mean(g):+.2f}" if g else "" for g in gains.values()]
+        lines.append(
+            f"| {' | '.join(key)} | {len(none)} | {statistics.mean(none.values()):.2f} "
+            f"| {' | '.join(means)} | {revisions(cells[key])} |"
+        )
+    return lines
+
+
+def revisions(rows: Sequence[dict[str, Any]]) -> str:
+    """Of the algorithm, by which the rows were measured; 0 where they do not know."""
+    return ", ".join(str(n) for n in sorted({row.get("revision", 0) for row in rows}))
 
 
 def correlation_table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -211,8 +239,8 @@ def quick_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Work is processor seconds of reconstruction, corrections and tuning, beside k = 0."""
     lines = [
         "| network | bits | quick preset with | k | top-1 % (min to max, n) | to k=0 | final error "
-        "| before tuning | work |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| before tuning | work | revision |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     cells = grouped(rows, ("network", "bits", "selection"))
     for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), key[1])):
@@ -224,20 +252,25 @@ def quick_table(rows: Sequence[dict[str, Any]]) -> list[str]:
             f"| {' | '.join(key).replace('quick, ', '')} | {', '.join(map(str, ks))} "
             f"| {spread([r['top1'] for r in some])} "
             f"| {gain:+.2f} | {mean(some, 'final_error'):.4f} | {mean(some, 'untuned_error'):.4f} "
-            f"| {work:.2f} |"
+            f"| {work:.2f} | {revisions(some)} |"
         )
     return lines
 
 
 def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Selections, rank correlations, accuracy against k, the quick preset; those with rows."""
+    """Gains, selections, rank correlations, accuracy against k, the quick preset; those with
+    rows."""
     quick = [r for r in rows if r["selection"].startswith("quick")]
     against_k = [r for r in rows if r["selection"].startswith(("paper, ", "log, "))]
     table = [r for r in rows if r not in against_k and r not in quick]
     setting = (MOBILENET, "W2A4", "qdrop", 0, "none")
     of_setting = ("network", "bits", "method", "seed", "selection")
     none = [r for r in table if tuple(r[n] for n in of_setting) == setting]
-    found = {"selections": selection_table(table), "correlations": correlation_table(table)}
+    found = {
+        "gains": gain_table(table),
+        "selections": selection_table(table),
+        "correlations": correlation_table(table),
+    }
     if against_k:
         found["k"] = k_table([*none, *against_k])
     if quick:

@@ -19,6 +19,8 @@ from modcap.messages import first_line
 
 __all__ = ["localise_batch_size", "observe"]
 
+_SIZES = ("size", "dim", "ndimension", "numel", torch.ops.aten.sym_size.int)
+
 
 @torch.no_grad()
 def observe(graph: fx.GraphModule, example: Tensor) -> None:
@@ -37,11 +39,8 @@ def observe(graph: fx.GraphModule, example: Tensor) -> None:
         node.meta["ndim"] = len(shape)
         if node.target in ("squeeze", torch.squeeze) and len(node.args) == 1 and not node.kwargs:
             _keep_batch(node, few)
-    fixed = {
-        node: number
-        for node, number in seen[0].numbers.items()
-        if number == seen[1].numbers.get(node) and node.op != "output"
-    }
+    numbers = [observer.numbers for observer in seen]
+    fixed = {n: numbers[0][n] for n in numbers[0] if numbers[0][n] == numbers[1].get(n)}
     for node in graph.graph.nodes:
         node.args = fx.map_arg(node.args, lambda n: fixed.get(n, n))
         node.kwargs = fx.map_arg(node.kwargs, lambda n: fixed.get(n, n))
@@ -81,7 +80,7 @@ def _run(graph: Callable[[Tensor], Any], images: Tensor, captured: int) -> None:
 
 class _Observer(fx.Interpreter):
     """Runs a graph and keeps the shape, and whether it holds fractions, of every tensor, and the
-    numbers that are computed from shapes."""
+    numbers that are computed from shapes alone."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -92,11 +91,17 @@ class _Observer(fx.Interpreter):
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[n] = value.shape, value.is_floating_point()
-        elif isinstance(value, int | float):
-            self.numbers[n] = value
-        elif isinstance(value, tuple) and all(isinstance(x, int) for x in value):
-            self.numbers[n] = tuple(value)  # such as a torch.Size
+        elif n.op in ("call_function", "call_method") and self._of_shapes(n):
+            if isinstance(value, int | float):
+                self.numbers[n] = value
+            elif isinstance(value, tuple) and all(isinstance(size, int) for size in value):
+                self.numbers[n] = tuple(value)  # a torch.Size
         return value
+
+    def _of_shapes(self, n: fx.Node) -> bool:
+        """Whether it reads the shape of a tensor, or computes with what was read so."""
+        reads = n.target in _SIZES or (n.target is getattr and n.args[1] in ("shape", "ndim"))
+        return reads or all(source in self.numbers for source in n.all_input_nodes)
 
 
 def localise_batch_size(graph: fx.GraphModule) -> None:

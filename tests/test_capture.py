@@ -250,6 +250,24 @@ def test_a_size_that_is_read_early_joins_no_modules(way: str, behind: str, archi
             assert relative(found(IMAGES[:count]), model(IMAGES[:count])) < 1e-5
 
 
+class Scaled(nn.Module):
+    """Computes with a number that is the same for every batch of these images, yet is no size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).mean((2, 3)) * x.max().item()
+
+
+@torch.no_grad()
+def test_a_number_that_is_read_off_the_data_stays_so() -> None:
+    model = Scaled().eval()
+    graph = capture(model, IMAGES)
+    assert relative(graph(IMAGES * 3), model(IMAGES * 3)) < 1e-6
+
+
 class Squeezed(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -285,6 +285,7 @@ def test_a_squeeze_keeps_the_row_of_a_single_image() -> None:
         assert relative(graph(IMAGES[:1])[0], model(IMAGES)[0]) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own imports
 def test_wrappers_around_a_model_are_taken_off() -> None:
     model = Squeezed().eval()
     for wrapped in (torch.compile(model), nn.DataParallel(model)):

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from prefect import flow
 
 from flows.gate import Gate
-from flows.request import evaluation_images
+from flows.request import evaluation_images, pool_of
 from flows.runs import experiment_of, reaching
 from modcap import artifact
 from modcap.data import Split
@@ -71,7 +71,8 @@ def promote(gate: Gate) -> dict[str, Any]:
             raise InputError(f"{gate.name} has no version with alias {gate.against!r}")
         if current is not None and current.version == version.version:
             current = None
-        split = _split(gate, version, current)
+        versions = [version, *([current] if current else [])]
+        split: Split = "evaluation" if any(_calibrated_on(gate, v) for v in versions) else "all"
         measured = _measure(client, version, gate, split, store)
         rival = _measure(client, current, gate, split, store) if current else None
         reasons = _reasons(gate, measured, rival)
@@ -137,10 +138,12 @@ def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None
         raise
 
 
-def _split(gate: Gate, *versions: ModelVersion | None) -> Split:
-    """All images of the gate; those of tests, where a version was calibrated on their source."""
-    sources = {version.tags.get("data", gate.data) for version in versions if version}
-    return "evaluation" if gate.data in sources else "all"
+def _calibrated_on(gate: Gate, version: ModelVersion) -> bool:
+    """Whether the images of the gate are those that the version's calibration drew from: by
+    content, since the same images may lie in several places."""
+    transform = Preprocess.parse(version.tags["preprocess"])
+    pool = pool_of(gate.data, transform)
+    return version.tags.get("data_digest", pool.digest) == pool.digest
 
 
 def _measure(

@@ -118,6 +118,12 @@ def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
     )
 
 
+def pool_of(spec: str, preprocess: Preprocess) -> data.Images:
+    """The images that calibration draws from."""
+    with _blaming_images():
+        return data.load(str(local_path(spec)), split="calibration", preprocess=preprocess)
+
+
 def evaluation_images(
     spec: str, preprocess: Preprocess, limit: int | None, split: data.Split = "evaluation"
 ) -> ImageSet:
@@ -145,8 +151,8 @@ def prepare(request: Request) -> Prepared:
         if request.preprocess
         else Preprocess.for_architecture(checkpoint.architecture)
     )
+    pool = pool_of(request.data, preprocess)
     with _blaming_images():
-        pool = data.load(str(local_path(request.data)), split="calibration", preprocess=preprocess)
         chosen = data.calibration(pool, recipe.calibration, recipe.seed)
     calibration = images_of(chosen, preprocess)
     evaluation = (
@@ -160,6 +166,7 @@ def prepare(request: Request) -> Prepared:
         "checkpoint_digest": checkpoint.digest,
         "architecture": checkpoint.architecture,
         "data": request.data,
+        "data_digest": pool.digest,
         "preprocess": str(preprocess),
     }
     network = build(checkpoint.model, calibration.normalized(0, 2), source)

@@ -107,7 +107,7 @@ class Finished:
             "network_digest": self.network_digest,
             "source_digest": self.source["checkpoint_digest"],
             "source_uri": self.source["checkpoint"],
-            "data": self.source["data"],
+            "data_digest": self.source["data_digest"],
             "preprocess": self.source["preprocess"],
             "recipe_digest": self.recipe.digest,
             "modcap_version": _version(),

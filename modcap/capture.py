@@ -17,11 +17,12 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.optim.swa_utils import AveragedModel
 
 from modcap.errors import InputError
 from modcap.lift import lift_layers
 from modcap.messages import first_line
-from modcap.partition import WEIGHT_LAYERS, place, stored_tensor
+from modcap.partition import WEIGHT_LAYERS, place
 from modcap.shapes import localise_batch_size, observe
 
 __all__ = ["capture", "original"]
@@ -35,11 +36,13 @@ _ANY_LAYOUT: dict[Any, Any] = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
     torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
 }
+_PRODUCT_NAMES = ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
 _PRODUCTS = (
-    *(operator.matmul, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.einsum),
-    *("matmul", "mm", "bmm"),
-    *(torch.ops.aten.matmul.default, torch.ops.aten.mm.default, torch.ops.aten.addmm.default),
+    *(operator.matmul, *_PRODUCT_NAMES),
+    *(getattr(torch, name) for name in _PRODUCT_NAMES),
+    *(getattr(torch.ops.aten, name).default for name in _PRODUCT_NAMES),
 )
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
@@ -59,7 +62,7 @@ def capture(model: nn.Module | ExportedProgram, example: Tensor) -> fx.GraphModu
     own = original(model)
     _check_types(own)
     program = isinstance(model, ExportedProgram)
-    graph = cast(fx.GraphModule, own) if program else _traced(own) or _exported(own, example)
+    graph = cast(fx.GraphModule, own) if program else _graph_of(own, example)
     _make_functional(graph)
     _name_inputs(graph)
     _check_ends(graph)
@@ -76,18 +79,29 @@ def original(model: nn.Module | ExportedProgram) -> nn.Module:
     without the checks of what it was exported for."""
     if isinstance(model, ExportedProgram):
         return _functional_program(model)
-    for wrapper in ("_orig_mod", "module"):  # of torch.compile, DataParallel
-        if type(model).__module__.startswith("torch."):
-            model = getattr(model, wrapper, model)
+    model = _unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("the model is a ScriptModule: give the nn.Module that it was made from")
     try:
         return copy.deepcopy(model).eval().requires_grad_(False)
     except RuntimeError as error:
+        if "deepcopy" not in str(error):
+            raise
         raise InputError(
             f"the model cannot be copied ({first_line(error)}): remove_weight_norm and "
             "remove_spectral_norm leave parameters that can"
         ) from None
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside what torch wraps around one for training or speed."""
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        elif type(model).__name__ == "OptimizedModule":  # torch.compile's, seconds to import
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
 
 
 def _check_types(model: nn.Module) -> None:
@@ -95,6 +109,18 @@ def _check_types(model: nn.Module) -> None:
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise InputError(f"'{name}' of the model is {kind}: make it float32, by model.float()")
+
+
+def _graph_of(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    traced = _traced(model)
+    if traced is None:
+        return _exported(model, example)
+    if _has_defaults(traced):  # which fx traced as if they were given, and may steer a branch
+        try:
+            return _exported(model, example)
+        except InputError:
+            return traced
+    return traced
 
 
 def _traced(model: nn.Module) -> fx.GraphModule | None:
@@ -105,14 +131,13 @@ def _traced(model: nn.Module) -> fx.GraphModule | None:
     called = [n.target for n in graph.graph.nodes if n.op == "call_module"]
     opaque = any(any(graph.get_submodule(str(target)).children()) for target in called)
     opaque |= any(_hides_code(graph, node) for node in graph.graph.nodes)
-    opaque |= _takes_defaults(graph)
     return None if opaque else graph  # attention as one leaf, say: export looks inside
 
 
-def _takes_defaults(graph: fx.GraphModule) -> bool:
-    """Whether what is left out of a call decides something: fx traced as if it were given."""
+def _has_defaults(graph: fx.GraphModule) -> bool:
+    """Whether there are arguments that a call may leave out."""
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    return any(node.args and node.users for node in inputs[1:])
+    return any(node.args for node in inputs[1:])
 
 
 def _hides_code(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -278,16 +303,24 @@ def _check_layers(graph: fx.GraphModule) -> None:
 
 
 def _check_products(graph: fx.GraphModule) -> None:
-    """Weights outside of layers would stay in full precision."""
+    """Weights outside of layers would stay in full precision: parameters that are multiplied, as
+    they are or transposed, say, since what is made of them alone counts as they do."""
+    made_of: dict[fx.Node, str] = {}  # the parameter that a value depends on, and on no image
     for node in graph.graph.nodes:
-        if node.target not in _PRODUCTS:
-            continue
-        for source in node.all_input_nodes:
-            if source.op == "get_attr" and stored_tensor(graph, source).ndim > 1:
-                raise InputError(
-                    f"'{source.target}' is multiplied at {place(node)} without a layer: make it "
-                    "the weight of an nn.Linear, so that it can be quantized"
-                )
+        sources = [made_of.get(source) for source in node.all_input_nodes]
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            stored = getattr(graph.get_submodule(owner), name)
+            if isinstance(stored, nn.Parameter) and stored.ndim > 1:
+                made_of[node] = str(node.target)
+        elif node.target in _PRODUCTS and any(sources):
+            weight = next(name for name in sources if name)
+            raise InputError(
+                f"'{weight}' is multiplied at {place(node)} without a layer: make it the weight of "
+                "an nn.Linear, so that it can be quantized"
+            )
+        elif sources and all(sources):
+            made_of[node] = cast(str, sources[0])
 
 
 def _unwrap_output(graph: fx.GraphModule) -> None:

@@ -10,6 +10,8 @@ from modcap.errors import InputError
 
 __all__ = ["first_line", "parse", "wrong_field"]
 
+_UNKNOWN = "extra_forbidden"  # whose value is nobody's business
+_LONG = 80  # characters of a value that a message shows
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -36,6 +38,6 @@ def wrong_field(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     said = first["msg"].removeprefix("Value error, ")
-    plain = isinstance(first["input"], str | int | float | None)
-    given = f" (given: {first['input']!r})" if plain and place else ""
+    plain = isinstance(first["input"], str | int | float | None) and first["type"] != _UNKNOWN
+    given = f" (given: {repr(first['input'])[:_LONG]})" if plain and place else ""
     return f"{place}: {said}{given}" if place else said

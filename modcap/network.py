@@ -21,6 +21,7 @@ from modcap.graph_json import fill, graph_from_json, graph_to_json, tensors_of
 from modcap.messages import first_line
 from modcap.partition import Partition, partition
 from modcap.results import DamagedResult, canonical, digest, header_of
+from modcap.shapes import more
 
 __all__ = ["Network", "build"]
 
@@ -124,7 +125,8 @@ def build(
 def _check(network: Network, model: nn.Module | ExportedProgram, example: Tensor) -> None:
     """Refuses a network that is not what the model is, before anything is built on it."""
     try:
-        expected = original(model)(example.clone())  # which the model may change
+        images = more(example)
+        expected = original(model)(images.clone())  # which the model may change
     except Exception as reason:
         raise InputError(
             f"the model fails on an image tensor alone, of shape {tuple(example.shape)} "
@@ -132,7 +134,7 @@ def _check(network: Network, model: nn.Module | ExportedProgram, example: Tensor
         ) from None
     if isinstance(expected, tuple | list):
         (expected,) = expected
-    error = float((network(example) - expected).norm() / expected.norm().clamp(min=1e-12))
+    error = float((network(images) - expected).norm() / expected.norm().clamp(min=1e-12))
     if not error < _SAME:
         raise InputError(
             f"the captured network differs from the model (relative error {error:.2g}): does its "

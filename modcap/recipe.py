@@ -110,7 +110,9 @@ class Optimiser(_Frozen):
     batch_size: int = Field(32, ge=1, description="images per step")
     rounding_rate: float = Field(1e-3, gt=0, description="learning rate of rounding variables")
     scale_rate: float = Field(
-        4e-5, ge=0, description="learning rate of activation scales, a hundredth of them at most"
+        4e-5,
+        ge=0,
+        description="learning rate of activation scales, absolute: a hundredth of one at most",
     )
     relative_scale_rate: bool = Field(
         False, description="scale_rate counts in units of the scale that the search found"
@@ -299,7 +301,7 @@ class Recipe(_Frozen):
         return parse(cls, _overlay(start, values), "recipe")
 
     @classmethod
-    def preset(cls, name: str, **values: Any) -> Recipe:
+    def preset(cls, name: str, /, **values: Any) -> Recipe:
         """The preset ``name`` (``paper`` or ``quick``) with ``values`` laid over it."""
         if name not in PRESETS:
             raise InputError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")

@@ -34,6 +34,7 @@ from modcap.recipe import Method, Optimiser, Precision
 
 __all__ = [
     "BATCH",
+    "Diverged",
     "Inputs",
     "Outcome",
     "Progress",
@@ -52,6 +53,10 @@ BATCH = 256  # images per forward pass where no gradient is needed
 _MANY_WEIGHTS = 256  # of a channel; where there are fewer, each weighs more, and moves more slowly
 _OBSERVED = 64  # images an activation's scale is searched on, and the size of outputs measured
 _LARGEST_STEP = 1e-2  # of an activation's scale, relative to it
+
+
+class Diverged(ModcapError):
+    """The loss of an optimisation is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +274,7 @@ def optimise(
         if step % max(1, settings.iterations // _REPORTS) == 0 or step == settings.iterations - 1:
             curve.append((step, float(loss.detach())))
             if not math.isfinite(curve[-1][1]):
-                raise ModcapError(
+                raise Diverged(
                     f"the loss is {curve[-1][1]} after {step} steps: are weights and images "
                     "finite, and learning rates no larger than in the presets?"
                 )

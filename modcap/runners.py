@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modcap import artifact, capacity, correction, oscillation, selection, tuning
 from modcap.activations import gather
-from modcap.errors import InputError
+from modcap.errors import InputError, ModcapError
 from modcap.images import ImageSet
 from modcap.jobs import Job, Kind
 from modcap.quantized import Bits, attach, device_of, restore, state_of
@@ -272,13 +272,18 @@ def _choose(
     for candidate in p["candidates"]:
         states, rest = rest[: candidate["states"]], rest[candidate["states"] :]
         modules = _quantized(floats, p["bits"], _states(states), 0)
-        error = relative_error(chain(modules, x), target)
-        errors.append(error if math.isfinite(error) else math.inf)
-    best = errors.index(min(errors))
+        errors.append(relative_error(chain(modules, x), target))
+    finite = [error for error in errors if math.isfinite(error)]
+    if not finite:
+        raise ModcapError("every k that was compared gives logits that are no numbers")
+    best = errors.index(min(finite))
     stops = {stop for _, stop in p["candidates"][best]["groups"]}
     mask = [boundary not in stops for boundary in range(1, len(floats))]
     compared = [
-        {"k": len(floats) - len(candidate["groups"]), "error": error}
+        {
+            "k": len(floats) - len(candidate["groups"]),
+            "error": error if math.isfinite(error) else None,
+        }
         for candidate, error in zip(p["candidates"], errors, strict=True)
     ]
     return Result(meta=select.meta | _selected(mask) | {"chosen": best, "compared": compared})

@@ -17,8 +17,13 @@ from torch import Tensor, fx
 from modcap.errors import InputError
 from modcap.messages import first_line
 
-__all__ = ["localise_batch_size", "observe"]
+__all__ = ["localise_batch_size", "more", "observe"]
 
+_SQUEEZES: dict[Any, Any] = {  # of all dimensions of size 1, and of given ones
+    "squeeze": "squeeze",
+    torch.squeeze: torch.squeeze,
+    torch.ops.aten.squeeze.default: torch.ops.aten.squeeze.dims,
+}
 _SIZES = ("size", "dim", "ndimension", "numel", torch.ops.aten.sym_size.int)
 
 
@@ -26,21 +31,25 @@ _SIZES = ("size", "dim", "ndimension", "numel", torch.ops.aten.sym_size.int)
 def observe(graph: fx.GraphModule, example: Tensor) -> None:
     """Fills in ``batched`` and ``ndim``, from two batches of different size, and puts numbers that
     are the same for both, such as a width, in place of what computes them."""
-    count = len(example)
+    count, others = len(example), more(example)
     seen = []
-    for images in (example, example.repeat(2, 1, 1, 1)):
+    for images in (example, others):
         seen.append(_Observer(graph))
         _run(seen[-1].run, images, count)
     few, many = (observer.shapes for observer in seen)
     for node in graph.graph.nodes:
         shape, fractions = few.get(node, (torch.Size(), False))
         rows = shape[:1], many.get(node, (torch.Size(),))[0][:1]
-        node.meta["batched"] = fractions and rows == ((count,), (2 * count,))
+        node.meta["batched"] = fractions and rows == ((count,), (len(others),))
         node.meta["ndim"] = len(shape)
-        if node.target in ("squeeze", torch.squeeze) and len(node.args) == 1 and not node.kwargs:
+        if node.target in _SQUEEZES and len(node.args) == 1 and not node.kwargs:
             _keep_batch(node, few)
-    numbers = [observer.numbers for observer in seen]
-    fixed = {n: numbers[0][n] for n in numbers[0] if numbers[0][n] == numbers[1].get(n)}
+    fixed: dict[fx.Node, Any] = {}
+    for node, number in seen[0].numbers.items():
+        read = node.target is operator.getitem or _reads_shape(node)
+        known = read or all(source in fixed for source in node.all_input_nodes)
+        if known and number == seen[1].numbers.get(node):
+            fixed[node] = number
     for node in graph.graph.nodes:
         node.args = fx.map_arg(node.args, lambda n: fixed.get(n, n))
         node.kwargs = fx.map_arg(node.kwargs, lambda n: fixed.get(n, n))
@@ -49,12 +58,22 @@ def observe(graph: fx.GraphModule, example: Tensor) -> None:
     _run(graph, example[:1], count)
 
 
+def more(images: Tensor) -> Tensor:
+    """Images (2N + 1, ...) that begin with those given (N, ...): another number, other values."""
+    return torch.cat([images, images.flip(0) * 0.75, images[:1] * 0.5])
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    return node.target in _SIZES or (node.target is getattr and node.args[1] in ("shape", "ndim"))
+
+
 def _keep_batch(squeeze: fx.Node, shapes: dict[fx.Node, tuple[torch.Size, bool]]) -> None:
     """Names the dimensions that it leaves out: of a single image it would leave out the first."""
     source = cast(fx.Node, squeeze.args[0])
     if source.meta["batched"]:
         sizes = enumerate(shapes[source][0])
-        squeeze.args = (source, tuple(place for place, size in sizes if place and size == 1))
+        squeeze.args = (source, [place for place, size in sizes if place and size == 1])
+        squeeze.target = _SQUEEZES[squeeze.target]
 
 
 def _run(graph: Callable[[Tensor], Any], images: Tensor, captured: int) -> None:
@@ -72,6 +91,11 @@ def _run(graph: Callable[[Tensor], Any], images: Tensor, captured: int) -> None:
         ) from None
     if not isinstance(result, Tensor) or result.ndim != 2 or len(result) != len(images):
         shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
+        if len(images) != captured:
+            raise InputError(
+                f"the model returns a {type(result).__name__}{shape} for {len(images)} images: its "
+                "forward must take any batch size"
+            )
         raise InputError(
             f"the model returns a {type(result).__name__}{shape} for {len(images)} images: give a "
             "classifier, which returns one row of logits per image"
@@ -100,8 +124,7 @@ class _Observer(fx.Interpreter):
 
     def _of_shapes(self, n: fx.Node) -> bool:
         """Whether it reads the shape of a tensor, or computes with what was read so."""
-        reads = n.target in _SIZES or (n.target is getattr and n.args[1] in ("shape", "ndim"))
-        return reads or all(source in self.numbers for source in n.all_input_nodes)
+        return _reads_shape(n) or all(source in self.numbers for source in n.all_input_nodes)
 
 
 def localise_batch_size(graph: fx.GraphModule) -> None:

@@ -14,14 +14,25 @@ models; straight-through gradients are those of Bengio et al. (2013).
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from modcap.quantized import quantizers, restore, state_of
 from modcap.recipe import Method, Optimiser, Precision
-from modcap.reconstruct import Inputs, Progress, chain, harden, optimise, relative_error
+from modcap.reconstruct import (
+    Diverged,
+    Inputs,
+    Progress,
+    chain,
+    harden,
+    optimise,
+    relative_error,
+)
 
 __all__ = ["tune"]
 
@@ -79,9 +90,11 @@ def tune(
         regulariser=0,
         precision=precision,
     )
-    curve = optimise(modules, Inputs(x, x, target), Method.BRECQ, settings, seed, progress)
-    harden(modules)
-    after = relative_error(chain(modules, x), target)
+    curve, after = torch.zeros((0, 2), dtype=torch.float64), math.inf
+    with contextlib.suppress(Diverged):
+        curve = optimise(modules, Inputs(x, x, target), Method.BRECQ, settings, seed, progress)
+        harden(modules)
+        after = relative_error(chain(modules, x), target)
     if not after < before:
         for module, state in zip(modules, start, strict=True):
             restore(module, state)

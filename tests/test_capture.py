@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import cast
 
@@ -131,13 +132,17 @@ class PreActivation(nn.Module):
 
 
 class Default(nn.Module):
+    """Whether an argument was given decides, and it is used, or not."""
+
     def __init__(self) -> None:
         super().__init__()
         self.a = conv()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, flag: str | None = None) -> Tensor:
         if mask is not None:
             x = x * mask
+        if flag is not None:
+            x = x * 2
         return self.a(x).mean((2, 3))
 
 
@@ -203,6 +208,13 @@ def test_an_argument_that_is_left_out_keeps_its_default() -> None:
     assert relative(capture(model, IMAGES)(IMAGES), model(IMAGES)) < 1e-6
 
 
+def exported(model: nn.Module) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = ({0: torch.export.Dim.AUTO},)
+        return torch.export.export(model, (IMAGES,), dynamic_shapes=shapes)
+
+
 class Sizes(nn.Module):
     """Reads sizes in one of many ways, in front of its stem or behind it."""
 
@@ -238,13 +250,7 @@ def _read(x: Tensor, way: str) -> tuple[int, int]:
 @pytest.mark.parametrize("archive", [False, True])
 def test_a_size_that_is_read_early_joins_no_modules(way: str, behind: str, archive: bool) -> None:
     model = Sizes(way + behind).eval()
-    source: nn.Module | torch.export.ExportedProgram = model
-    if archive:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            shapes = ({0: torch.export.Dim.AUTO},)
-            source = torch.export.export(model, (IMAGES,), dynamic_shapes=shapes)
-    found = cut(source, IMAGES)
+    found = cut(exported(model) if archive else model, IMAGES)
     assert found.names == ("stem", "stages.0", "stages.1", "last")
     with torch.no_grad():
         for count in (1, 2):
@@ -278,18 +284,46 @@ class Squeezed(nn.Module):
         return self.last(F.adaptive_avg_pool2d(self.a(x), 1).squeeze())
 
 
+@torch.no_grad()
 def test_a_squeeze_keeps_the_row_of_a_single_image() -> None:
     model = Squeezed().eval()
-    graph = capture(model, IMAGES)
-    with torch.no_grad():
+    for source in (model, exported(model)):
+        graph = capture(source, IMAGES)
         assert relative(graph(IMAGES[:1])[0], model(IMAGES)[0]) < 1e-5
+
+
+class Counted(nn.Module):
+    """Computes with the number of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).mean((2, 3)) * (1 + x.shape[0] // 8 + x.shape[0] % 3)
+
+
+@torch.no_grad()
+def test_a_number_that_depends_on_the_batch_is_no_constant() -> None:
+    model = Counted().eval()
+    graph = capture(model, IMAGES)
+    for images in (IMAGES, IMAGES[:1], IMAGES.repeat(6, 1, 1, 1)):
+        assert relative(graph(images), model(images)) < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own imports
 def test_wrappers_around_a_model_are_taken_off() -> None:
     model = Squeezed().eval()
-    for wrapped in (torch.compile(model), nn.DataParallel(model)):
-        assert cut(wrapped, IMAGES).names == cut(model, IMAGES).names
+    names = cut(model, IMAGES).names
+    for wrapped in (torch.compile(model), nn.DataParallel(torch.compile(model))):
+        assert cut(wrapped, IMAGES).names == names
+    parts = OrderedDict(module=conv(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+    assert cut(
+        nn.Sequential(
+            parts,
+        ).eval(),
+        IMAGES,
+    ).names == ("module",)
 
 
 class Shared(nn.Module):
@@ -329,12 +363,33 @@ class OverData(nn.Module):
 
 
 class Product(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, transposed: bool = False) -> None:
         super().__init__()
-        self.a, self.b = conv(), nn.Parameter(torch.randn(3, 5))
+        self.a, self.transposed = conv(), transposed
+        self.b = nn.Parameter(torch.randn((5, 3) if transposed else (3, 5)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(x).mean((2, 3)) @ self.b
+        return self.a(x).mean((2, 3)) @ (self.b.t() if self.transposed else self.b)
+
+
+class FixedProduct(nn.Module):
+    """A fixed transform is no weight."""
+
+    basis: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv()
+        self.register_buffer("basis", torch.randn(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(torch.matmul(x, self.basis)).mean((2, 3))
+
+
+def test_a_product_with_a_fixed_tensor_is_captured() -> None:
+    model = FixedProduct().eval()
+    for source in (model, exported(model)):
+        assert len(weight_layers(capture(source, IMAGES))) == 1
 
 
 class Upsampled(nn.Module):
@@ -363,6 +418,7 @@ def normed() -> nn.Module:
         (conv(), "give a classifier"),
         (Head(conv()).double(), "'body.weight' of the model is float64"),
         (Product(), "'b' is multiplied at node 'matmul' without a layer"),
+        (Product(transposed=True), "'b' is multiplied at node 'matmul' without a layer"),
         (Upsampled(), "layer 'a' is called with more than its input"),
         (normed(), "layer '2' has no running statistics"),
         (scripted(), "give the nn.Module that it was made from"),

@@ -266,6 +266,13 @@ def test_a_wrong_recipe_of_a_policy_is_refused_where_it_stands(tmp_path: Path) -
     file.write_text("rules:\n- recipes:\n  - fields: {w_bits: 4}\n  - fields: {w_bits: 40}\n")
     with pytest.raises(InputError, match=r"rules\.0\.recipes\.1: recipe: w_bits: .*given: 40"):
         read_policy(file)
+    file.write_text("rules:\n- recipes:\n  - fields: {name: x}\n")
+    with pytest.raises(InputError, match=r"rules\.0\.recipes\.0: recipe: name: Extra inputs"):
+        read_policy(file)
+    file.write_text("secret_key: hunter2\nrules:\n- recipes:\n  - fields: {}\n")
+    with pytest.raises(InputError, match="secret_key: Extra inputs") as caught:
+        read_policy(file)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_grid_is_refused_whole_where_one_k_is_too_large(

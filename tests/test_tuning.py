@@ -122,5 +122,7 @@ def test_what_gets_no_better_stays_as_it_was() -> None:
     near = chain(modules, x) + 1e-3 * torch.randn(len(x), 5)
     _, before, after = tune(floats, modules, x, near, 3, 0.3, 1e-2, 16, 0)
     assert after == before == relative_error(chain(modules, x), near)
+    assert tune(floats, modules, x, near * torch.nan, 3, 0.3, 1e-2, 16, 0)[0].shape == (0, 2)
+    assert relative_error(chain(modules, x), near) == before
     for state, module in zip(states, modules, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in state_of(module))

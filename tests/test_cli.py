@@ -275,8 +275,10 @@ def test_a_wrong_recipe_of_a_policy_is_refused_where_it_stands(tmp_path: Path) -
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_grid_is_refused_whole_where_one_k_is_too_large(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    code, _, err = run("plan", "--checkpoint", GOOD, *ARCH, *DATA, "--k", "0,99", capsys=capsys)
-    assert (code, "--k 99 is larger than" in err) == (2, True)
+def test_a_grid_is_refused_whole_where_one_k_is_too_large() -> None:
+    from flows.grid import Sweep, prepare_sweep
+    from flows.request import Request
+
+    asked = Request(checkpoint=str(GOOD), arch=ARCH[1], data=DATA[1])
+    with pytest.raises(InputError, match="--k 99 is larger than"):
+        prepare_sweep(Sweep(requests=(asked,), k=(0, 99)))

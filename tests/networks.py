@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.nn import functional as F
 
 from modcap import _torchvision, zoo
+from modcap.capture import capture
+from modcap.fold import fold_batch_norms
 from modcap.network import build
+from modcap.partition import Partition, partition
 from modcap.quantized import attach, bits_of
 from modcap.reconstruct import calibrate, chain, harden
 
@@ -93,3 +99,46 @@ def rounded(model: nn.Module, x: Tensor) -> tuple[Any, list[Any]]:
         harden(modules[-1:])
         full = chain([module], full)
     return partition.modules, modules
+
+
+IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def cut(model: nn.Module | ExportedProgram, images: Tensor) -> Partition:
+    return partition(fold_batch_norms(capture(model, images)))
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def conv(inputs: int = 3, outputs: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+class Chain(nn.Module):
+    """A block without shortcut: it has cut points inside, and stays one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(), conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.b(torch.relu(self.a(x))))
+
+
+class Squeezed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.last = conv(), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.adaptive_avg_pool2d(self.a(x), 1).squeeze())
+
+
+def exported(model: nn.Module, images: Tensor) -> ExportedProgram:
+    """What torch.export makes of ``model``, for any number of images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batch = ({0: Dim.AUTO},)
+        return torch.export.export(model, (images,), dynamic_shapes=batch)

@@ -10,26 +10,15 @@ from typing import cast
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modcap import checkpoint
 from modcap.capture import capture
 from modcap.errors import InputError
-from modcap.fold import fold_batch_norms
 from modcap.network import build
-from modcap.partition import WEIGHT_LAYERS, Partition, partition, weight_layers
-from tests.networks import MODULES, make
-
-IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-def cut(model: nn.Module | torch.export.ExportedProgram, images: Tensor) -> Partition:
-    return partition(fold_batch_norms(capture(model, images)))
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
+from modcap.partition import WEIGHT_LAYERS, weight_layers
+from tests.networks import IMAGES, MODULES, Chain, Squeezed, conv, cut, exported, make, relative
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -56,19 +45,12 @@ def test_partition_equals_the_original(name: str) -> None:
 def test_archive_is_partitioned_like_the_factory(name: str, tmp_path: Path) -> None:
     model, images = make(name)
     file = tmp_path / "model.pt2"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shapes = ({0: torch.export.Dim.AUTO},)
-        torch.export.save(torch.export.export(model, (images,), dynamic_shapes=shapes), file)
+    torch.export.save(exported(model, images), file)
     loaded = checkpoint.load(file)
     found = cut(loaded.model, images)
     assert relative(found(images), model(images)) < 1e-5
     assert relative(found(images[:2]), model(images[:2])) < 1e-5
     assert found.names == cut(model, images).names
-
-
-def conv(inputs: int = 3, outputs: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
 class Head(nn.Module):
@@ -167,28 +149,13 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = conv()
-        self.stages = nn.ModuleList([make_block() for _ in range(3)])
+        self.stages = nn.ModuleList([Chain() for _ in range(3)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
         return x
-
-
-class Chain(nn.Module):
-    """A block without shortcut: it has cut points inside, and stays one module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = conv(), conv()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.b(torch.relu(self.a(x))))
-
-
-def make_block() -> nn.Module:
-    return Chain()
 
 
 def test_wrapper_does_not_swallow_its_blocks() -> None:
@@ -206,109 +173,6 @@ def test_wrapper_does_not_swallow_its_blocks() -> None:
 def test_an_argument_that_is_left_out_keeps_its_default() -> None:
     model = Default().eval()
     assert relative(capture(model, IMAGES)(IMAGES), model(IMAGES)) < 1e-6
-
-
-def exported(model: nn.Module) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shapes = ({0: torch.export.Dim.AUTO},)
-        return torch.export.export(model, (IMAGES,), dynamic_shapes=shapes)
-
-
-class Sizes(nn.Module):
-    """Reads sizes in one of many ways, in front of its stem or behind it."""
-
-    def __init__(self, way: str) -> None:
-        super().__init__()
-        self.way = way
-        self.stem = conv()
-        self.stages = nn.ModuleList([make_block() for _ in range(2)])
-        self.last = nn.Linear(768, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        stem = self.stem(x) if "behind" in self.way else None
-        n, size = _read(x if stem is None else stem, self.way)
-        y = self.stem(x) if stem is None else stem
-        for stage in self.stages:
-            y = stage(y)
-        return self.last(y.reshape(n, size) if size else y.reshape(n, -1))
-
-
-def _read(x: Tensor, way: str) -> tuple[int, int]:
-    if "shape" in way:
-        return x.shape[0], 0
-    if "unpacked" in way:
-        n, c, h, w = x.shape
-        return n, c * h * w
-    if "keyword" in way:
-        return x.size(dim=0), 0
-    return (x.size()[0] if "whole" in way else x.size(0)), 0
-
-
-@pytest.mark.parametrize("behind", ["", " behind"])
-@pytest.mark.parametrize("way", ["size", "whole size", "shape", "unpacked", "keyword"])
-@pytest.mark.parametrize("archive", [False, True])
-def test_a_size_that_is_read_early_joins_no_modules(way: str, behind: str, archive: bool) -> None:
-    model = Sizes(way + behind).eval()
-    found = cut(exported(model) if archive else model, IMAGES)
-    assert found.names == ("stem", "stages.0", "stages.1", "last")
-    with torch.no_grad():
-        for count in (1, 2):
-            assert relative(found(IMAGES[:count]), model(IMAGES[:count])) < 1e-5
-
-
-class Scaled(nn.Module):
-    """Computes with a number that is the same for every batch of these images, yet is no size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = conv()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.a(x).mean((2, 3)) * x.max().item()
-
-
-@torch.no_grad()
-def test_a_number_that_is_read_off_the_data_stays_so() -> None:
-    model = Scaled().eval()
-    graph = capture(model, IMAGES)
-    assert relative(graph(IMAGES * 3), model(IMAGES * 3)) < 1e-6
-
-
-class Squeezed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.last = conv(), nn.Linear(3, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.adaptive_avg_pool2d(self.a(x), 1).squeeze())
-
-
-@torch.no_grad()
-def test_a_squeeze_keeps_the_row_of_a_single_image() -> None:
-    model = Squeezed().eval()
-    for source in (model, exported(model)):
-        graph = capture(source, IMAGES)
-        assert relative(graph(IMAGES[:1])[0], model(IMAGES)[0]) < 1e-5
-
-
-class Counted(nn.Module):
-    """Computes with the number of images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = conv()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.a(x).mean((2, 3)) * (1 + x.shape[0] // 8 + x.shape[0] % 3)
-
-
-@torch.no_grad()
-def test_a_number_that_depends_on_the_batch_is_no_constant() -> None:
-    model = Counted().eval()
-    graph = capture(model, IMAGES)
-    for images in (IMAGES, IMAGES[:1], IMAGES.repeat(6, 1, 1, 1)):
-        assert relative(graph(images), model(images)) < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own imports
@@ -388,7 +252,7 @@ class FixedProduct(nn.Module):
 
 def test_a_product_with_a_fixed_tensor_is_captured() -> None:
     model = FixedProduct().eval()
-    for source in (model, exported(model)):
+    for source in (model, exported(model, IMAGES)):
         assert len(weight_layers(capture(source, IMAGES))) == 1
 
 
@@ -433,29 +297,3 @@ def test_what_cannot_be_quantized_is_named_in_one_line(model: nn.Module, message
     with pytest.raises(InputError, match=message) as caught:
         build(model.eval(), IMAGES)
     assert "\n" not in str(caught.value)
-
-
-@torch.no_grad()
-def test_folding_equals_the_original_and_leaves_no_foldable_norm() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        conv(), nn.BatchNorm2d(3), nn.ReLU(), nn.ConvTranspose2d(3, 4, 2, bias=False),
-        nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.Linear(4 * 289, 6),
-        nn.BatchNorm1d(6),
-    ).eval()  # fmt: skip
-    for module in model:
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    graph = fold_batch_norms(capture(model, IMAGES))
-    assert relative(graph(IMAGES), model(IMAGES)) < 1e-5
-    assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in graph.modules())
-
-
-def test_norm_in_front_of_a_convolution_stays() -> None:
-    model = nn.Sequential(conv(), nn.ReLU(), nn.BatchNorm2d(3), conv(), nn.Flatten()).eval()
-    graph = fold_batch_norms(capture(model, IMAGES))
-    assert isinstance(graph, fx.GraphModule)
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in graph.modules()) == 1

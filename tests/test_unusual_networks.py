@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 import modcap
 from modcap.artifact import unpack_network
 from modcap.errors import InputError
 from modcap.network import Network, build
+from tests.networks import exported
 
 RECIPE = modcap.Recipe.preset(
     "quick",
@@ -145,10 +147,10 @@ def trained(make: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
-def exported(model: nn.Module, images: Tensor) -> Any:
-    batch = ({0: torch.export.Dim.AUTO},)
+def archived(model: nn.Module, images: Tensor) -> ExportedProgram:
+    """What is read of the file that torch.export writes."""
     file = io.BytesIO()
-    torch.export.save(torch.export.export(model, (images,), dynamic_shapes=batch), file)
+    torch.export.save(exported(model, images), file)
     file.seek(0)
     return torch.export.load(file)
 
@@ -162,7 +164,7 @@ def size(name: str) -> int:
 def test_it_is_the_same_function_and_can_be_quantized(name: str, form: str) -> None:
     model = trained(NETWORKS[name])
     images = torch.randn(8, 3, size(name), size(name))
-    network = build(model if form == "module" else exported(model, images[:2]), images[:2])
+    network = build(model if form == "module" else archived(model, images[:2]), images[:2])
     again = Network.from_bytes(network.to_bytes())
     with torch.no_grad():
         expected = model(images)

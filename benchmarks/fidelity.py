@@ -163,7 +163,7 @@ def selection_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     cells = grouped(rows, ("network", "bits", "method", "selection", "per"))
     for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), key[1], key[2])):
         some = cells[key]
-        none = {r["seed"]: r["top1"] for r in cells.get((*key[:3], "none", "group"), [])}
+        none = unjoined(cells.get((*key[:3], "none", "group"), []))
         gain = [r["top1"] - none[r["seed"]] for r in some if r["seed"] in none]
         top = [r["top1"] for r in some]
         lines.append(
@@ -178,6 +178,11 @@ def selection_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def unjoined(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """The top-1 of no joining, by seed."""
+    return {row["seed"]: row["top1"] for row in rows if row["selection"] == "none"}
+
+
 def gain_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Points of top-1 over no joining at equal steps in all, by selection: means over seeds."""
     names = list(dict.fromkeys(r["selection"] for r in rows if r["selection"] != "none"))
@@ -187,7 +192,7 @@ def gain_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
     cells = grouped(rows, ("network", "bits", "method"))
     for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), *key[1:])):
-        none = {r["seed"]: r["top1"] for r in cells[key] if r["selection"] == "none"}
+        none = unjoined(cells[key])
         gains: dict[str, list[float]] = {name: [] for name in names}
         for row in cells[key]:
             if row["per"] == "module" and row["seed"] in none:
@@ -292,7 +297,7 @@ def picture(rows: Sequence[dict[str, Any]]) -> Figure:
     panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
     for panel, setting in zip(panels, settings, strict=False):
         own = [r for r in some if (r["network"], r["bits"], r["method"]) == setting]
-        none = {r["seed"]: r["top1"] for r in own if r["selection"] == "none"}
+        none = unjoined(own)
         for per, colour, mark, shift in (
             ("group", "#0072B2", "o", -0.15),
             ("module", "#D55E00", "s", 0.15),

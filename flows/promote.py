@@ -6,6 +6,7 @@ import getpass
 import json
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,8 +72,7 @@ def promote(gate: Gate) -> dict[str, Any]:
             raise InputError(f"{gate.name} has no version with alias {gate.against!r}")
         if current is not None and current.version == version.version:
             current = None
-        versions = [version, *([current] if current else [])]
-        split: Split = "evaluation" if any(_calibrated_on(gate, v) for v in versions) else "all"
+        split = _split(gate, [version, *([current] if current else [])])
         measured = _measure(client, version, gate, split, store)
         rival = _measure(client, current, gate, split, store) if current else None
         reasons = _reasons(gate, measured, rival)
@@ -138,12 +138,16 @@ def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None
         raise
 
 
-def _calibrated_on(gate: Gate, version: ModelVersion) -> bool:
-    """Whether the images of the gate are those that the version's calibration drew from: by
-    content, since the same images may lie in several places."""
-    transform = Preprocess.parse(version.tags["preprocess"])
-    pool = pool_of(gate.data, transform)
-    return version.tags.get("data_digest", pool.digest) == pool.digest
+def _split(gate: Gate, versions: Sequence[ModelVersion]) -> Split:
+    """All images of the gate; those of tests, where a version's calibration drew from them: by
+    content, since the same images may lie in several places, and read once for each size."""
+    sizes = {version.tags["preprocess"] for version in versions}
+    pools = {text: pool_of(gate.data, Preprocess.parse(text)).digest for text in sizes}
+    for version in versions:
+        pool = pools[version.tags["preprocess"]]
+        if version.tags.get("data_digest", pool) == pool:
+            return "evaluation"
+    return "all"
 
 
 def _measure(

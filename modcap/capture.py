@@ -305,13 +305,12 @@ def _check_layers(graph: fx.GraphModule) -> None:
 def _check_products(graph: fx.GraphModule) -> None:
     """Weights outside of layers would stay in full precision: parameters that are multiplied, as
     they are or transposed, say, since what is made of them alone counts as they do."""
+    weights = {name for name, p in graph.named_parameters(remove_duplicate=False) if p.ndim > 1}
     made_of: dict[fx.Node, str] = {}  # the parameter that a value depends on, and on no image
     for node in graph.graph.nodes:
         sources = [made_of.get(source) for source in node.all_input_nodes]
         if node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            stored = getattr(graph.get_submodule(owner), name)
-            if isinstance(stored, nn.Parameter) and stored.ndim > 1:
+            if node.target in weights:
                 made_of[node] = str(node.target)
         elif node.target in _PRODUCTS and any(sources):
             weight = next(name for name in sources if name)

@@ -21,7 +21,7 @@ from modcap.network import Network, build
 from modcap.plan import plan
 from modcap.preprocess import Preprocess
 from modcap.recipe import Recipe
-from modcap.results import Result, decode, encode
+from modcap.results import Result, canonical, decode, digest, encode
 from modcap.runners import run
 from modcap.simulate import critical_path
 from modcap.workbench import Workbench
@@ -55,8 +55,15 @@ def short(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def seconds(row: dict[str, Any]) -> float:
-    """Processor seconds of all that optimises."""
-    return float(row["reconstruct_seconds"] + row.get("finish_seconds", 0))
+    """Processor seconds of selection, reconstruction, corrections and tuning, as far as the row
+    knows them."""
+    parts = ("select_seconds", "reconstruct_seconds", "finish_seconds")
+    return float(sum(row.get(part, 0) for part in parts))
+
+
+def revisions(rows: Iterable[dict[str, Any]]) -> str:
+    """Of the algorithm, by which the rows were measured; 0 where they do not know."""
+    return ", ".join(str(n) for n in sorted({row.get("revision", 0) for row in rows}))
 
 
 def grouped(
@@ -74,33 +81,44 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f}, {len(values)})"
 
 
+Known = dict[str, str]
+"""Rows that need not be measured again: identity to digest of all that was measured."""
+
+
 def identity(row: dict[str, Any], names: Sequence[str]) -> str:
-    """What tells a row from all others, so that it is not measured again."""
+    """What tells a row from all others."""
     return json.dumps([row[name] for name in names])
 
 
 def collect(
     path: Path,
     names: Sequence[str],
-    tasks: Iterable[Callable[[set[str]], list[dict[str, Any]]]],
+    tasks: Iterable[Callable[[Known], list[dict[str, Any]]]],
     workers: int | None,
+    fresh: bool = False,
 ) -> list[dict[str, Any]]:
     """The rows of the JSON file ``path``, and those that ``tasks`` add, each in a process.
 
-    A task is told the identities (over ``names``) of rows that need not be measured again. What
-    it returns is written at once: a benchmark that was stopped goes on where it was. Where a task
-    fails, the others go on; its error comes at the end. Rows of another revision of the algorithm
-    stay until they have been measured again.
+    A task is told what need not be measured again: rows of this revision of the algorithm, by
+    their identity (over ``names``). What it returns is written at once: a benchmark that was
+    stopped goes on where it was. Where a task fails, the others go on; its error comes at the end.
+    Other rows stay until they have been measured again; with ``fresh`` that are all.
     """
     kept: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     rows = {identity(row, names): row for row in kept}
-    known = {name for name, row in rows.items() if row.get("revision") == REVISION}
+    known = {
+        name: row["digest"]
+        for name, row in rows.items()
+        if row.get("revision") == REVISION and not fresh
+    }
     with ProcessPoolExecutor(workers) as pool:
         started = [pool.submit(task, known) for task in tasks]
         for done in as_completed(started):
             new = [] if done.exception() else done.result()
             rows |= {identity(row, names): row for row in new}
-            path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+            whole = path.with_suffix(".new")
+            whole.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+            whole.replace(path)
             for row in new:
                 print(identity(row, names), row["top1"], flush=True)
     for done in started:
@@ -143,9 +161,10 @@ class Setting:
         return sum(homogeneous(self.network.partition.modules))
 
     def rows(
-        self, variants: Iterable[Variant], known: set[str], names: Sequence[str]
+        self, variants: Iterable[Variant], known: Known, names: Sequence[str]
     ) -> Iterator[dict[str, Any]]:
-        """The figures of each variant whose identity (over ``names``) is not ``known`` yet."""
+        """The figures of each variant that is not ``known`` yet by its identity (over ``names``),
+        or has another recipe, checkpoint or images by now."""
         for variant in variants:
             w_bits, a_bits = variant.bits
             usual = {"w_bits": w_bits, "a_bits": a_bits, "method": self.method, "seed": self.seed}
@@ -158,10 +177,17 @@ class Setting:
                 "iterations": recipe.optimiser.iterations,
                 "tests": self.tests,
                 "revision": REVISION,
+                "digest": self._digest(recipe),
                 **variant.labels,
             }
-            if identity(row, names) not in known:
+            if known.get(identity(row, names)) != row["digest"]:
                 yield row | self._figures(recipe)
+
+    def _digest(self, recipe: Recipe) -> str:
+        """Of all that decides the figures of ``recipe``, but for the revision."""
+        inputs = [x.digest for x in (self.network, self.calibration, self.evaluation)]
+        implied = [recipe.corrects, recipe.tuning_steps]
+        return digest(canonical([recipe.model_dump(mode="json"), implied, inputs]))[:16]
 
     def _kept(self, job: Job) -> tuple[Result, float]:
         """The result of ``job`` and its processor seconds, from the folder where it is there."""
@@ -196,6 +222,8 @@ class Setting:
         kept = {*reconstructions, *planned.finish}
         optimised = [job for job in made.jobs if job.key in kept]
         path, _ = critical_path(optimised, made.waits, self._seconds)
+        decisions = {*planned.capacities, planned.select, *results[planned.select].meta["needs"]}
+        decisions -= kept
         return {
             "k": results[planned.select].meta["k"],
             "groups": [list(names[a:b]) for a, b in planned.groups if b - a > 1],
@@ -205,6 +233,7 @@ class Setting:
             "final_error": evaluated["final_error"],
             "untuned_error": results[planned.tune].meta["error_before"] if planned.tune else None,
             "reconstructions": len(reconstructions),
+            "select_seconds": round(sum(self._seconds[key] for key in decisions), 1),
             "reconstruct_seconds": round(sum(self._seconds[key] for key in reconstructions), 1),
             "finish_seconds": round(sum(self._seconds[key] for key in planned.finish), 1),
             "path_seconds": round(path, 1),

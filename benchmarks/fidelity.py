@@ -1,4 +1,4 @@
-"""Does joining by capacity help? Every selection beside every other, at equal compute.
+"""Does joining by capacity help? Every selection beside every other, at equal steps.
 
     python -m benchmarks.fidelity            # resumes where it was stopped
     python -m benchmarks.fidelity --quick    # a small table in under ten minutes
@@ -6,7 +6,8 @@
 All variants see the same calibration images, images per step and rates. ``group``: each group takes
 the same number of steps, so joining does not work more (a step of a joined group costs what its
 modules cost alone). ``module``: steps grow with the size of the group, so that all variants take
-the same number of steps per module and joined ones work more. Writes
+the same number of steps per module and joined ones work more; not joined at 150 steps, they
+work as much. Writes
 benchmarks/results/fidelity.json (every cell), and the tables of docs/evidence.md.
 """
 
@@ -23,9 +24,20 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Setting, Variant, collect, grouped, seconds, spread, steps
+from benchmarks.cells import (
+    Known,
+    Setting,
+    Variant,
+    collect,
+    grouped,
+    revisions,
+    seconds,
+    spread,
+    steps,
+)
 from benchmarks.pages import DOCS, publish
 from flows import plots
+from modcap.selection import random_k, spans
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/fidelity.json"
@@ -33,25 +45,36 @@ MOBILENET, RESNET = "mobilenet_v2_x0_5", "resnet18_narrow"
 NETWORKS = (MOBILENET, RESNET, "vgg_tiny", "regnet_tiny")
 K = {MOBILENET: 4}  # boundaries to select; 2 in the others, which have half as many modules
 ITERATIONS = 100
+LONGER = 150  # about the work of joined groups at equal steps per module
+DRAWS = 10  # random choices of boundaries beside the rules
 MOST = 4  # boundaries, in accuracy against k with the quick preset
 _SPAN = 0.5  # points to each side of 0 that a panel shows at least
 IDENTITY = ("network", "bits", "method", "selection", "per", "seed", "iterations", "tests")
 
-# The groups that the authors' configuration of MobileNetV2 names (github.com/bytedance/MRECG,
-# configs/*/mbv2_2_4.yaml: 18 blocks, of which a tuple joins some), and of ResNet-18
+# What the authors' configurations join (github.com/bytedance/MRECG, configs/qdrop): of MobileNetV2
+# blocks as mbv2_2_4.yaml counts them, of ResNet-18 (r18_2_4.yaml) layer1.1 with layer2.0 and
+# layer2.1 with layer3.0, which are the children 4 to 7 here
 AUTHORS = {
-    MOBILENET: ((3, 4), (6, 7), (9, 10, 11), (12, 13, 14), (16, 17)),
-    RESNET: ((4, 5), (6, 7)),
+    MOBILENET: [
+        [f"features.{block}.conv" for block in group]
+        for group in ((3, 4), (6, 7), (9, 10, 11), (12, 13, 14), (16, 17))
+    ],
+    RESNET: [["4", "5"], ["6", "7"]],
 }
 
 
-def joined(indices: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Any]:
-    groups = [[names[i] for i in group] for group in indices]
+def joined(groups: Sequence[Sequence[str]]) -> dict[str, Any]:
     return {"selection": "explicit", "groups": groups, "k": None}
 
 
 def pairs_everywhere(names: Sequence[str]) -> dict[str, Any]:
-    return joined([(i, i + 1) for i in range(0, len(names) - 1, 2)], names)
+    return joined([names[i : i + 2] for i in range(0, len(names) - 1, 2)])
+
+
+def drawn(number: int, k: int, names: Sequence[str]) -> dict[str, Any]:
+    """Groups by the ``number``-th random choice of k boundaries."""
+    mask = random_k(k, [True] * (len(names) - 1), number)
+    return joined([names[slice(*span)] for span in spans(mask) if span.stop - span.start > 1])
 
 
 def selections(network: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -67,7 +90,7 @@ def selections(network: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         "pairs everywhere": pairs_everywhere(names),
     }
     if network in AUTHORS:
-        found["authors' list"] = joined(AUTHORS[network], names)
+        found["authors' list"] = joined(AUTHORS[network])
     return found
 
 
@@ -81,6 +104,11 @@ def series(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def draws(network: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Groups by chance, as many boundaries as the rules select."""
+    return {f"draw {n}": drawn(n, K.get(network, 2), names) for n in range(DRAWS)}
+
+
 def with_tuning(network: str, names: Sequence[str], most: int) -> dict[str, dict[str, Any]]:
     """The quick preset as it is, over every k: groups side by side, tuned at the end."""
     k = K.get(network, 2)
@@ -88,7 +116,7 @@ def with_tuning(network: str, names: Sequence[str], most: int) -> dict[str, dict
     found["quick, random"] = {"k": k, "homogeneity": "any", "selection": "random"}
     found["quick, pairs everywhere"] = pairs_everywhere(names)
     if network in AUTHORS:
-        found["quick, authors' list"] = joined(AUTHORS[network], names)
+        found["quick, authors' list"] = joined(AUTHORS[network])
     found["quick, auto"] = {"k": None}
     found["quick, integers fixed"] = {"k": 0, "tuning_rounding_rate": 0}
     return found
@@ -127,6 +155,7 @@ def batches(quick: bool) -> list[Batch]:
     # Whether a k helps under tuning is a matter of 0.2 points: it takes more seeds
     found += [Batch(MOBILENET, (2, 4), "qdrop", s, "quick") for s in (3, 4, 5)]
     found += [Batch(MOBILENET, (2, 2), "qdrop", s, "quick") for s in (1, 2)]
+    found += [Batch(MOBILENET, b, "qdrop", 0, "draws") for b in ((2, 2), (2, 4))]
     return found
 
 
@@ -137,14 +166,22 @@ def variants(batch: Batch, setting: Setting) -> Iterator[Variant]:
         for name, fields in with_tuning(network, names, most).items():
             yield Variant({"selection": name, "per": "group"}, batch.bits, fields)
         return
-    every = series(names) if batch.table == "k" else selections(network, names)
+    if batch.table == "draws":
+        every, budgets = draws(network, names), ("module",)
+    elif batch.table == "k":
+        every, budgets = series(names), ("group",)
+    else:
+        every, budgets = selections(network, names), ("group", "module")
     for name, fields in every.items():
-        for per in ("group",) if name == "none" or batch.table == "k" else ("group", "module"):
+        for per in budgets if name != "none" else ("group",):
             recipe = steps(batch.iterations, **fields, iterations_per=per)
             yield Variant({"selection": name, "per": per}, batch.bits, recipe)
+    if network == MOBILENET and batch.table == "selections":
+        recipe = steps(LONGER, k=0, iterations_per="module")
+        yield Variant({"selection": f"none, {LONGER} steps", "per": "module"}, batch.bits, recipe)
 
 
-def measure(batch: Batch, known: set[str]) -> list[dict[str, Any]]:
+def measure(batch: Batch, known: Known) -> list[dict[str, Any]]:
     """The cells of a batch that are not in ``known``."""
     setting = Setting(batch.network, batch.method, batch.seed, batch.tests)
     return list(setting.rows(variants(batch, setting), known, IDENTITY))
@@ -205,11 +242,6 @@ def gain_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def revisions(rows: Sequence[dict[str, Any]]) -> str:
-    """Of the algorithm, by which the rows were measured; 0 where they do not know."""
-    return ", ".join(str(n) for n in sorted({row.get("revision", 0) for row in rows}))
-
-
 def correlation_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Spearman's rank correlation with the loss of top-1, over the variants of each setting."""
     from scipy.stats import spearmanr
@@ -263,11 +295,12 @@ def quick_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Gains, selections, rank correlations, accuracy against k, the quick preset; those with
-    rows."""
+    """Gains, selections, rank correlations, accuracy against k, the quick preset, random draws;
+    those with rows."""
     quick = [r for r in rows if r["selection"].startswith("quick")]
     against_k = [r for r in rows if r["selection"].startswith(("paper, ", "log, "))]
-    table = [r for r in rows if r not in against_k and r not in quick]
+    by_chance = [r for r in rows if r["selection"].startswith("draw")]
+    table = compared(rows)
     setting = (MOBILENET, "W2A4", "qdrop", 0, "none")
     of_setting = ("network", "bits", "method", "seed", "selection")
     none = [r for r in table if tuple(r[n] for n in of_setting) == setting]
@@ -280,12 +313,42 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         found["k"] = k_table([*none, *against_k])
     if quick:
         found["quick"] = quick_table(quick)
+    if by_chance:
+        found["draws"] = draw_table(by_chance, table)
     return found
+
+
+def draw_table(by_chance: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]]) -> list[str]:
+    """Random choices of as many boundaries beside each rule, on one seed, at equal steps in all."""
+    lines = [
+        "| network | bits | none | random draws, mean (min to max, n) | selection | top-1 % "
+        "| draws above | revision |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (network, bits, seed), chance in grouped(by_chance, ("network", "bits", "seed")).items():
+        setting = (network, bits, "qdrop", seed)
+        of_setting = ("network", "bits", "method", "seed")
+        own = [r for r in table if tuple(r[n] for n in of_setting) == setting]
+        none = unjoined(own)[seed]
+        tops = [r["top1"] for r in chance]
+        for row in (r for r in own if r["per"] == "module"):
+            above = sum(top > row["top1"] for top in tops)
+            lines.append(
+                f"| {network} | {bits} | {none:.2f} | {spread(tops)} | {row['selection']} "
+                f"| {row['top1']:.2f} | {above} | {revisions([row, *chance])} |"
+            )
+    return lines
+
+
+def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that compare selections, of the same k, without tuning."""
+    others = ("paper, ", "log, ", "quick", "draw")
+    return [row for row in rows if not row["selection"].startswith(others)]
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> Figure:
     """What each selection gains over none: a panel for each setting, a dot for each mean."""
-    some = [r for r in rows if not r["selection"].startswith(("paper, ", "log, ", "quick"))]
+    some = compared(rows)
     settings = sorted(
         {(r["network"], r["bits"], r["method"]) for r in some},
         key=lambda s: (NETWORKS.index(s[0]), s[1:]),
@@ -341,10 +404,10 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="write the tables, measure nothing")
     args = parser.parse_args()
     path = RESULTS.with_stem("fidelity_quick") if args.quick else RESULTS
-    if args.fresh:
-        path.unlink(missing_ok=True)
     todo = [] if args.tables else batches(args.quick)
-    rows = collect(path, IDENTITY, [partial(measure, batch) for batch in todo], args.workers)
+    rows = collect(
+        path, IDENTITY, [partial(measure, batch) for batch in todo], args.workers, args.fresh
+    )
     found = tables(rows)
     if not args.quick:
         for mark, lines in found.items():

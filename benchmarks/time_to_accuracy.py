@@ -20,7 +20,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.cells import NEAREST, Setting, Variant, collect, seconds, short, steps
+from benchmarks.cells import NEAREST, Known, Setting, Variant, collect, seconds, short, steps
 from benchmarks.pages import DOCS, publish
 from benchmarks.speed.processes import HOME
 from flows import plots
@@ -60,7 +60,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(network: str, reference: bool, quick: bool, known: set[str]) -> list[dict[str, Any]]:
+def measure(network: str, reference: bool, quick: bool, known: Known) -> list[dict[str, Any]]:
     """The rows of a network that are not known: the reference, or all others."""
     keep = HOME / "time_to_accuracy"
     setting = Setting(network, "qdrop", 0, 1000 if quick else 10_000, keep)

@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks.cells import (
     NEAREST,
+    Known,
     Setting,
     Variant,
     collect,
@@ -92,7 +93,7 @@ def batches() -> list[Batch]:
     ]
 
 
-def measure(batch: Batch, quick: bool, known: set[str]) -> list[dict[str, Any]]:
+def measure(batch: Batch, quick: bool, known: Known) -> list[dict[str, Any]]:
     variants = [
         Variant(
             {"schedule": name, "table": batch.table},

@@ -241,24 +241,27 @@ def correct_job(cell: Cell, needs: tuple[str, ...]) -> Job:
 
 
 def choose_job(
-    cell: Cell, select: str, ways: Sequence[tuple[Sequence[Span], tuple[str, ...]]]
+    cell: Cell,
+    select: str,
+    ways: Sequence[Sequence[Span]],
+    ends: Sequence[tuple[str, ...]],
 ) -> Job:
-    """``ways``: groups, and the jobs that say what became of every module. It needs the selection,
-    and those of each way one after another."""
+    """``ways``: the groups of each; ``ends``: the jobs that say what became of every module. It
+    needs the selection, and those of each way one after another."""
     candidates = [
         {"groups": [list(span) for span in groups], "states": len(states)}
-        for groups, states in ways
+        for groups, states in zip(ways, ends, strict=True)
     ]
-    needs = (select, *(key for _, states in ways for key in states))
+    needs = (select, *(key for states in ends for key in states))
     memory = evaluation_memory(cell.network)
     return _whole_job(cell, Kind.CHOOSE, {"candidates": candidates}, needs, memory)
 
 
-def tune_job(cell: Cell, needs: tuple[str, ...]) -> Job:
+def tune_job(cell: Cell, needs: tuple[str, ...], steps: int) -> Job:
     recipe = cell.recipe
     batch, modules = recipe.optimiser.batch_size, len(cell.network.partition.modules)
     params: dict[str, Any] = {
-        "steps": recipe.tuning_steps,
+        "steps": steps,
         "rate": recipe.tuning_rate,
         "rounding_rate": recipe.tuning_rounding_rate,
         "batch_size": batch,

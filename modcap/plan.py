@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from modcap.jobs import (
@@ -46,6 +46,7 @@ class CellPlan:
             chooses one, and its meta says what that of a selection does.
         reconstructs: of the groups that were chosen.
         corrects: of every k that is compared.
+        trials: the short tuning of every k that is compared, where a long one follows.
     """
 
     cell: Cell
@@ -54,6 +55,7 @@ class CellPlan:
     groups: tuple[Span, ...] = ()
     reconstructs: tuple[str, ...] = ()
     corrects: tuple[str, ...] = ()
+    trials: tuple[str, ...] = ()
     tune: str = ""
     assemble: str = ""
     evaluate: str = ""
@@ -62,7 +64,7 @@ class CellPlan:
     @property
     def finish(self) -> tuple[str, ...]:
         """What follows the reconstructions: corrections and tuning, where asked for."""
-        return tuple(key for key in (*self.corrects, self.tune) if key)
+        return tuple(key for key in (*self.corrects, *self.trials, self.tune) if key)
 
 
 @dataclass(frozen=True)
@@ -135,31 +137,39 @@ def _plan_cell(
     ways = _ways(cell, selected, add)
     way = ways[0]
     corrects = tuple(way.correct for way in ways if way.correct)
+    found = CellPlan(cell, capacities, select, corrects=corrects, evaluate_full=full)
     if len(ways) > 1:
-        select = add(choose_job(cell, select, [(way.groups, way.states) for way in ways]))
-        chosen = known(select)
+        found = _compare(found, ways, add)
+        chosen = known(found.select)
         if chosen is None:
-            return CellPlan(cell, capacities, select, corrects=corrects, evaluate_full=full)
+            return found
         way = ways[chosen.meta["chosen"]]
     states = way.states
     tune = ""
     if cell.recipe.tuning_steps:
-        tune = add(tune_job(cell, states))
+        tune = add(tune_job(cell, states, cell.recipe.tuning_steps))
         states = (tune,)
     assemble = add(assemble_job(cell, states))
-    evaluate = add(evaluate_job(cell, assemble))
-    return CellPlan(
-        cell,
-        capacities,
-        select,
-        way.groups,
-        way.reconstructs,
-        corrects,
-        tune,
-        assemble,
-        evaluate,
-        full,
+    return replace(
+        found,
+        groups=way.groups,
+        reconstructs=way.reconstructs,
+        tune=tune,
+        assemble=assemble,
+        evaluate=add(evaluate_job(cell, assemble)),
     )
+
+
+def _compare(found: CellPlan, ways: Sequence[_Way], add: Callable[[Job], str]) -> CellPlan:
+    """Adds the job that chooses among ``ways``, where a tuning follows after a short one of each:
+    errors before it say little of what it reaches."""
+    cell, ends = found.cell, [way.states for way in ways]
+    trials: tuple[str, ...] = ()
+    if cell.recipe.trial_steps:
+        trials = tuple(add(tune_job(cell, end, cell.recipe.trial_steps)) for end in ends)
+        ends = [(trial,) for trial in trials]
+    choose = add(choose_job(cell, found.select, [way.groups for way in ways], ends))
+    return replace(found, select=choose, trials=trials)
 
 
 @dataclass(frozen=True)
@@ -178,21 +188,22 @@ class _Way:
 
 def _ways(cell: Cell, selected: Result, add: Callable[[Job], str]) -> list[_Way]:
     """The groupings to compare: the first one, and all others that the recipe's share of work
-    beyond that still pays for."""
+    beyond that still pays for, short tunings of all included."""
     jobs: dict[str, Job] = {}
     ways: list[_Way] = []
+    step = _TUNING_COST * sum(module.step_cost for module in footprints(cell.network))
+    trial = cell.recipe.trial_steps * step
     left = math.inf
     for candidate in selected.meta.get("candidates", [selected.meta["groups"]]):
         new: dict[str, Job] = {}
         way = _way(cell, candidate, partial(_put, new))
         work = sum(_work(cell, job) for key, job in new.items() if key not in jobs)
-        if work > left:
+        if work + trial > left:
             continue
         if not ways:
-            tuning = cell.recipe.tuning_steps * sum(m.step_cost for m in footprints(cell.network))
-            left = cell.recipe.k_search * (work + _TUNING_COST * tuning)
+            left = cell.recipe.k_search * (work + cell.recipe.tuning_steps * step) - trial
         else:
-            left -= work
+            left -= work + trial
         ways.append(way)
         jobs |= new
     for job in jobs.values():

@@ -27,6 +27,7 @@ __all__ = [
 
 
 _TUNING = 300  # steps at most, where a recipe leaves it open
+_TRIAL = 3  # tuning is as many times as long as the one by which several k are compared
 BFLOAT16_BITS = 6
 """Bits whose levels bfloat16, with 8 significant ones, still tells apart well."""
 
@@ -165,8 +166,9 @@ class Recipe(_Frozen):
     k_search: float = Field(
         0.5,
         ge=0,
-        description="k None: work spent on comparing several k by their final error, at most, as a "
-        "share of that of a single run; 0 takes k from capacity alone",
+        description="k None: work spent on comparing several k by their final error (after a third "
+        "of the tuning, where there is one), at most, as a share of that of a single run; 0 takes "
+        "k from capacity alone",
     )
     groups: tuple[tuple[str, ...], ...] = Field(
         (), description="selection explicit: joined modules"
@@ -262,6 +264,11 @@ class Recipe(_Frozen):
             return self.tuning
         learns = self.method is not Method.RTN and self.optimiser.weight_scale_rate > 0
         return min(3 * self.optimiser.iterations, _TUNING) if learns else 0
+
+    @property
+    def trial_steps(self) -> int:
+        """How many steps of tuning come before several k are compared."""
+        return self.tuning_steps // _TRIAL
 
     @property
     def activation_bytes(self) -> int | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.places import CHECKPOINTS, HOME, ROOT
 from modcap import checkpoint, data
 from modcap.capacity import homogeneous
 from modcap.images import ImageSet
@@ -25,8 +29,6 @@ from modcap.results import Result, canonical, decode, digest, encode
 from modcap.runners import run
 from modcap.simulate import critical_path
 from modcap.workbench import Workbench
-
-CHECKPOINTS = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ def seconds(row: dict[str, Any]) -> float:
 
 
 def revisions(rows: Iterable[dict[str, Any]]) -> str:
-    """Of the algorithm, by which the rows were measured; 0 where they do not know."""
-    return ", ".join(str(n) for n in sorted({row.get("revision", 0) for row in rows}))
+    """Of the algorithm, by which the rows were measured; those of 6 and before do not know it."""
+    found = sorted({row.get("revision", 6) for row in rows})
+    return ", ".join("≤ 6" if n == 6 else str(n) for n in found)
 
 
 def grouped(
@@ -79,6 +82,19 @@ def grouped(
 def spread(values: Sequence[float]) -> str:
     """Their mean, range and number, for a table."""
     return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f}, {len(values)})"
+
+
+@cache
+def kept() -> Path:
+    """The folder of results of jobs that this very code computed: they know how long it took."""
+    sources = sorted((ROOT / "modcap").glob("*.py"))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    return HOME / "cells" / code[:16]
+
+
+def forget() -> None:
+    """Deletes what is kept, so that it is computed, and timed, again."""
+    shutil.rmtree(kept(), ignore_errors=True)
 
 
 Known = dict[str, str]
@@ -120,7 +136,7 @@ def collect(
             whole.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
             whole.replace(path)
             for row in new:
-                print(identity(row, names), row["top1"], flush=True)
+                print(identity(row, names), row.get("top1", row.get("error", "")), flush=True)
     for done in started:
         done.result()
     return list(rows.values())
@@ -129,10 +145,7 @@ def collect(
 class Setting:
     """One network, method and seed, on one thread; its cells share the jobs they have in common."""
 
-    def __init__(
-        self, network: str, method: str, seed: int, tests: int, keep: Path | None = None
-    ) -> None:
-        """``keep`` is a folder for results of jobs, so that a long cell goes on where it was."""
+    def __init__(self, network: str, method: str, seed: int, tests: int) -> None:
         torch.set_num_threads(1)
         self.name, self.method, self.seed, self.tests = network, method, seed, tests
         arch = f"modcap.zoo:{network}"
@@ -149,7 +162,6 @@ class Setting:
         self.network: Network = build(model, self.calibration.normalized(0, 2))
         inputs = (self.network, self.calibration, self.evaluation)
         self._bench = Workbench.holding({x.digest: x for x in inputs})
-        self._keep = keep
         self._results: dict[str, Result] = {}
         self._seconds: dict[str, float] = {}  # of the processor: others may use the machine too
 
@@ -190,22 +202,24 @@ class Setting:
         return digest(canonical([recipe.model_dump(mode="json"), implied, inputs]))[:16]
 
     def _kept(self, job: Job) -> tuple[Result, float]:
-        """The result of ``job`` and its processor seconds, from the folder where it is there."""
-        file = self._keep / job.key if self._keep else None
-        if file and file.with_suffix(".json").exists():
+        """The result of ``job`` and its processor seconds, from a file where it is there: a cell
+        that was stopped goes on where it was."""
+        file = kept() / job.key
+        if file.with_suffix(".json").exists():
             parts = (file.with_suffix(s).read_bytes() for s in (".json", ".safetensors"))
             result = decode(*parts)
             return result, result.meta["processor_seconds"]
         start = time.process_time()
         result = run(job, self._bench, [self._results[key] for key in job.needs])
         seconds = time.process_time() - start
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            document, tensors = encode(
-                Result(result.tensors, result.meta | {"processor_seconds": seconds})
-            )
-            file.with_suffix(".safetensors").write_bytes(tensors)
-            file.with_suffix(".json").write_bytes(document)  # last: it says that both are there
+        file.parent.mkdir(parents=True, exist_ok=True)
+        document, tensors = encode(
+            Result(result.tensors, result.meta | {"processor_seconds": seconds})
+        )
+        file.with_suffix(".safetensors").write_bytes(tensors)
+        whole = file.with_suffix(".new")
+        whole.write_bytes(document)
+        whole.replace(file.with_suffix(".json"))  # last: it says that both are there
         return result, seconds
 
     def _figures(self, recipe: Recipe) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -29,18 +28,18 @@ from benchmarks.cells import (
     Setting,
     Variant,
     collect,
+    forget,
     grouped,
     revisions,
     seconds,
     spread,
     steps,
 )
-from benchmarks.pages import DOCS, publish
+from benchmarks.pages import publish
+from benchmarks.places import DOCS, results
 from flows import plots
 from modcap.selection import random_k, spans
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results/fidelity.json"
 MOBILENET, RESNET = "mobilenet_v2_x0_5", "resnet18_narrow"
 NETWORKS = (MOBILENET, RESNET, "vgg_tiny", "regnet_tiny")
 K = {MOBILENET: 4}  # boundaries to select; 2 in the others, which have half as many modules
@@ -403,8 +402,10 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
     parser.add_argument("--tables", action="store_true", help="write the tables, measure nothing")
     args = parser.parse_args()
-    path = RESULTS.with_stem("fidelity_quick") if args.quick else RESULTS
+    path = results("fidelity", args.quick)
     todo = [] if args.tables else batches(args.quick)
+    if args.fresh:
+        forget()
     rows = collect(
         path, IDENTITY, [partial(measure, batch) for batch in todo], args.workers, args.fresh
     )

@@ -13,16 +13,14 @@ import json
 import os
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
+from benchmarks.places import CHECKPOINTS, results
 from flows.connect import use_services
 
-HERE = Path(__file__).parent
-CHECKPOINTS = HERE.parent / "examples/fashion_mnist/checkpoints"
 
-
-def request(network: str) -> Any:
+def request(network: str, eval_images: int | None = None, **recipe: Any) -> Any:
+    """A quick run of a shipped checkpoint, with ``recipe`` laid over it."""
     from flows.request import Request
     from modcap.recipe import Recipe
 
@@ -30,8 +28,8 @@ def request(network: str) -> Any:
         checkpoint=str(CHECKPOINTS / f"{network}.safetensors"),
         arch=f"modcap.zoo:{network}",
         data="fashion-mnist",
-        eval_images=1000,
-        recipe=Recipe.preset("quick", w_bits=2, a_bits=4, k=0),
+        eval_images=eval_images,
+        recipe=Recipe.preset("quick", **{"a_bits": 4} | recipe),
     )
 
 
@@ -46,7 +44,7 @@ def trivial(count: int) -> dict[str, Any]:
     from flows.request import prepare
     from modcap.jobs import Job, Kind
 
-    prepared = prepare(request("vgg_tiny"))
+    prepared = prepare(request("vgg_tiny", 1000))
     network = prepared.cell.network
     modules = len(network.partition.names)
     jobs = [
@@ -97,7 +95,8 @@ def real(network: str) -> dict[str, Any]:
     @flow(name="overhead", task_runner=THREADS)
     def body() -> dict[str, Any]:
         with connected() as store, Progress() as progress:
-            prepared = prepare(request(network))  # here, as in the flow: workers start meanwhile
+            # here, as in the flow: workers start meanwhile
+            prepared = prepare(request(network, 1000, w_bits=2, k=0))
             prepared.upload(store)
             start = time.perf_counter()
             ray.get([warm_up.remote(store) for _ in range(2)])
@@ -130,7 +129,7 @@ def main() -> None:
     use_services()
     jobs, network = (1000, "resnet18_narrow") if args.quick else (args.jobs, args.network)
     found = {"trivial": trivial(jobs), "real": real(network)}
-    path = HERE / f"results/overhead{'_quick' if args.quick else ''}.json"
+    path = results("overhead", args.quick)
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-DOCS = Path(__file__).parent.parent / "docs"
+from benchmarks.places import DOCS
 
 
 def publish(page: str, mark: str, text: str) -> None:

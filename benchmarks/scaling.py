@@ -23,24 +23,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.overhead import request
+from benchmarks.places import DOCS, results
 from flows.connect import use_services
 
-HERE = Path(__file__).parent
-CHECKPOINTS = HERE.parent / "examples/fashion_mnist/checkpoints"
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 CHECKPOINTS_SIMULATED = 100
-
-
-def request(network: str, **recipe: Any) -> Any:
-    from flows.request import Request
-    from modcap.recipe import Recipe
-
-    return Request(
-        checkpoint=str(CHECKPOINTS / f"{network}.safetensors"),
-        arch=f"modcap.zoo:{network}",
-        data="fashion-mnist",
-        recipe=Recipe.preset("quick", a_bits=4, **recipe),
-    )
 
 
 def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
@@ -196,10 +184,10 @@ def main() -> None:
     os.environ["MODCAP_PREFIX"] = "scaling"
     use_services()
     found["measured"] = measured(args.steps, networks)
-    path = HERE / f"results/scaling{'_quick' if args.quick else ''}.json"
+    path = results("scaling", args.quick)
     path.write_text(json.dumps(found, indent=1) + "\n")
     if not args.quick:
-        picture(found, HERE.parent / "docs/images/scaling.png")
+        picture(found, DOCS / "images/scaling.png")
     print(json.dumps(found, indent=1))
 
 

@@ -14,18 +14,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.cells import NEAREST, Known, Setting, Variant, collect, seconds, short, steps
-from benchmarks.pages import DOCS, publish
-from benchmarks.speed.processes import HOME
+from benchmarks.cells import (
+    NEAREST,
+    Known,
+    Setting,
+    Variant,
+    collect,
+    revisions,
+    seconds,
+    short,
+    steps,
+)
+from benchmarks.pages import publish
+from benchmarks.places import DOCS, results
 from flows import plots
 
-RESULTS = Path(__file__).parent / "results/time_to_accuracy.json"
 NETWORKS = ("mobilenet_v2_x0_5", "resnet18_narrow", "vgg_tiny")
 IDENTITY = ("network", "bits", "seed", "iterations", "tests", "recipe")
 REFERENCE = "paper"
@@ -62,8 +70,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def measure(network: str, reference: bool, quick: bool, known: Known) -> list[dict[str, Any]]:
     """The rows of a network that are not known: the reference, or all others."""
-    keep = HOME / "time_to_accuracy"
-    setting = Setting(network, "qdrop", 0, 1000 if quick else 10_000, keep)
+    setting = Setting(network, "qdrop", 0, 1000 if quick else 10_000)
     if reference:
         regulariser = {"regulariser": REGULARISER.get(network, 0.01)}
         fields = steps(400) if quick else {"k": 0, "optimiser": regulariser}
@@ -80,8 +87,8 @@ def measure(network: str, reference: bool, quick: bool, known: Known) -> list[di
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         "| network | recipe | top-1 % | to the reference | processor s | of the reference "
-        "| reached |",
-        "|---|---|---|---|---|---|---|",
+        "| reached | revision |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     order = [*RECIPES, REFERENCE]
     for network in NETWORKS:
@@ -89,14 +96,14 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         base = own.get(REFERENCE)
         for name in (name for name in order if name in own):
             row = own[name]
-            beside = "| | | |"
             if base:
                 gain, share = row["top1"] - base["top1"], seconds(row) / seconds(base)
                 reached = "yes" if gain >= -ENOUGH else "no"
                 beside = f"| {gain:+.2f} | {seconds(row):.0f} | 1/{1 / share:.0f} | {reached} |"
             else:
                 beside = f"| | {seconds(row):.0f} | | |"
-            lines.append(f"| {network} | {name} | {row['top1']:.2f} {beside}")
+            top1, of = f"{row['top1']:.2f}", revisions([row])
+            lines.append(f"| {network} | {name} | {top1} {beside} {of} |")
     return lines
 
 
@@ -150,10 +157,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--tables", action="store_true", help="write the table, measure nothing")
     args = parser.parse_args()
-    path = RESULTS.with_stem("time_to_accuracy_quick") if args.quick else RESULTS
+    path = results("time_to_accuracy", args.quick)
     networks = ("vgg_tiny",) if args.quick else args.networks
-    tasks = [partial(measure, n, ref, args.quick) for n in networks for ref in (False, True)]
+    tasks = (
+        []
+        if args.tables
+        else [partial(measure, n, ref, args.quick) for n in networks for ref in (False, True)]
+    )
     rows = collect(path, IDENTITY, tasks, args.workers)
     if not args.quick:
         publish("speed.md", "time to accuracy", "\n".join(table(rows)))

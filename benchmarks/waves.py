@@ -17,7 +17,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import (
@@ -27,14 +26,15 @@ from benchmarks.cells import (
     Variant,
     collect,
     grouped,
+    revisions,
     seconds,
     short,
     spread,
     steps,
 )
 from benchmarks.pages import publish
+from benchmarks.places import results
 
-RESULTS = Path(__file__).parent / "results/waves.json"
 NETWORKS = ("mobilenet_v2_x0_5", "resnet18_narrow", "vgg_tiny", "regnet_tiny")
 BITS = (2, 4), (4, 4)
 IDENTITY = ("network", "bits", "seed", "iterations", "tests", "schedule", "table")
@@ -110,8 +110,8 @@ def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> list[str]:
     """Beside the first of ``order``."""
     lines = [
         "| network | bits | schedule | top-1 % (min to max, n) | to the first | final error "
-        "| path | work |",
-        "|---|---|---|---|---|---|---|---|",
+        "| path | work | revision |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     cells = grouped(rows, ("network", "bits", "schedule"))
     for key in sorted(cells, key=lambda k: (NETWORKS.index(k[0]), k[1], order.index(k[2]))):
@@ -120,10 +120,12 @@ def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> list[str]:
         gain = statistics.mean(row["top1"] - base[row["seed"]]["top1"] for row in some)
         error = statistics.mean(row["final_error"] for row in some)
         path = statistics.mean(r["path_seconds"] / base[r["seed"]]["path_seconds"] for r in some)
-        work = statistics.mean(seconds(r) / seconds(base[r["seed"]]) for r in some)
+        work = ""
+        if all("finish_seconds" in row for row in some):
+            work = f"{statistics.mean(seconds(r) / seconds(base[r['seed']]) for r in some):.2f}"
         lines.append(
             f"| {' | '.join(key)} | {spread([row['top1'] for row in some])} "
-            f"| {gain:+.2f} | {error:.4f} | {path:.2f} | {work:.2f} |"
+            f"| {gain:+.2f} | {error:.4f} | {path:.2f} | {work} | {revisions(some)} |"
         )
     return lines
 
@@ -134,9 +136,10 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--tables", action="store_true", help="write the tables, measure nothing")
     args = parser.parse_args()
-    path = RESULTS.with_stem("waves_quick") if args.quick else RESULTS
-    todo = batches()
+    path = results("waves", args.quick)
+    todo = [] if args.tables else batches()
     if args.quick:
         todo = [Batch("resnet18_narrow", (2, 4), 0, "whole", 1000)]
     tasks = [partial(measure, batch, args.quick) for batch in todo]

@@ -13,13 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HOME", "PEERS", "install", "revision", "run", "write_inputs"]
+from benchmarks.places import CHECKPOINTS, HOME, ROOT
+
+__all__ = ["PEERS", "install", "revision", "run", "write_inputs"]
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-HOME = Path(os.environ.get("MODCAP_HOME", ROOT / ".modcap"))
 INPUTS = HOME / "speed" / "inputs"
-CHECKPOINTS = ROOT / "examples/fashion_mnist/checkpoints"
 PEERS = {
     "mct": ("model-compression-toolkit",),
     "aimet": ("aimet-torch",),
@@ -81,26 +80,30 @@ def _last_line(text: str) -> str:
 
 
 @cache
-def revision(name: str) -> Path:
-    """A folder with ``modcap/`` as committed in ``name``."""
+def revision(name: str) -> Path | None:
+    """A folder with ``modcap/`` as committed in ``name``; None where this clone lacks it."""
     archive = subprocess.run(["git", "archive", name, "modcap"], cwd=ROOT, capture_output=True)
     if archive.returncode:
-        sys.exit(f"revision {name} is not in this clone: fetch its whole history")
+        return None
     folder = Path(tempfile.mkdtemp(prefix="modcap-speed-"))
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
     return folder
 
 
-def run(who: str, limit: float, source: Path | None = None, **spec: Any) -> dict[str, Any]:
-    """One process of ``who`` (``modcap`` or a peer); its row, or ``{"error": one line}``."""
+def run(who: str, limit: float, source: str = "", **spec: Any) -> dict[str, Any]:
+    """One process of ``who`` (``modcap``, as committed in ``source``, or a peer); its row, or
+    ``{"error": one line}``."""
     if who in PEERS and (state := install(who)) != "works":
         return {"error": state}
     python = sys.executable if who == "modcap" else str(HOME / "peers" / who / "bin/python")
     threads = {f"{n}_NUM_THREADS": "1" for n in ("OMP", "MKL", "OPENBLAS")}
     environment = {**os.environ, **threads}
-    if source is not None:
-        environment["PYTHONPATH"] = str(source)
+    if source:
+        folder = revision(source)
+        if folder is None:
+            return {"error": f"{source} is not in this clone: fetch its whole history"}
+        environment["PYTHONPATH"] = str(folder)
     command = [
         python,
         str(HERE / f"peers/with_{who}.py"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -10,24 +9,26 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import pages
+from benchmarks.cells import revisions
+from benchmarks.places import DOCS
 
 __all__ = ["write"]
 
 Row = dict[str, Any]
 
 
-def write(root: Path, rows: dict[str, Row], publish: bool) -> None:
+def write(rows: dict[str, Row], publish: bool) -> None:
     """Prints the tables; puts them and the plot into the docs if told to."""
     ratios = (
         _ratios(rows, "step", ("before", "now"), "W4A4, QDrop"),
         _ratios(rows, "precision", ("float32", "bfloat16"), "W4A4, QDrop, 64 × 64 inputs"),
     )
-    tables = *ratios, _memory(rows), _runs(rows), _installs(rows), _linear(rows), _fits(rows)
+    tables = *ratios, _memory(rows), _runs(rows), _linear(rows), _fits(rows)
     text = "\n\n".join(table for table in tables if table)
     print(text)
     if publish:
         pages.publish("speed.md", "table", text)
-        _plot(rows).savefig(root / "docs/images/speed-linear.png", dpi=110)
+        _plot(rows).savefig(DOCS / "images/speed-linear.png", dpi=110)
 
 
 def _table(head: str, lines: list[str]) -> str:
@@ -73,23 +74,20 @@ def _runs(rows: dict[str, Row]) -> str:
     found = [key.split("/") for key in rows if key.startswith("run/")]
     for _, network, bits, who in sorted(found, key=lambda key: key[1:3]):
         row = rows[f"run/{network}/{bits}/{who}"]
-        name = f"{who} {row.get('version', '')}".strip()
+        tool, *details = who.split(",")
+        name = ",".join([f"{tool} {row.get('version', '')}".strip(), *details])
         if "error" in row:
-            lines.append(f"| {network} | {bits} | {name} | fails: {row['error']} | | | | |")
+            lines.append(f"| {network} | {bits} | {name} | fails: {row['error']} | | | | | |")
             continue
         lines.append(
             f"| {network} | {bits} | {name} | {row['seconds']:.1f} | {row['cpu_seconds']:.1f} "
-            f"| {row['steps']} | {row['top1']:.2f} | {row['peak_mb']} |"
+            f"| {row['steps']} | {row['top1']:.2f} | {row['peak_mb']} | {revisions([row])} |"
         )
     head = "network | bits | by | seconds | CPU seconds | steps in all | top-1 % | peak MB"
+    head += " | revision"
     tests = sorted({f"{row['tests']:,}" for row in rows.values() if row.get("tests")})
     what = f"1,024 images, 32 a step, {' or '.join(tests)} test images, one thread, one seed"
     return f"Whole runs, {what}:\n\n" + _table(head, lines)
-
-
-def _installs(rows: dict[str, Row]) -> str:
-    lines = [f"| {k.split('/')[1]} | {r['state']} |" for k, r in rows.items() if "state" in r]
-    return _table("peer | install", lines)
 
 
 def _series(rows: dict[str, Row], kind: str) -> tuple[list[float], list[float], list[float]]:
@@ -120,14 +118,18 @@ def _fits(rows: dict[str, Row]) -> str:
     said = []
     for kind, label in _SERIES.items():
         x, cpu, wall = _series(rows, kind)
+        if len(x) < 3:
+            continue
         said.append(f"{label}: {_r2(x, cpu):.3f} on CPU seconds, {_r2(x, wall):.3f} on seconds")
-    return f"R² of a straight line, {'; '.join(said)}."
+    return f"R² of a straight line, {'; '.join(said)}." if said else ""
 
 
 def _plot(rows: dict[str, Row]) -> Figure:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     for axis, (kind, label) in zip(figure.subplots(1, 2), _SERIES.items(), strict=True):
         x, cpu, wall = _series(rows, kind)
+        if len(x) < 3:
+            continue
         axis.plot(x, cpu, "o", label="CPU seconds")
         axis.plot(x, wall, "x", color="grey", label="seconds")
         axis.plot(x, np.polyval(np.polyfit(x, cpu, 1), x), "-", label="line through CPU seconds")

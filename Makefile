@@ -37,7 +37,7 @@ faults: env ## Kill every part of the system in mid-sweep; about ten minutes
 	$(BIN)/python -m pytest -m fault
 
 bench-speed: ## Time reconstruction beside peers from PyPI; QUICK=1 is the short form
-bench-fidelity: ## Every selection beside every other, at equal compute; QUICK=1, too
+bench-fidelity: ## Every selection beside every other, at equal steps; QUICK=1, too
 bench-waves: ## Groups side by side against one after another; QUICK=1, too
 bench-scaling: ## One and two workers, and a simulation of many; QUICK=1, too
 bench-overhead: ## What orchestration costs; QUICK=1, too

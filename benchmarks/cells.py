@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from modcap.jobs import REVISION, Cell, Job
 from modcap.network import Network, build
 from modcap.plan import plan
 from modcap.preprocess import Preprocess
-from modcap.recipe import Recipe
+from modcap.recipe import Recipe, Selection
 from modcap.results import Result, canonical, decode, digest, encode
 from modcap.runners import run
 from modcap.simulate import critical_path
@@ -84,17 +84,14 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f}, {len(values)})"
 
 
-@cache
-def kept() -> Path:
-    """The folder of results of jobs that this very code computed: they know how long it took."""
-    sources = sorted((ROOT / "modcap").glob("*.py"))
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    return HOME / "cells" / code[:16]
+_CODE = hashlib.sha256(b"".join(f.read_bytes() for f in sorted((ROOT / "modcap").glob("*.py"))))
+KEPT = HOME / "cells" / _CODE.hexdigest()[:16]
+"""The results of jobs that this very code computed: they know how long that took."""
 
 
 def forget() -> None:
     """Deletes what is kept, so that it is computed, and timed, again."""
-    shutil.rmtree(kept(), ignore_errors=True)
+    shutil.rmtree(KEPT, ignore_errors=True)
 
 
 Known = dict[str, str]
@@ -123,7 +120,7 @@ def collect(
     kept: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     rows = {identity(row, names): row for row in kept}
     known = {
-        name: row["digest"]
+        name: row.get("digest", "")
         for name, row in rows.items()
         if row.get("revision") == REVISION and not fresh
     }
@@ -131,7 +128,10 @@ def collect(
         started = [pool.submit(task, known) for task in tasks]
         for done in as_completed(started):
             new = [] if done.exception() else done.result()
-            rows |= {identity(row, names): row for row in new}
+            for row in new:
+                name = identity(row, names)
+                if "error" not in row or "error" in rows.get(name, row):  # figures stay
+                    rows[name] = row
             whole = path.with_suffix(".new")
             whole.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
             whole.replace(path)
@@ -199,12 +199,14 @@ class Setting:
         """Of all that decides the figures of ``recipe``, but for the revision."""
         inputs = [x.digest for x in (self.network, self.calibration, self.evaluation)]
         implied = [recipe.corrects, recipe.tuning_steps]
+        if recipe.k is None and recipe.selection is Selection.TOP_K:
+            implied.append(recipe.trial_steps)
         return digest(canonical([recipe.model_dump(mode="json"), implied, inputs]))[:16]
 
     def _kept(self, job: Job) -> tuple[Result, float]:
         """The result of ``job`` and its processor seconds, from a file where it is there: a cell
         that was stopped goes on where it was."""
-        file = kept() / job.key
+        file = KEPT / job.key
         if file.with_suffix(".json").exists():
             parts = (file.with_suffix(s).read_bytes() for s in (".json", ".safetensors"))
             result = decode(*parts)
@@ -216,10 +218,11 @@ class Setting:
         document, tensors = encode(
             Result(result.tensors, result.meta | {"processor_seconds": seconds})
         )
-        file.with_suffix(".safetensors").write_bytes(tensors)
-        whole = file.with_suffix(".new")
-        whole.write_bytes(document)
-        whole.replace(file.with_suffix(".json"))  # last: it says that both are there
+        # the document comes last: it says that both are there
+        for suffix, part in ((".safetensors", tensors), (".json", document)):
+            whole = file.with_suffix(f".{os.getpid()}")  # others may compute the same job
+            whole.write_bytes(part)
+            whole.replace(file.with_suffix(suffix))
         return result, seconds
 
     def _figures(self, recipe: Recipe) -> dict[str, Any]:
@@ -234,7 +237,7 @@ class Setting:
         names = self.module_names()
         reconstructions = made.reconstructions(planned)
         kept = {*reconstructions, *planned.finish}
-        optimised = [job for job in made.jobs if job.key in kept]
+        optimised = [job for job in made.jobs if job.key in kept | {planned.select}]
         path, _ = critical_path(optimised, made.waits, self._seconds)
         decisions = {*planned.capacities, planned.select, *results[planned.select].meta["needs"]}
         decisions -= kept

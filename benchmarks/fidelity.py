@@ -104,8 +104,8 @@ def series(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def draws(network: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Groups by chance, as many boundaries as the rules select."""
-    return {f"draw {n}": drawn(n, K.get(network, 2), names) for n in range(DRAWS)}
+    """Groups by chance, as many boundaries as the rules select; 0 is that of ``random``."""
+    return {f"draw {n}": drawn(n, K.get(network, 2), names) for n in range(1, DRAWS + 1)}
 
 
 def with_tuning(network: str, names: Sequence[str], most: int) -> dict[str, dict[str, Any]]:
@@ -272,7 +272,8 @@ def k_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def quick_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Work is processor seconds of reconstruction, corrections and tuning, beside k = 0."""
+    """Work is processor seconds beside k = 0, of selection as far as rows know it, reconstruction,
+    corrections and all tuning."""
     lines = [
         "| network | bits | quick preset with | k | top-1 % (min to max, n) | to k=0 | final error "
         "| before tuning | work | revision |",

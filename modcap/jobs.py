@@ -30,6 +30,7 @@ __all__ = [
     "evaluate_job",
     "reconstruct_job",
     "select_job",
+    "trial_job",
     "tune_job",
 ]
 
@@ -257,7 +258,16 @@ def choose_job(
     return _whole_job(cell, Kind.CHOOSE, {"candidates": candidates}, needs, memory)
 
 
-def tune_job(cell: Cell, needs: tuple[str, ...], steps: int) -> Job:
+def tune_job(cell: Cell, needs: tuple[str, ...]) -> Job:
+    return _tuning(cell, needs, cell.recipe.tuning_steps, f"tune {cell.name}")
+
+
+def trial_job(cell: Cell, needs: tuple[str, ...], k: int) -> Job:
+    """A short tuning, by which ``k`` is compared with others."""
+    return _tuning(cell, needs, cell.recipe.trial_steps, f"try k={k} {cell.name}")
+
+
+def _tuning(cell: Cell, needs: tuple[str, ...], steps: int, label: str) -> Job:
     recipe = cell.recipe
     batch, modules = recipe.optimiser.batch_size, len(cell.network.partition.modules)
     params: dict[str, Any] = {
@@ -269,16 +279,21 @@ def tune_job(cell: Cell, needs: tuple[str, ...], steps: int) -> Job:
         "precision": recipe.optimiser.precision.value,
     }
     memory = _memory(cell, Span(0, modules), batch)
-    return _whole_job(cell, Kind.TUNE, params, needs, memory)
+    return _whole_job(cell, Kind.TUNE, params, needs, memory, label)
 
 
 def _whole_job(
-    cell: Cell, kind: Kind, params: dict[str, Any], needs: tuple[str, ...], memory: int
+    cell: Cell,
+    kind: Kind,
+    params: dict[str, Any],
+    needs: tuple[str, ...],
+    memory: int,
+    label: str = "",
 ) -> Job:
     """A job over the whole quantized network and the calibration images."""
     common = {"bits": _bits(cell), "threads": cell.recipe.threads} | _device(cell)
     inputs = {"network": cell.network.digest, "calibration": cell.calibration}
-    label = f"{kind.value} {cell.name}"
+    label = label or f"{kind.value} {cell.name}"
     return Job(kind, params | common, inputs, needs, label=label, **_room(cell, memory))
 
 

@@ -24,6 +24,7 @@ from modcap.jobs import (
     evaluate_job,
     reconstruct_job,
     select_job,
+    trial_job,
     tune_job,
 )
 from modcap.recipe import Method, Schedule
@@ -147,7 +148,7 @@ def _plan_cell(
     states = way.states
     tune = ""
     if cell.recipe.tuning_steps:
-        tune = add(tune_job(cell, states, cell.recipe.tuning_steps))
+        tune = add(tune_job(cell, states))
         states = (tune,)
     assemble = add(assemble_job(cell, states))
     return replace(
@@ -166,7 +167,8 @@ def _compare(found: CellPlan, ways: Sequence[_Way], add: Callable[[Job], str]) -
     cell, ends = found.cell, [way.states for way in ways]
     trials: tuple[str, ...] = ()
     if cell.recipe.trial_steps:
-        trials = tuple(add(tune_job(cell, end, cell.recipe.trial_steps)) for end in ends)
+        modules = len(cell.network.partition.modules)
+        trials = tuple(add(trial_job(cell, way.states, modules - len(way.groups))) for way in ways)
         ends = [(trial,) for trial in trials]
     choose = add(choose_job(cell, found.select, [way.groups for way in ways], ends))
     return replace(found, select=choose, trials=trials)
@@ -187,8 +189,8 @@ class _Way:
 
 
 def _ways(cell: Cell, selected: Result, add: Callable[[Job], str]) -> list[_Way]:
-    """The groupings to compare: the first one, and all others that the recipe's share of work
-    beyond that still pays for, short tunings of all included."""
+    """The groupings to compare: the first one, and those after it as long as the recipe's share of
+    work beyond that pays for them, short tunings of all included."""
     jobs: dict[str, Job] = {}
     ways: list[_Way] = []
     step = _TUNING_COST * sum(module.step_cost for module in footprints(cell.network))
@@ -199,7 +201,7 @@ def _ways(cell: Cell, selected: Result, add: Callable[[Job], str]) -> list[_Way]
         way = _way(cell, candidate, partial(_put, new))
         work = sum(_work(cell, job) for key, job in new.items() if key not in jobs)
         if work + trial > left:
-            continue
+            break
         if not ways:
             left = cell.recipe.k_search * (work + cell.recipe.tuning_steps * step) - trial
         else:

@@ -266,13 +266,16 @@ def _choose(
     """The candidate with the least final error on the calibration images; of equals the first."""
     p = job.params
     floats = bench.network(job).partition.modules
-    x, target = _full(job, bench, 0), _full(job, bench, len(floats))
     select, *rest = needs
     errors: list[float] = []
     for candidate in p["candidates"]:
         states, rest = rest[: candidate["states"]], rest[candidate["states"] :]
+        if states[-1].meta["kind"] == Kind.TUNE.value:  # of all: that knows it
+            errors.append(states[-1].meta["error"])
+            continue
         modules = _quantized(floats, p["bits"], _states(states), 0)
-        errors.append(relative_error(chain(modules, x), target))
+        output = chain(modules, _full(job, bench, 0))
+        errors.append(relative_error(output, _full(job, bench, len(floats))))
     finite = [error for error in errors if math.isfinite(error)]
     if not finite:
         raise ModcapError("every k that was compared gives logits that are no numbers")

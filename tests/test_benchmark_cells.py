@@ -20,6 +20,10 @@ def measure(name: str, digest: str, top1: float, known: Known) -> list[dict[str,
     return [] if known.get(identity(row, NAMES)) == digest else [row]
 
 
+def miss(name: str, known: Known) -> list[dict[str, Any]]:
+    return [{"name": name, "digest": "other", "error": "not done after 1 s"}]
+
+
 def fail(known: Known) -> list[dict[str, Any]]:
     raise ValueError("no memory")
 
@@ -51,3 +55,18 @@ def test_a_failure_comes_after_all_others_were_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no memory"):
         collect(path, NAMES, [fail, partial(measure, "a", "x", 1.0)], 1)
     assert top1(json.loads(path.read_text())) == {"a": 1.0}
+
+
+def test_what_cannot_be_measured_leaves_figures_that_were(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    collect(path, NAMES, [partial(measure, "a", "old", 1.0)], 1)
+    rows = collect(path, NAMES, [partial(miss, name) for name in ("a", "b")], 1)
+    assert [row.get("error") for row in rows] == [None, "not done after 1 s"]
+    again = collect(path, NAMES, [partial(measure, name, "x", 2.0) for name in ("a", "b")], 1)
+    assert top1(again) == {"a": 2.0, "b": 2.0}
+
+
+def test_rows_without_a_digest_are_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"name": "a", "revision": REVISION, "top1": 1.0}]))
+    assert top1(collect(path, NAMES, [partial(measure, "a", "x", 2.0)], 1)) == {"a": 2.0}

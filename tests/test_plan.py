@@ -202,6 +202,7 @@ SIDE_BY_SIDE = {"schedule": "waves", "path_share": 0.0}
         (SIDE_BY_SIDE | {"tuning": 40, "k_search": 0}, [BOTH_JOINED]),
         ({"k_search": 0.1}, [BOTH_JOINED]),
         ({"k_search": 2}, [BOTH_JOINED, APART, LAST_JOINED]),
+        ({"k_search": 2, "tuning": 2}, [BOTH_JOINED, APART, LAST_JOINED]),  # too short for trials
     ],
 )
 def test_as_many_k_are_compared_as_the_recipe_pays_for(
@@ -224,14 +225,44 @@ def test_as_many_k_are_compared_as_the_recipe_pays_for(
             list(map(list, g)) for g in compared
         ]
         assert job.needs[0] == select.select
-        trials = [j for j in found.jobs if j.kind is Kind.TUNE]
-        assert [j.steps for j in trials] == [
-            s for s in [auto.recipe.tuning_steps // 3] * len(compared) if s
-        ]
-        assert {t.key for t in trials} <= set(job.needs)
+        ends = trials_of(found, compared) if auto.recipe.trial_steps else ends_of(found, compared)
+        assert job.needs == (select.select, *ends)
         known[job.key] = Result(meta={"chosen": 0})
     work, single = (optimisation(plan([c], known.get)) for c in (auto, one))
     assert work <= (1 + auto.recipe.k_search) * single
+
+
+def ends_of(found: Plan, compared: list[list[tuple[int, int]]]) -> list[str]:
+    """The jobs that say what became of each module, of each way that is compared."""
+    jobs = {job.key: job for job in found.jobs}
+    corrections = list(found.cells[0].corrects)
+    made = [jobs[key].needs for key in corrections]
+    if corrections:
+        groups = [[(jobs[k].params["start"], jobs[k].params["stop"]) for k in ks] for ks in made]
+        assert groups == compared
+        return corrections
+    spans = {}
+    for job in found.jobs:
+        if job.kind is Kind.RECONSTRUCT:
+            spans[job.params["start"], job.params["stop"], job.needs] = job.key
+    keys: list[str] = []
+    for groups in compared:
+        own: list[str] = []
+        for start, stop in groups:
+            own.append(spans[start, stop, tuple(own)])
+        keys += own
+    return keys
+
+
+def trials_of(found: Plan, compared: list[list[tuple[int, int]]]) -> list[str]:
+    """The short tuning of each way that is compared."""
+    jobs = {job.key: job for job in found.jobs}
+    trials = list(found.cells[0].trials)
+    assert [jobs[key].needs[0] for key in trials] == ends_of(found, compared)
+    assert [jobs[key].label for key in trials] == [f"try k={5 - len(g)} " for g in compared]
+    steps = found.cells[0].cell.recipe.trial_steps
+    assert {jobs[key].steps for key in trials} == {steps}
+    return trials
 
 
 def optimisation(found: Plan) -> float:

@@ -27,7 +27,7 @@ __all__ = [
 
 
 _TUNING = 300  # steps at most, where a recipe leaves it open
-_TRIAL = 3  # tuning is as many times as long as the one by which several k are compared
+_TRIAL = 4  # tuning is as many times as long as the one by which several k are compared
 BFLOAT16_BITS = 6
 """Bits whose levels bfloat16, with 8 significant ones, still tells apart well."""
 
@@ -166,7 +166,7 @@ class Recipe(_Frozen):
     k_search: float = Field(
         0.5,
         ge=0,
-        description="k None: work spent on comparing several k by their final error (after a third "
+        description="k None: work spent on comparing several k by their final error (after a quarter "
         "of the tuning, where there is one), at most, as a share of that of a single run; 0 takes "
         "k from capacity alone",
     )

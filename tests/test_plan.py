@@ -197,7 +197,7 @@ SIDE_BY_SIDE = {"schedule": "waves", "path_share": 0.0}
         (SIDE_BY_SIDE | {"tuning": 14}, [BOTH_JOINED]),
         (SIDE_BY_SIDE | {"tuning": 14, "k_search": 0.6}, [BOTH_JOINED, APART]),
         (SIDE_BY_SIDE | {"tuning": 40}, [BOTH_JOINED]),
-        (SIDE_BY_SIDE | {"tuning": 40, "k_search": 0.9}, [BOTH_JOINED, APART]),
+        (SIDE_BY_SIDE | {"tuning": 40, "k_search": 0.7}, [BOTH_JOINED, APART]),
         (SIDE_BY_SIDE | {"tuning": 40, "k_search": 2}, [BOTH_JOINED, APART, LAST_JOINED]),
         (SIDE_BY_SIDE | {"tuning": 40, "k_search": 0}, [BOTH_JOINED]),
         ({"k_search": 0.1}, [BOTH_JOINED]),

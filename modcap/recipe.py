@@ -166,9 +166,9 @@ class Recipe(_Frozen):
     k_search: float = Field(
         0.5,
         ge=0,
-        description="k None: work spent on comparing several k by their final error (after a quarter "
-        "of the tuning, where there is one), at most, as a share of that of a single run; 0 takes "
-        "k from capacity alone",
+        description="k None: work spent on comparing several k by their final error (after a "
+        "quarter of the tuning, where there is one), at most, as a share of that of a single run; "
+        "0 takes k from capacity alone",
     )
     groups: tuple[tuple[str, ...], ...] = Field(
         (), description="selection explicit: joined modules"

@@ -172,6 +172,14 @@ class Setting:
         """How many boundaries the paper's rule lets one select."""
         return sum(homogeneous(self.network.partition.modules))
 
+    def selection(self, **fields: Any) -> dict[str, Any]:
+        """Capacities, differentials and which boundaries are homogeneous, by a recipe's fields."""
+        usual = {"method": self.method, "seed": self.seed, "k": 0}
+        recipe = Recipe.preset("quick", **usual | fields)
+        made = plan([self._cell(recipe)], self._results.get)
+        self._run(job for job in made.jobs if job.key not in self._results)
+        return self._results[made.cells[0].select].meta
+
     def rows(
         self, variants: Iterable[Variant], known: Known, names: Sequence[str]
     ) -> Iterator[dict[str, Any]]:
@@ -203,6 +211,13 @@ class Setting:
             implied.append(recipe.trial_steps)
         return digest(canonical([recipe.model_dump(mode="json"), implied, inputs]))[:16]
 
+    def _cell(self, recipe: Recipe) -> Cell:
+        return Cell(self.network, self.calibration.digest, self.evaluation.digest, recipe)
+
+    def _run(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._results[job.key], self._seconds[job.key] = self._kept(job)
+
     def _kept(self, job: Job) -> tuple[Result, float]:
         """The result of ``job`` and its processor seconds, from a file where it is there: a cell
         that was stopped goes on where it was."""
@@ -226,11 +241,9 @@ class Setting:
         return result, seconds
 
     def _figures(self, recipe: Recipe) -> dict[str, Any]:
-        results = self._results
-        cell = Cell(self.network, self.calibration.digest, self.evaluation.digest, recipe)
+        results, cell = self._results, self._cell(recipe)
         while todo := [j for j in plan([cell], results.get).jobs if j.key not in results]:
-            for job in todo:
-                results[job.key], self._seconds[job.key] = self._kept(job)
+            self._run(todo)
         made = plan([cell], results.get)
         (planned,) = made.cells
         evaluated = results[planned.evaluate].meta

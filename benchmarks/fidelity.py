@@ -14,6 +14,7 @@ benchmarks/results/fidelity.json (every cell), and the tables of docs/evidence.m
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,7 @@ MOBILENET, RESNET = "mobilenet_v2_x0_5", "resnet18_narrow"
 NETWORKS = (MOBILENET, RESNET, "vgg_tiny", "regnet_tiny")
 K = {MOBILENET: 4}  # boundaries to select; 2 in the others, which have half as many modules
 ITERATIONS = 100
+_TWO = (2, 2), (2, 4)  # bits, where joining does most
 LONGER = 150  # about the work of joined groups at equal steps per module
 DRAWS = 10  # random choices of boundaries beside the rules
 MOST = 4  # boundaries, in accuracy against k with the quick preset
@@ -154,12 +156,34 @@ def batches(quick: bool) -> list[Batch]:
     # Whether a k helps under tuning is a matter of 0.2 points: it takes more seeds
     found += [Batch(MOBILENET, (2, 4), "qdrop", s, "quick") for s in (3, 4, 5)]
     found += [Batch(MOBILENET, (2, 2), "qdrop", s, "quick") for s in (1, 2)]
-    found += [Batch(MOBILENET, b, "qdrop", 0, "draws") for b in ((2, 2), (2, 4))]
+    found += [Batch(MOBILENET, b, "qdrop", 0, t) for t in ("single", "draws") for b in _TWO]
     return found
+
+
+def single(bits: tuple[int, int], setting: Setting) -> Iterator[Variant]:
+    """Every boundary joined alone, with what capacity says of it."""
+    names = setting.module_names()
+    width = {"w_bits": bits[0], "a_bits": bits[1]}
+    free, dependent = (
+        setting.selection(capacity=kind, **width) for kind in ("data-free", "data-dependent")
+    )
+    for at, pair in enumerate(itertools.pairwise(names)):
+        labels = {
+            "selection": f"only {pair[0]}",
+            "per": "module",
+            "homogeneous": free["allowed"][at],
+            "data-free": free["differentials"][at],
+            "data-dependent": dependent["differentials"][at],
+        }
+        recipe = steps(ITERATIONS, **joined([pair]), iterations_per="module")
+        yield Variant(labels, bits, recipe)
 
 
 def variants(batch: Batch, setting: Setting) -> Iterator[Variant]:
     network, names = batch.network, setting.module_names()
+    if batch.table == "single":
+        yield from single(batch.bits, setting)
+        return
     if batch.table == "quick":
         most = min(MOST, setting.homogeneous())
         for name, fields in with_tuning(network, names, most).items():
@@ -300,6 +324,7 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     quick = [r for r in rows if r["selection"].startswith("quick")]
     against_k = [r for r in rows if r["selection"].startswith(("paper, ", "log, "))]
     by_chance = [r for r in rows if r["selection"].startswith("draw")]
+    alone = [r for r in rows if r["selection"].startswith("only")]
     table = compared(rows)
     setting = (MOBILENET, "W2A4", "qdrop", 0, "none")
     of_setting = ("network", "bits", "method", "seed", "selection")
@@ -315,6 +340,8 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         found["quick"] = quick_table(quick)
     if by_chance:
         found["draws"] = draw_table(by_chance, table)
+    if alone:
+        found["single"] = single_table(alone, table)
     return found
 
 
@@ -331,7 +358,7 @@ def draw_table(by_chance: Sequence[dict[str, Any]], table: Sequence[dict[str, An
         own = [r for r in table if tuple(r[n] for n in of_setting) == setting]
         none = unjoined(own)[seed]
         tops = [r["top1"] for r in chance]
-        for row in (r for r in own if r["per"] == "module"):
+        for row in (r for r in own if r["per"] == "module" and r["selection"] != "random"):
             above = sum(top > row["top1"] for top in tops)
             lines.append(
                 f"| {network} | {bits} | {none:.2f} | {spread(tops)} | {row['selection']} "
@@ -340,9 +367,50 @@ def draw_table(by_chance: Sequence[dict[str, Any]], table: Sequence[dict[str, An
     return lines
 
 
+def single_table(alone: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]]) -> list[str]:
+    """What each boundary gains alone, beside its differentials; and how their ranks agree."""
+    from scipy.stats import spearmanr
+
+    kinds = "data-free", "data-dependent"
+    bits = sorted({row["bits"] for row in alone})
+    lines = [
+        "| joined with the next | homogeneous |"
+        + "".join(f" {kind} differential {b} |" for b in bits for kind in kinds)
+        + "".join(f" gain {b} |" for b in bits)
+        + " revision |",
+    ]
+    lines.append("|---" * (3 + 3 * len(bits)) + "|")
+    by_name = grouped(alone, ("selection",))
+    none = {
+        row["bits"]: row["top1"]
+        for row in table
+        if row["selection"] == "none"
+        and all(row[n] == alone[0][n] for n in ("network", "method", "seed"))
+    }
+    gain = {(r["selection"], r["bits"]): r["top1"] - none[r["bits"]] for r in alone}
+    for (name,), some in by_name.items():
+        by_bits = {row["bits"]: row for row in some}
+        lines.append(
+            f"| {name.removeprefix('only ')} | {'yes' if some[0]['homogeneous'] else 'no'} |"
+            + "".join(f" {by_bits[b][k]:.2g} |" for b in bits for k in kinds)
+            + "".join(f" {gain[name, b]:+.2f} |" for b in bits)
+            + f" {revisions(some)} |"
+        )
+    rho = []
+    for b in bits:
+        own = [row for row in alone if row["bits"] == b]
+        for homogeneous in (False, True):
+            some = [row for row in own if row["homogeneous"] or not homogeneous]
+            gains = [gain[row["selection"], b] for row in some]
+            found = [float(spearmanr([r[k] for r in some], gains).statistic) for k in kinds]
+            which = "homogeneous ones" if homogeneous else "all boundaries"
+            rho.append(f"{b}, {which} ({len(some)}): {found[0]:+.2f} and {found[1]:+.2f}")
+    return [*lines, "", f"Spearman's ρ of gain and differential, {'; '.join(rho)}."]
+
+
 def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that compare selections, of the same k, without tuning."""
-    others = ("paper, ", "log, ", "quick", "draw")
+    others = ("paper, ", "log, ", "quick", "draw", "only")
     return [row for row in rows if not row["selection"].startswith(others)]
 
 

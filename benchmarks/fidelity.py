@@ -45,6 +45,7 @@ MOBILENET, RESNET = "mobilenet_v2_x0_5", "resnet18_narrow"
 NETWORKS = (MOBILENET, RESNET, "vgg_tiny", "regnet_tiny")
 K = {MOBILENET: 4}  # boundaries to select; 2 in the others, which have half as many modules
 ITERATIONS = 100
+_KINDS = "data-free", "data-dependent"
 _TWO = (2, 2), (2, 4)  # bits, where joining does most
 LONGER = 150  # about the work of joined groups at equal steps per module
 DRAWS = 10  # random choices of boundaries beside the rules
@@ -371,7 +372,7 @@ def single_table(alone: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]
     """What each boundary gains alone, beside its differentials; and how their ranks agree."""
     from scipy.stats import spearmanr
 
-    kinds = "data-free", "data-dependent"
+    kinds = _KINDS
     bits = sorted({row["bits"] for row in alone})
     lines = [
         "| joined with the next | homogeneous |"
@@ -381,13 +382,7 @@ def single_table(alone: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]
     ]
     lines.append("|---" * (3 + 3 * len(bits)) + "|")
     by_name = grouped(alone, ("selection",))
-    none = {
-        row["bits"]: row["top1"]
-        for row in table
-        if row["selection"] == "none"
-        and all(row[n] == alone[0][n] for n in ("network", "method", "seed"))
-    }
-    gain = {(r["selection"], r["bits"]): r["top1"] - none[r["bits"]] for r in alone}
+    gain = {(r["selection"], r["bits"]): r["top1"] - _none_beside(r, table) for r in alone}
     for (name,), some in by_name.items():
         by_bits = {row["bits"]: row for row in some}
         lines.append(
@@ -406,6 +401,15 @@ def single_table(alone: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]
             which = "homogeneous ones" if homogeneous else "all boundaries"
             rho.append(f"{b}, {which} ({len(some)}): {found[0]:+.2f} and {found[1]:+.2f}")
     return [*lines, "", f"Spearman's ρ of gain and differential, {'; '.join(rho)}."]
+
+
+def _none_beside(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> float:
+    """The top-1 of no joining in the setting of ``row``, at 100 steps."""
+    names = ("network", "bits", "method", "seed")
+    (found,) = (
+        r["top1"] for r in rows if r["selection"] == "none" and all(r[n] == row[n] for n in names)
+    )
+    return float(found)
 
 
 def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -462,6 +466,35 @@ def picture(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def single_picture(rows: Sequence[dict[str, Any]]) -> Figure:
+    """What each boundary gains alone against its differential: a panel for bits and kind."""
+    alone = [r for r in rows if r["selection"].startswith("only")]
+    panels = [(b, k) for b in sorted({r["bits"] for r in alone}) for k in _KINDS]
+    figure = Figure(figsize=(3 * len(panels), 3.1), layout="constrained")
+    for axis, (bits, kind) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        own = [row for row in alone if row["bits"] == bits]
+        none = _none_beside(own[0], rows)
+        least = min(row[kind] for row in own if row[kind]) / 10  # stands for 0
+        for homogeneous, colour in ((True, "#0072B2"), (False, "#E69F00")):
+            some = [row for row in own if row["homogeneous"] is homogeneous]
+            label = "homogeneous neighbours" if homogeneous else "others"
+            axis.plot(
+                [max(row[kind], least) for row in some],
+                [row["top1"] - none for row in some],
+                "o", color=colour, ms=5, label=label,
+            )  # fmt: skip
+        axis.axhline(0, color="#999999", lw=0.8, zorder=0)
+        axis.set_xscale("log")
+        axis.set_title(f"{bits}, {kind}", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("differential of the boundary (leftmost: 0, where there is one)", fontsize=9)
+    figure.supylabel("points of top-1 that joining it gains", fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -483,6 +516,7 @@ def main() -> None:
         for mark, lines in found.items():
             publish("evidence.md", mark, "\n".join(lines))
         (DOCS / "images/evidence-selections.png").write_bytes(plots.png(picture(rows)))
+        (DOCS / "images/evidence-boundaries.png").write_bytes(plots.png(single_picture(rows)))
     print("\n\n".join("\n".join(lines) for lines in found.values()))
 
 

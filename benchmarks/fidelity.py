@@ -488,7 +488,7 @@ def single_picture(rows: Sequence[dict[str, Any]]) -> Figure:
         axis.set_title(f"{bits}, {kind}", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("differential of the boundary (leftmost: 0, where there is one)", fontsize=9)
+    figure.supxlabel("differential of the boundary (data-free: the leftmost are 0)", fontsize=9)
     figure.supylabel("points of top-1 that joining it gains", fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8, frameon=False)

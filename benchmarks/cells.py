@@ -30,6 +30,9 @@ from modcap.runners import run
 from modcap.simulate import critical_path
 from modcap.workbench import Workbench
 
+MOBILENET, RESNET = "mobilenet_v2_x0_5", "resnet18_narrow"
+NETWORKS = (MOBILENET, RESNET, "vgg_tiny", "regnet_tiny")
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -172,11 +175,9 @@ class Setting:
         """How many boundaries the paper's rule lets one select."""
         return sum(homogeneous(self.network.partition.modules))
 
-    def selection(self, **fields: Any) -> dict[str, Any]:
-        """Capacities, differentials and which boundaries are homogeneous, by a recipe's fields."""
-        usual = {"method": self.method, "seed": self.seed, "k": 0}
-        recipe = Recipe.preset("quick", **usual | fields)
-        made = plan([self._cell(recipe)], self._results.get)
+    def selection(self, variant: Variant) -> dict[str, Any]:
+        """Capacities, differentials, and which boundaries are homogeneous."""
+        made = plan([self._cell(self._recipe(variant))], self._results.get)
         self._run(job for job in made.jobs if job.key not in self._results)
         return self._results[made.cells[0].select].meta
 
@@ -186,9 +187,7 @@ class Setting:
         """The figures of each variant that is not ``known`` yet by its identity (over ``names``),
         or has another recipe, checkpoint or images by now."""
         for variant in variants:
-            w_bits, a_bits = variant.bits
-            usual = {"w_bits": w_bits, "a_bits": a_bits, "method": self.method, "seed": self.seed}
-            recipe = Recipe.preset(variant.preset, **usual | variant.fields)
+            recipe = self._recipe(variant)
             row = {
                 "network": self.name,
                 "bits": recipe.bits,
@@ -202,6 +201,11 @@ class Setting:
             }
             if known.get(identity(row, names)) != row["digest"]:
                 yield row | self._figures(recipe)
+
+    def _recipe(self, variant: Variant) -> Recipe:
+        w_bits, a_bits = variant.bits
+        usual = {"w_bits": w_bits, "a_bits": a_bits, "method": self.method, "seed": self.seed}
+        return Recipe.preset(variant.preset, **usual | variant.fields)
 
     def _digest(self, recipe: Recipe) -> str:
         """Of all that decides the figures of ``recipe``, but for the revision."""

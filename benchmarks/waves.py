@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.cells import (
     NEAREST,
+    NETWORKS,
     Known,
     Setting,
     Variant,
@@ -35,7 +36,6 @@ from benchmarks.cells import (
 from benchmarks.pages import publish
 from benchmarks.places import results
 
-NETWORKS = ("mobilenet_v2_x0_5", "resnet18_narrow", "vgg_tiny", "regnet_tiny")
 BITS = (2, 4), (4, 4)
 IDENTITY = ("network", "bits", "seed", "iterations", "tests", "schedule", "table")
 

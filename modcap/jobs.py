@@ -242,18 +242,15 @@ def correct_job(cell: Cell, needs: tuple[str, ...]) -> Job:
 
 
 def choose_job(
-    cell: Cell,
-    select: str,
-    ways: Sequence[Sequence[Span]],
-    ends: Sequence[tuple[str, ...]],
+    cell: Cell, select: str, ways: Sequence[tuple[Sequence[Span], tuple[str, ...]]]
 ) -> Job:
-    """``ways``: the groups of each; ``ends``: the jobs that say what became of every module. It
-    needs the selection, and those of each way one after another."""
+    """``ways``: groups, and the jobs that say what became of every module. It needs the selection,
+    and those of each way one after another."""
     candidates = [
         {"groups": [list(span) for span in groups], "states": len(states)}
-        for groups, states in zip(ways, ends, strict=True)
+        for groups, states in ways
     ]
-    needs = (select, *(key for states in ends for key in states))
+    needs = (select, *(key for _, states in ways for key in states))
     memory = evaluation_memory(cell.network)
     return _whole_job(cell, Kind.CHOOSE, {"candidates": candidates}, needs, memory)
 

@@ -170,7 +170,8 @@ def _compare(found: CellPlan, ways: Sequence[_Way], add: Callable[[Job], str]) -
         modules = len(cell.network.partition.modules)
         trials = tuple(add(trial_job(cell, way.states, modules - len(way.groups))) for way in ways)
         ends = [(trial,) for trial in trials]
-    choose = add(choose_job(cell, found.select, [way.groups for way in ways], ends))
+    compared = [(way.groups, end) for way, end in zip(ways, ends, strict=True)]
+    choose = add(choose_job(cell, found.select, compared))
     return replace(found, select=choose, trials=trials)
 
 

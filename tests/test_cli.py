@@ -230,6 +230,20 @@ def test_capacity_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> 
     assert sorted(name for group in report["groups"] for name in group) == sorted(report["modules"])
 
 
+def test_what_a_model_prints_is_not_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "talkative.py").write_text(
+        "from modcap import zoo\n\n"
+        "def net():\n    print('building')\n    return zoo.resnet18_narrow()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    place = [GOOD, "--arch", "talkative:net", *DATA, "--preprocess", "mean=0.5,std=0.25", "--json"]
+    code, out, err = run("capacity", *place, capsys=capsys)
+    assert (code, "building" in err) == (0, True)
+    assert json.loads(out)["modules"]
+
+
 def test_the_baselines_of_a_report_are_plain() -> None:
     from flows.quantize import rounding_to_nearest, unjoined
 

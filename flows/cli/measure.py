@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from flows.cli.options import (
     in_s3,
     make_recipe,
     parse_k,
+    print_report,
 )
 from modcap.recipe import CapacityKind, Recipe
 
@@ -49,10 +50,11 @@ def capacity(
     fields = {"checkpoint": checkpoint, "arch": arch, "data": data, "preprocess": preprocess}
     if in_s3(checkpoint, data):
         find_s3()
-    report = measure_capacity(parse(Request, fields | {"recipe": full}))
-    if json_:
-        print(json.dumps(report))
-        return
+    request = parse(Request, fields | {"recipe": full})
+    print_report(partial(measure_capacity, request), json_, _show_capacities)
+
+
+def _show_capacities(report: dict[str, Any]) -> None:
     table = Table(title=f"k = {report['k']}", title_justify="left")
     for heading in ("module", "capacity", "differential to the next"):
         table.add_column(heading, justify="right" if heading.startswith(("c", "d")) else "left")
@@ -84,5 +86,9 @@ def evaluate(
 
     if in_s3(artifact, data):
         find_s3()
-    report = evaluate_artifact(artifact, data, preprocess, eval_images)
-    print(json.dumps(report) if json_ else f"top-1 {report['top1']:.2f} % of {report['images']}")
+    measure = partial(evaluate_artifact, artifact, data, preprocess, eval_images)
+    print_report(measure, json_, _show_accuracy)
+
+
+def _show_accuracy(report: dict[str, Any]) -> None:
+    print(f"top-1 {report['top1']:.2f} % of {report['images']}")

@@ -82,7 +82,7 @@ def parse_age(text: str) -> timedelta:
 
 def print_report(
     flow: Callable[[], dict[str, Any]], json_: bool, show: Callable[[dict[str, Any]], None]
-) -> None:
+) -> dict[str, Any]:
     """Runs a flow and prints its report, also where it ends with an error that has one.
 
     Stdout is for the report: what libraries print meanwhile goes to stderr.
@@ -101,3 +101,4 @@ def print_report(
         show(report)
     if failed:
         raise failed
+    return report

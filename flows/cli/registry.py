@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import Json, print_report
+from flows.cli.options import Json, in_s3, print_report
 from modcap.errors import InputError
 
 __all__ = ["promote", "scan"]
@@ -25,7 +25,7 @@ def scan(
     from flows.connect import use_services
     from flows.policy import read_policy
 
-    if not prefix.startswith("s3://"):
+    if not in_s3(prefix):
         raise InputError(f"{prefix!r} is no S3 address: give s3://bucket/prefix")
     rules = read_policy(policy)
     use_services()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import Json
+from flows.cli.options import Json, print_report
 from modcap.errors import InputError
 
 __all__ = ["stack"]
@@ -33,10 +32,11 @@ def down(json_: Json = False) -> None:
     """Stop every service of the local stack; data stays."""
     from infra import local
 
-    stopped = local.down()
-    print(
-        json.dumps({"stopped": stopped}) if json_ else f"stopped: {', '.join(stopped) or 'nothing'}"
-    )
+    print_report(lambda: {"stopped": local.down()}, json_, _show_stopped)
+
+
+def _show_stopped(report: dict[str, Any]) -> None:
+    print(f"stopped: {', '.join(report['stopped']) or 'nothing'}")
 
 
 @stack.command("status")
@@ -45,13 +45,14 @@ def status(json_: Json = False) -> None:
     from infra import local
 
     services = [service.as_dict() for service in local.status()]
-    if json_:
-        print(json.dumps({"services": services}))
-        return
+    print_report(lambda: {"services": services}, json_, _show_services)
+
+
+def _show_services(report: dict[str, Any]) -> None:
     table = Table()
     for heading in ("service", "state", "address", "pid"):
         table.add_column(heading)
-    for service in services:
+    for service in report["services"]:
         table.add_row(*(str(service[key] or "") for key in ("name", "state", "address", "pid")))
     Console().print(table)
 

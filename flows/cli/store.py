@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
-from flows.cli.options import Json, parse_age
+from flows.cli.options import Json, parse_age, print_report
 
 __all__ = ["store"]
 
@@ -31,10 +31,11 @@ def gc(
     from flows.retention import collect_garbage
     from tasks.store import Store
 
-    report = collect_garbage(Store.from_environment(), age, dry_run=dry_run, force=force)
-    if json_:
-        print(json.dumps(report))
-        return
+    collect = partial(collect_garbage, Store.from_environment(), age, dry_run=dry_run, force=force)
+    print_report(collect, json_, partial(_show_collected, dry_run))
+
+
+def _show_collected(dry_run: bool, report: dict[str, Any]) -> None:
     for name in ("kept", "removed"):
         found = report[name]
         word = "would go" if name == "removed" and dry_run else name
@@ -53,12 +54,12 @@ def verify(json_: Json = False) -> None:
     from flows.retention import verify as check
     from tasks.store import Store
 
-    report = check(Store.from_environment())
-    if json_:
-        print(json.dumps(report))
-    else:
-        for entry in report["damaged"]:
-            print(f"{entry['object']}: {entry['reason']}")
-        print(f"{report['checked']} objects checked, {len(report['damaged'])} damaged")
+    report = print_report(partial(check, Store.from_environment()), json_, _show_damage)
     if report["damaged"]:
         raise typer.Exit(1)
+
+
+def _show_damage(report: dict[str, Any]) -> None:
+    for entry in report["damaged"]:
+        print(f"{entry['object']}: {entry['reason']}")
+    print(f"{report['checked']} objects checked, {len(report['damaged'])} damaged")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -223,10 +222,10 @@ def plan(
         **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seeds=seeds),
     }
     grid = parse(Sweep, fields)
-    report = describe_plan(grid, workers, price_per_hour, picture)
-    if json_:
-        print(json.dumps(report))
-        return
+    print_report(partial(describe_plan, grid, workers, price_per_hour, picture), json_, _show_plan)
+
+
+def _show_plan(report: dict[str, Any]) -> None:
     table = Table(title_justify="left")
     for heading in ("jobs", "planned", "done"):
         table.add_column(heading, justify="left" if heading == "jobs" else "right")

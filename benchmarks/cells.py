@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -99,6 +100,30 @@ def forget() -> None:
 
 Known = dict[str, str]
 """Rows that need not be measured again: identity to digest of all that was measured."""
+Task = Callable[[Known], list[dict[str, Any]]]
+
+
+def arguments(page: str | None, workers: int | None = None) -> argparse.ArgumentParser:
+    """The command line of a benchmark that collects rows; ``workers`` is how many by default, for
+    one that may have more."""
+    parser = argparse.ArgumentParser(
+        description=page, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="the short form")
+    parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
+    parser.add_argument("--tables", action="store_true", help="write the tables, measure nothing")
+    if workers is not None:
+        parser.add_argument("--workers", type=int, default=workers, help="processes at once")
+    return parser
+
+
+def collect_as_asked(
+    args: argparse.Namespace, path: Path, names: Sequence[str], tasks: Sequence[Task]
+) -> list[dict[str, Any]]:
+    """:func:`collect`, by what was given on the command line."""
+    if args.fresh:
+        forget()
+    return collect(path, names, () if args.tables else tasks, args.workers, args.fresh)
 
 
 def identity(row: dict[str, Any], names: Sequence[str]) -> str:
@@ -109,7 +134,7 @@ def identity(row: dict[str, Any], names: Sequence[str]) -> str:
 def collect(
     path: Path,
     names: Sequence[str],
-    tasks: Iterable[Callable[[Known], list[dict[str, Any]]]],
+    tasks: Iterable[Task],
     workers: int | None,
     fresh: bool = False,
 ) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ benchmarks/results/fidelity.json (every cell), and the tables of docs/evidence.m
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -28,8 +27,8 @@ from benchmarks.cells import (
     Known,
     Setting,
     Variant,
-    collect,
-    forget,
+    arguments,
+    collect_as_asked,
     steps,
 )
 from benchmarks.fidelity_report import CAPACITIES, picture, single_picture, tables
@@ -204,21 +203,10 @@ def measure(batch: Batch, known: Known) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="two networks, 30 steps, one seed")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
-    parser.add_argument("--tables", action="store_true", help="write the tables, measure nothing")
-    args = parser.parse_args()
+    args = arguments(__doc__, os.cpu_count() or 1).parse_args()
     path = results("fidelity", args.quick)
-    todo = [] if args.tables else batches(args.quick)
-    if args.fresh:
-        forget()
-    rows = collect(
-        path, IDENTITY, [partial(measure, batch) for batch in todo], args.workers, args.fresh
-    )
+    tasks = [partial(measure, batch) for batch in batches(args.quick)]
+    rows = collect_as_asked(args, path, IDENTITY, tasks)
     found = tables(rows)
     if not args.quick:
         for mark, lines in found.items():

@@ -11,7 +11,6 @@ Writes benchmarks/results/time_to_accuracy.json, and the table and the picture o
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -24,7 +23,8 @@ from benchmarks.cells import (
     Known,
     Setting,
     Variant,
-    collect,
+    arguments,
+    collect_as_asked,
     revisions,
     seconds,
     short,
@@ -151,22 +151,13 @@ def _kind(recipe: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
+    parser = arguments(__doc__, 1)
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=NETWORKS)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--tables", action="store_true", help="write the table, measure nothing")
     args = parser.parse_args()
     path = results("time_to_accuracy", args.quick)
     networks = ("vgg_tiny",) if args.quick else args.networks
-    tasks = (
-        []
-        if args.tables
-        else [partial(measure, n, ref, args.quick) for n in networks for ref in (False, True)]
-    )
-    rows = collect(path, IDENTITY, tasks, args.workers)
+    tasks = [partial(measure, n, ref, args.quick) for n in networks for ref in (False, True)]
+    rows = collect_as_asked(args, path, IDENTITY, tasks)
     if not args.quick:
         publish("speed.md", "time to accuracy", "\n".join(table(rows)))
         (DOCS / "images/time-to-accuracy.png").write_bytes(plots.png(picture(rows)))

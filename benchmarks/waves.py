@@ -11,7 +11,6 @@ process. Writes benchmarks/results/waves.json, and the two tables of docs/waves.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 from collections.abc import Sequence
@@ -25,7 +24,8 @@ from benchmarks.cells import (
     Known,
     Setting,
     Variant,
-    collect,
+    arguments,
+    collect_as_asked,
     grouped,
     revisions,
     seconds,
@@ -131,19 +131,13 @@ def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--tables", action="store_true", help="write the tables, measure nothing")
-    args = parser.parse_args()
+    args = arguments(__doc__, os.cpu_count() or 1).parse_args()
     path = results("waves", args.quick)
-    todo = [] if args.tables else batches()
+    todo = batches()
     if args.quick:
         todo = [Batch("resnet18_narrow", (2, 4), 0, "whole", 1000)]
     tasks = [partial(measure, batch, args.quick) for batch in todo]
-    rows = collect(path, IDENTITY, tasks, args.workers)
+    rows = collect_as_asked(args, path, IDENTITY, tasks)
     tables = {
         name: "\n".join(table([r for r in rows if r["table"] == name], list(variants)))
         for name, variants in TABLES.items()

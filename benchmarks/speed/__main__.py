@@ -13,13 +13,12 @@ Peers come from PyPI into environments of their own under .modcap/peers (or $MOD
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from benchmarks.cells import Known, collect, identity
+from benchmarks.cells import Known, Task, arguments, collect, identity
 from benchmarks.places import results
 from benchmarks.speed import processes, report
 from modcap.jobs import REVISION
@@ -35,7 +34,6 @@ COUNTS = [256, 512, 1024, 2048]
 COMMON: dict[str, Any] = {"batch": 32, "seed": 0, "images": 1024, "method": "qdrop"}
 TIMED = {**COMMON, "network": NETWORKS[1], "w_bits": 4, "a_bits": 4, "tests": 0}  # not tested
 IDENTITY = ("name",)
-Task = Callable[[Known], list[dict[str, Any]]]
 
 
 def task(name: str, who: str, limit: float, source: str = "", **spec: Any) -> Task:
@@ -119,13 +117,7 @@ def linear(quick: bool) -> Iterator[Task]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--fresh", action="store_true")
-    parser.add_argument("--tables", action="store_true", help="write the tables, measure nothing")
-    args = parser.parse_args()
+    args = arguments(__doc__).parse_args()
     path = results("speed", args.quick)
     tasks: list[Task] = []
     if not args.tables:

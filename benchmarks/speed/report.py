@@ -37,6 +37,7 @@ def _table(head: str, lines: list[str]) -> str:
 
 def _ratios(rows: dict[str, Row], kind: str, pair: tuple[str, str], what: str) -> str:
     """Seconds per step of the first and the second of ``pair``, which took turns."""
+    first, second = pair
     lines = []
     for network in sorted({key.split("/")[1] for key in rows if key.startswith(f"{kind}/")}):
         sums = [
@@ -47,25 +48,27 @@ def _ratios(rows: dict[str, Row], kind: str, pair: tuple[str, str], what: str) -
         if all(sums):
             old, new = map(median, sums)
             turns = len(sums[1])
+            of = revisions(
+                rows[key] for key in rows if key.startswith(f"{kind}/{network}/{second}/")
+            )
             lines.append(f"| {network} | {1000 * old:.0f} | {1000 * new:.0f} | "
-                         f"{old / new:.2f} | {turns} |")  # fmt: skip
+                         f"{old / new:.2f} | {turns} | {of} |")  # fmt: skip
     if not lines:
         return ""
-    first, second = pair
-    head = f"network | {first}, ms | {second}, ms | {first} / {second} | turns"
+    head = f"network | {first}, ms | {second}, ms | {first} / {second} | turns | revision"
     return f"One step of every module, summed, {what}:\n\n" + _table(head, lines)
 
 
 def _memory(rows: dict[str, Row]) -> str:
     lines = [
         f"| {key.split('/')[1]} | {row['cpu_seconds']:.1f} | {row['seconds']:.1f} "
-        f"| {row['peak_anonymous_mb'] or 'not known'} |"
+        f"| {row['peak_anonymous_mb'] or 'not known'} | {revisions([row])} |"
         for key, row in rows.items()
         if key.startswith("memory/") and "error" not in row
     ]
     if not lines:
         return ""
-    head = "activations in memory | CPU seconds | seconds | peak MB outside of files"
+    head = "activations in memory | CPU seconds | seconds | peak MB outside of files | revision"
     return "ResNet-18 on 1,024 images of 64 × 64:\n\n" + _table(head, lines)
 
 
@@ -99,11 +102,11 @@ def _series(rows: dict[str, Row], kind: str) -> tuple[list[float], list[float], 
 def _linear(rows: dict[str, Row]) -> str:
     lines = [
         f"| {key} | {row['layers']} | {row['cpu_seconds']:.1f} | {row['seconds']:.1f} "
-        f"| {row['steps']} |"
+        f"| {row['steps']} | {revisions([row])} |"
         for key, row in rows.items()
         if key.startswith(("depth/", "images/")) and "error" not in row
     ]
-    return _table("run | weight layers | CPU seconds | seconds | steps in all", lines)
+    return _table("run | weight layers | CPU seconds | seconds | steps in all | revision", lines)
 
 
 def _r2(x: list[float], y: list[float]) -> float:

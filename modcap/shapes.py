@@ -77,28 +77,21 @@ def _keep_batch(squeeze: fx.Node, shapes: dict[fx.Node, tuple[torch.Size, bool]]
 
 
 def _run(graph: Callable[[Tensor], Any], images: Tensor, captured: int) -> None:
+    other = len(images) != captured
+    any_size = "its forward must take any batch size"
     try:
         result = graph(images)
     except Exception as error:
-        if len(images) != captured:
-            raise InputError(
-                f"the model was captured for batches of {captured} images only "
-                f"({first_line(error)}): its forward must take any batch size"
-            ) from None
-        raise InputError(
-            f"the captured model fails on an input of shape {tuple(images.shape)} "
-            f"({first_line(error)}): check the size of the images"
-        ) from None
+        what = f"fails on an input of shape {tuple(images.shape)}"
+        if other:
+            what = f"was captured for batches of {captured} images only"
+        mend = any_size if other else "check the size of the images"
+        raise InputError(f"the model {what} ({first_line(error)}): {mend}") from None
     if not isinstance(result, Tensor) or result.ndim != 2 or len(result) != len(images):
         shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
-        if len(images) != captured:
-            raise InputError(
-                f"the model returns a {type(result).__name__}{shape} for {len(images)} images: its "
-                "forward must take any batch size"
-            )
+        mend = any_size if other else "give a classifier, which returns one row of logits per image"
         raise InputError(
-            f"the model returns a {type(result).__name__}{shape} for {len(images)} images: give a "
-            "classifier, which returns one row of logits per image"
+            f"the model returns a {type(result).__name__}{shape} for {len(images)} images: {mend}"
         )
 
 

@@ -48,16 +48,21 @@ class Variant:
 NEAREST: dict[str, Any] = {"method": "rtn", "correction": True}
 
 
+SOFT: dict[str, Any] = {"rounding": "soft", "rounding_rate": 3e-2}
+"""The optimiser as it is in AdaRound, BRECQ and QDrop, but faster."""
+
+
 def steps(count: int, **fields: Any) -> dict[str, Any]:
-    """Recipe fields: groups one after another, no tuning or one of fixed integers, no joins;
-    ``fields`` go over these."""
+    """Recipe fields: groups one after another with soft rounding, no tuning or one of fixed
+    integers, no joins; ``fields`` go over these."""
     usual = {"k": 0, "schedule": "sequential", "tuning": 0, "tuning_rounding_rate": 0}
-    return usual | {"optimiser": {"iterations": count}} | fields
+    return usual | {"optimiser": {"iterations": count, **SOFT}} | fields
 
 
 def short(fields: dict[str, Any]) -> dict[str, Any]:
     """The same in few steps."""
-    return fields | {"optimiser": {"iterations": 20}, "tuning": min(20, fields.get("tuning", 20))}
+    optimiser = fields.get("optimiser", {}) | {"iterations": 20}
+    return fields | {"optimiser": optimiser, "tuning": min(20, fields.get("tuning", 20))}
 
 
 def seconds(row: dict[str, Any]) -> float:
@@ -238,7 +243,7 @@ class Setting:
         implied = [recipe.corrects, recipe.tuning_steps]
         if recipe.k is None and recipe.selection is Selection.TOP_K:
             implied.append(recipe.trial_steps)
-        return digest(canonical([recipe.model_dump(mode="json"), implied, inputs]))[:16]
+        return digest(canonical([recipe.digest, implied, inputs]))[:16]
 
     def _cell(self, recipe: Recipe) -> Cell:
         return Cell(self.network, self.calibration.digest, self.evaluation.digest, recipe)

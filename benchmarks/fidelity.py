@@ -24,6 +24,7 @@ from benchmarks.cells import (
     MOBILENET,
     NETWORKS,
     RESNET,
+    SOFT,
     Known,
     Setting,
     Variant,
@@ -35,10 +36,12 @@ from benchmarks.fidelity_report import CAPACITIES, picture, single_picture, tabl
 from benchmarks.pages import publish
 from benchmarks.places import DOCS, results
 from flows import plots
+from modcap.recipe import PRESETS
 from modcap.selection import random_k, spans
 
 K = {MOBILENET: 4}  # boundaries to select; 2 in the others, which have half as many modules
-ITERATIONS = 100
+QUICK = PRESETS["quick"]
+ITERATIONS = QUICK.optimiser.iterations
 _TWO = (2, 2), (2, 4)  # bits, where joining does most
 LONGER = 150  # about the work of joined groups at equal steps per module
 DRAWS = 10  # random choices of boundaries beside the rules
@@ -116,6 +119,17 @@ def with_tuning(network: str, names: Sequence[str], most: int) -> dict[str, dict
     return found
 
 
+def roundings() -> dict[str, dict[str, Any]]:
+    """Straight-through rounding without tuning, as the quick preset has it; and soft rounding in
+    its place."""
+    through = {name: getattr(QUICK.optimiser, name) for name in SOFT}
+    return {
+        "straight-through": steps(ITERATIONS, optimiser={"iterations": ITERATIONS} | through),
+        "quick, k=0": {"k": 0},
+        "quick, soft rounding": {"k": 0, "optimiser": SOFT},
+    }
+
+
 @dataclass(frozen=True)
 class Batch:
     """Cells of one network, bits, method and seed: they share the prefixes they have in common."""
@@ -136,6 +150,9 @@ def batches(quick: bool) -> list[Batch]:
         return [Batch(n, (2, 4), "qdrop", 0, **small) for n in ("vgg_tiny", RESNET)]
     bits = ((2, 4), (4, 4), (3, 3), (2, 2))
     found = [Batch(n, (2, 4), "qdrop", 0) for n in NETWORKS]
+    found += [
+        Batch(n, b, "qdrop", 0, "rounding") for b in ((2, 2), (2, 4), (4, 4)) for n in NETWORKS
+    ]
     found.append(Batch(MOBILENET, (2, 4), "qdrop", 0, "k"))
     found += [Batch(n, (2, 4), "qdrop", 0, "quick") for n in NETWORKS]
     found += [Batch(MOBILENET, b, "qdrop", 0) for b in bits[1:]]
@@ -149,6 +166,7 @@ def batches(quick: bool) -> list[Batch]:
     # Whether a k helps under tuning is a matter of 0.2 points: it takes more seeds
     found += [Batch(MOBILENET, (2, 4), "qdrop", s, "quick") for s in (3, 4, 5)]
     found += [Batch(MOBILENET, (2, 2), "qdrop", s, "quick") for s in (1, 2)]
+    found += [Batch(MOBILENET, b, "qdrop", s, "rounding") for s in (1, 2) for b in _TWO]
     found += [Batch(MOBILENET, b, "qdrop", 0, t) for t in ("single", "draws") for b in _TWO]
     return found
 
@@ -179,6 +197,10 @@ def variants(batch: Batch, setting: Setting) -> Iterator[Variant]:
     if batch.table == "quick":
         most = min(MOST, setting.homogeneous())
         for name, fields in with_tuning(network, names, most).items():
+            yield Variant({"selection": name, "per": "group"}, batch.bits, fields)
+        return
+    if batch.table == "rounding":
+        for name, fields in roundings().items():
             yield Variant({"selection": name, "per": "group"}, batch.bits, fields)
         return
     if batch.table == "draws":

@@ -19,6 +19,7 @@ _OWN_TABLES = {  # beginnings of selections that have a table of their own
     "quick": ("quick",),
     "draws": ("draw",),
     "single": ("only",),
+    "rounding": ("straight-through",),
 }
 
 
@@ -149,6 +150,29 @@ def quick_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def rounding_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Top-1 by how weights are rounded, without joins: means over the seeds that all have."""
+    names = "none", "straight-through", "quick, soft rounding", "quick, k=0"
+    lines = [
+        "| network | bits | seeds | soft, one after another | straight-through | soft, quick "
+        "| **straight-through, quick** | final error, soft, quick | straight-through | revision |",
+        "|---" * 10 + "|",
+    ]
+    own = [r for r in rows if r["selection"] in names and r["per"] == "group"]
+    own = [r for r in own if r["method"] == "qdrop"]
+    cells = grouped(own, ("network", "bits"))
+    for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), key[1])):
+        by_name = {n: {r["seed"]: r for r in cells[key] if r["selection"] == n} for n in names}
+        seeds = set.intersection(*map(set, by_name.values()))
+        if seeds:
+            some = {n: [found[s] for s in sorted(seeds)] for n, found in by_name.items()}
+            tops = " | ".join(f"{mean(r, 'top1'):.2f}" for r in some.values())
+            errors = " | ".join(f"{mean(some[n], 'final_error'):.4f}" for n in names[2:])
+            measured = revisions(row for found in some.values() for row in found)
+            lines.append(f"| {' | '.join(key)} | {len(seeds)} | {tops} | {errors} | {measured} |")
+    return lines
+
+
 def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Gains, selections, rank correlations, accuracy against k, the quick preset, random draws;
     those with rows."""
@@ -163,6 +187,8 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
         found["k"] = k_table([*none, *against_k])
     if quick := part(rows, "quick"):
         found["quick"] = quick_table(quick)
+    if part(rows, "rounding"):
+        found["rounding"] = rounding_table(rows)
     if by_chance := part(rows, "draws"):
         found["draws"] = draw_table(by_chance, table)
     if alone := part(rows, "single"):

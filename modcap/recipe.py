@@ -21,6 +21,7 @@ __all__ = [
     "Method",
     "Optimiser",
     "Recipe",
+    "Rounding",
     "Schedule",
     "Selection",
 ]
@@ -85,6 +86,16 @@ class Schedule(str, Enum):
     WAVES = "waves"
 
 
+class Rounding(str, Enum):
+    """How weights learn which integers they become."""
+
+    SOFT = "soft"
+    """Up or down, by variables that lie between until the end (AdaRound)."""
+    STRAIGHT_THROUGH = "straight-through"
+    """To any integer: weights move, are rounded in every step, and gradients pass through that
+    (Bengio et al., 2013)."""
+
+
 class Device(str, Enum):
     """Where jobs compute; another device rounds sums otherwise, and gives other bytes."""
 
@@ -109,7 +120,17 @@ class Optimiser(_Frozen):
 
     iterations: int = Field(20_000, ge=0, description="Adam steps per group")
     batch_size: int = Field(32, ge=1, description="images per step")
-    rounding_rate: float = Field(1e-3, gt=0, description="learning rate of rounding variables")
+    rounding: Rounding = Field(
+        Rounding.SOFT,
+        description="soft: each weight up or down, as AdaRound does; straight-through: weights "
+        "move, and are rounded in every step",
+    )
+    rounding_rate: float = Field(
+        1e-3,
+        gt=0,
+        description="learning rate of rounding variables; straight-through: of weights, in "
+        "distances of integers, in channels of less than 256 weights slower in proportion",
+    )
     scale_rate: float = Field(
         4e-5,
         ge=0,
@@ -128,7 +149,7 @@ class Optimiser(_Frozen):
         "output; 0 keeps them",
     )
     rounding_decay: bool = Field(False, description="cosine decay of rounding_rate too")
-    regulariser: float = Field(0.01, ge=0, description="weight of the rounding regulariser")
+    regulariser: float = Field(0.01, ge=0, description="weight of the regulariser of soft rounding")
     warm_up: float = Field(0.2, ge=0, lt=1, description="fraction of steps without regulariser")
     beta_start: float = Field(20.0, gt=0)
     beta_end: float = Field(2.0, gt=0)
@@ -330,7 +351,8 @@ PRESETS: dict[str, Recipe] = {
         schedule=Schedule.WAVES,
         optimiser=Optimiser(
             iterations=100,
-            rounding_rate=3e-2,
+            rounding=Rounding.STRAIGHT_THROUGH,
+            rounding_rate=1e-1,
             scale_rate=1e-3,
             relative_scale_rate=True,
             weight_scale_rate=1e-3,

@@ -30,7 +30,7 @@ from modcap.quantized import (
     quantizers,
     through,
 )
-from modcap.recipe import Method, Optimiser, Precision
+from modcap.recipe import Method, Optimiser, Precision, Rounding
 
 __all__ = [
     "BATCH",
@@ -161,7 +161,13 @@ def reconstruct(
     curve = torch.zeros((0, 2), dtype=torch.float64)
     if method is not Method.RTN and settings.iterations:
         for layer in layers_of(modules):
-            layer.soften()
+            if settings.rounding is Rounding.SOFT:
+                layer.soften()
+            else:
+                weight = layer.weight.detach()
+                layer.harden()
+                layer.loosen()
+                layer.free(weight)
         curve = optimise(modules, inputs, method, settings, seed, progress)
     harden(modules)
     output = chain(modules, inputs.quantized, limit)
@@ -302,8 +308,10 @@ def _cosine(done: float) -> float:
 
 
 def _beta(done: float, settings: Optimiser) -> float | None:
-    """The exponent of the regulariser, annealed by a cosine; None during the warm-up."""
-    if done < settings.warm_up or not settings.regulariser:
+    """The exponent of the regulariser, annealed by a cosine; None during the warm-up, and where
+    rounding is not soft."""
+    soft = settings.rounding is Rounding.SOFT
+    if done < settings.warm_up or not settings.regulariser or not soft:
         return None
     share = (done - settings.warm_up) / (1 - settings.warm_up)
     return settings.beta_end + (settings.beta_start - settings.beta_end) * _cosine(share)

@@ -14,7 +14,7 @@ from modcap.errors import ModcapError
 from modcap.quantize import quantize
 from modcap.quantized import Bits, attach, layers_of, quantizers, state_of
 from modcap.quantizer import search_scale
-from modcap.recipe import Method, Optimiser, Precision, Recipe
+from modcap.recipe import Method, Optimiser, Precision, Recipe, Rounding
 from modcap.reconstruct import Inputs, _beta, calibrate, chain, harden, reconstruct, relative_error
 from tests.networks import convolutions
 
@@ -52,6 +52,39 @@ def test_beats_rounding_to_nearest(images: Tensor, method: Method, blocks: int) 
     assert outcome.error < 0.8 * nearest.error
     assert outcome.curve[-1, 0] == FAST.iterations - 1
     assert float(relative_error(chain(attached, images), inputs.target)) == outcome.error
+
+
+@pytest.mark.parametrize("method", [Method.ADAROUND, Method.BRECQ, Method.QDROP])
+def test_straight_through_reaches_more_integers_than_up_and_down(
+    images: Tensor, method: Method
+) -> None:
+    """So it is better than soft rounding at 2 bits, and what it learned is what it is."""
+    errors, moved = {}, {}
+    for rounding, rate in ((Rounding.SOFT, 1e-2), (Rounding.STRAIGHT_THROUGH, 3e-1)):
+        attached, inputs = group(images, 2)
+        exact = [
+            x.weight / x._spread(x.scale) + x._spread(x.zero_point) for x in layers_of(attached)
+        ]
+        settings = FAST.model_copy(update={"rounding": rounding, "rounding_rate": rate})
+        outcome = reconstruct(attached, inputs, method, settings, seed=0)
+        errors[rounding] = outcome.error
+        moved[rounding] = max(
+            float((cast(Tensor, layer.integers) - before.clamp(0, 3)).abs().max())
+            for layer, before in zip(layers_of(attached), exact, strict=True)
+        )
+        assert float(relative_error(chain(attached, images), inputs.target)) == outcome.error
+    assert errors[Rounding.STRAIGHT_THROUGH] < errors[Rounding.SOFT]
+    assert moved[Rounding.SOFT] <= 1 < moved[Rounding.STRAIGHT_THROUGH]
+
+
+def test_straight_through_rounding_has_no_regulariser(images: Tensor) -> None:
+    states = []
+    for regulariser in (0.0, 1.0):
+        attached, inputs = group(images)
+        update = {"rounding": Rounding.STRAIGHT_THROUGH, "regulariser": regulariser}
+        reconstruct(attached, inputs, Method.QDROP, FAST.model_copy(update=update), seed=0)
+        states.append(dict(state_of(attached[0])))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_bfloat16_rounds_nearly_as_well_and_leaves_float32(images: Tensor) -> None:

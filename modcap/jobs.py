@@ -34,7 +34,7 @@ __all__ = [
     "tune_job",
 ]
 
-REVISION = 8
+REVISION = 9
 """Of the algorithm: raise it when the same job would give other bytes than before."""
 
 
@@ -128,10 +128,11 @@ class Cell:
     pixels: int = 0
 
 
-def _device(cell: Cell) -> dict[str, str]:
-    """The device as a parameter, where it is not the usual one: keys of the CPU stay."""
-    device = cell.recipe.device
-    return {} if device is Device.CPU else {"device": device.value}
+def _arithmetic(cell: Cell) -> dict[str, Any]:
+    """What decides the order of sums, and so the last bits of results, as parameters; the device
+    where it is not the usual one."""
+    threads, device = cell.recipe.threads, cell.recipe.device
+    return {"threads": threads} | ({} if device is Device.CPU else {"device": device.value})
 
 
 def _room(cell: Cell, memory: int) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def capacity_jobs(cell: Cell) -> list[Job]:
                 "images": recipe.capacity_images,
                 "p": recipe.scale_exponent,
             }
-            params |= _device(cell)
+            params |= _arithmetic(cell)
             inputs = inputs | {"calibration": cell.calibration}
             images = max(recipe.capacity_images, recipe.optimiser.batch_size)
             memory = reconstruction_memory(cell.network, Span(index, index + 1), images, 0)
@@ -217,7 +218,6 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
         params |= {
             "optimiser": recipe.optimiser.model_dump(mode="json") | {"iterations": steps},
             "seed": recipe.seed,
-            "threads": recipe.threads,
         }
     if first < span.start:
         params |= {"prefix": first, "prefix_bits": _bits(cell)[first : span.start]}
@@ -233,7 +233,7 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
     label = f"{recipe.method.value} {recipe.bits} {title}"
     batch = recipe.optimiser.batch_size if recipe.method is not Method.RTN else 0
     memory = _memory(cell, span, batch)
-    params |= _device(cell)
+    params |= _arithmetic(cell)
     return Job(Kind.RECONSTRUCT, params, inputs, needs, label=label, **_room(cell, memory))
 
 
@@ -288,7 +288,7 @@ def _whole_job(
     label: str = "",
 ) -> Job:
     """A job over the whole quantized network and the calibration images."""
-    common = {"bits": _bits(cell), "threads": cell.recipe.threads} | _device(cell)
+    common = {"bits": _bits(cell)} | _arithmetic(cell)
     inputs = {"network": cell.network.digest, "calibration": cell.calibration}
     label = label or f"{kind.value} {cell.name}"
     return Job(kind, params | common, inputs, needs, label=label, **_room(cell, memory))
@@ -303,13 +303,13 @@ def assemble_job(cell: Cell, needs: tuple[str, ...]) -> Job:
 def evaluate_job(cell: Cell, assemble: str) -> Job:
     images = {"calibration": cell.calibration, "evaluation": cell.evaluation}
     inputs = {"network": cell.network.digest} | images
-    params = {"of": "quantized"} | _device(cell)
+    params = {"of": "quantized"} | _arithmetic(cell)
     room = _room(cell, evaluation_memory(cell.network, cell.pixels))
     return Job(Kind.EVALUATE, params, inputs, (assemble,), f"evaluate {cell.name}", **room)
 
 
 def evaluate_full_job(cell: Cell) -> Job:
     inputs = {"network": cell.network.digest, "evaluation": cell.evaluation}
-    params = {"of": "full precision"} | _device(cell)
+    params = {"of": "full precision"} | _arithmetic(cell)
     room = _room(cell, evaluation_memory(cell.network, cell.pixels))
     return Job(Kind.EVALUATE, params, inputs, label="evaluate full precision", **room)

@@ -52,6 +52,7 @@ _REPORTS = 50  # points of a loss curve
 BATCH = 256  # images per forward pass where no gradient is needed
 _MANY_WEIGHTS = 256  # of a channel; where there are fewer, each weighs more, and moves more slowly
 _OBSERVED = 64  # images an activation's scale is searched on, and the size of outputs measured
+_EPS = 1e-8  # of Adam, where the squared output is 1 or more: gradients shrink as that does
 _LARGEST_STEP = 1e-2  # of an activation's scale, relative to it
 
 
@@ -262,7 +263,9 @@ def optimise(
     group = _Group(modules, method, settings)
     group.prepare(generator)
     parameters = group.parameter_groups(_observed(inputs.full))
-    optimizer = torch.optim.Adam(parameters, fused=True)
+    channels = 2 if inputs.target.ndim == 3 else 1  # of tokens, the last
+    energy = float(_observed(inputs.target).square().sum(channels).mean())
+    optimizer = torch.optim.Adam(parameters, eps=_EPS * min(1.0, max(energy, _EPS)), fused=True)
     rates = [float(p["lr"]) for p in optimizer.param_groups]
     curve: list[tuple[int, float]] = []
     for step in range(settings.iterations):
@@ -271,7 +274,6 @@ def optimise(
                 place["lr"] = rate * _cosine(step / settings.iterations)
         x, y = _batch(inputs, method, settings, generator)
         beta = _beta(step / settings.iterations, settings)
-        channels = 2 if y.ndim == 3 else 1  # of tokens, the last
         loss = (group.forward(x, beta) - y).square().sum(channels).mean()
         total = loss if beta is None else loss + settings.regulariser * group.penalty()
         optimizer.zero_grad(set_to_none=True)

@@ -319,3 +319,15 @@ def test_what_a_decision_leads_to_waits_for_it(network: Network) -> None:
     assert {final.waits[key][-1] for key in final.reconstructions(after)} == {made.select}
     places = {job.key: place for place, job in enumerate(final.jobs)}
     assert all(places[key] < places[job.key] for job in final.jobs for key in final.waits[job.key])
+
+
+@pytest.mark.parametrize("method", ["rtn", "qdrop"])
+def test_all_that_sums_activations_knows_its_threads(network: Network, method: str) -> None:
+    """Another number of threads adds up in another order: other last bits."""
+    keys = []
+    for threads in (1, 2):
+        asked = cell(network, k=0, method=method, capacity="data-dependent", threads=threads)
+        jobs = complete([asked], {0: APART}).jobs
+        keys.append({job.key for job in jobs if job.kind is not Kind.SELECT})
+    one, two = keys
+    assert not one & two

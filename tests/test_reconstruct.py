@@ -246,6 +246,23 @@ def test_units_of_activations_do_not_matter() -> None:
     assert errors[1] < 2 * errors[0]
 
 
+def test_the_units_of_a_group_do_not_matter_without_tuning(images: Tensor) -> None:
+    """Gradients shrink with the square of the output, far below the usual epsilon of Adam."""
+    errors = []
+    for factor in (1.0, 2.0**-14):
+        floats = [block(seed) for seed in range(2)]
+        for module in floats:
+            for name in ("0", "2"):
+                cast(Tensor, module.get_submodule(name).bias).mul_(factor)
+        small = images * factor
+        attached = [attach(module, [Bits(2, 4), Bits(2, 4)]) for module in floats]
+        calibrate(attached, small, 2.4)
+        inputs = Inputs(small, small, chain(floats, small))
+        optimiser = Recipe.preset("quick").optimiser
+        errors.append(reconstruct(attached, inputs, Method.QDROP, optimiser, seed=0).error)
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+
+
 def test_the_units_of_published_rates_do_not_matter_either(images: Tensor) -> None:
     """An absolute rate would throw a small scale across zero."""
     module, small = block(0), images * 1e-4

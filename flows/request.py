@@ -111,8 +111,8 @@ def _blaming_images() -> Iterator[None]:
 
 def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
     return ImageSet(
-        torch.tensor(images.images),
-        torch.tensor(images.labels),
+        torch.from_numpy(images.images),
+        torch.from_numpy(images.labels),
         tuple(preprocess.mean),
         tuple(preprocess.std),
     )
@@ -129,9 +129,8 @@ def evaluation_images(
 ) -> ImageSet:
     """The images, at most ``limit`` of them, that accuracy is measured on."""
     with _blaming_images():
-        tests = data.load(str(local_path(spec)), split=split, preprocess=preprocess)
-    if limit is not None:
-        tests = tests.take(range(min(limit, len(tests.labels))))
+        place = str(local_path(spec))
+        tests = data.load(place, split=split, preprocess=preprocess, limit=limit)
     return images_of(tests, preprocess)
 
 
@@ -160,7 +159,8 @@ def prepare(request: Request) -> Prepared:
         if request.eval_data
         else evaluation_images(request.data, preprocess, request.eval_images)
     )
-    checkpoints.check_input(checkpoint, calibration.normalized(0, 2))
+    classes = checkpoints.check_input(checkpoint, calibration.normalized(0, 2))
+    _check_labels(evaluation, classes, request.eval_data or request.data)
     source = {
         "checkpoint": request.checkpoint,
         "checkpoint_digest": checkpoint.digest,
@@ -175,6 +175,16 @@ def prepare(request: Request) -> Prepared:
     pixels = evaluation.pixels.nbytes
     cell = Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels)
     return Prepared(request, cell, calibration, evaluation, source, _fp_bytes(network))
+
+
+def _check_labels(images: ImageSet, classes: int, spec: str) -> None:
+    """Refuses labels of no class, which would count as misses; images are to blame."""
+    outside = images.labels[(images.labels < 0) | (images.labels >= classes)]
+    if len(outside):
+        raise Unavailable(
+            f"data {spec}: label {int(outside[0])} is none of the network's {classes} classes, 0 "
+            f"to {classes - 1}: label images as it was trained"
+        )
 
 
 def _fp_bytes(network: Network) -> int:

@@ -72,27 +72,31 @@ class Images:
         return hasher.hexdigest()
 
 
-def load(spec: str, *, split: Split, preprocess: Preprocess) -> Images:
+def load(spec: str, *, split: Split, preprocess: Preprocess, limit: int | None = None) -> Images:
     """Reads images.
 
     Args:
         spec: ``fashion-mnist``, ``fashion-mnist:DIR``, a directory with one folder per class
-            (below ``train`` and ``val`` where there are such), or an ``.npz`` of ``images`` (N, C,
-            H, W; uint8 or float32) and ``labels`` (N,).
+            (below ``train`` and ``val``, ``valid``, ``validation`` or ``test`` where there are
+            such; those of ``train`` number the classes), or an ``.npz`` of ``images`` (N, C, H, W;
+            uint8 or float32) and ``labels`` (N,).
         split: ``calibration`` and ``evaluation`` share no image; ``all`` is a whole source of one
             split, or the test split of one that has two.
         preprocess: resize and crop apply to a folder of image files.
+        limit: how many images of the split, the first of them, at most; others are not decoded.
 
     Raises:
         InputError: there are no such images, or they do not fit ``preprocess``.
     """
     if spec == "fashion-mnist" or spec.startswith("fashion-mnist:"):
         images = _fashion_mnist(spec.partition(":")[2], split)
+        if limit is not None:
+            images = images.take(range(min(limit, len(images))))
     elif spec.endswith(".npz"):
         whole = _read_npz(Path(spec), spec)
-        images = whole.take(_indices(len(whole), split))
+        images = whole.take(_indices(len(whole), split)[:limit])
     else:
-        images = _folder(Path(spec), split, preprocess)
+        images = _folder(Path(spec), split, preprocess, limit)
     channels = images.images.shape[1]
     if channels != preprocess.channels:
         raise InputError(
@@ -162,7 +166,8 @@ def _from_idx(pixels: Path, labels: Path, split: Split) -> Images:
 def _read_idx(file: Path) -> NDArray[np.uint8]:
     """An array in the idx format of MNIST: two zeros, type, rank, sizes, bytes."""
     try:
-        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        packed = file.read_bytes()
+        raw = bytearray(gzip.decompress(packed) if file.suffix == ".gz" else packed)  # writable
         shape = np.frombuffer(raw, ">u4", raw[3], offset=4)
         return np.frombuffer(raw, np.uint8, offset=4 + shape.nbytes).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
@@ -206,19 +211,20 @@ def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str
     return Images(images, labels.astype(np.int64), source)
 
 
-def _folder(folder: Path, split: Split, preprocess: Preprocess) -> Images:
+def _folder(folder: Path, split: Split, preprocess: Preprocess, limit: int | None) -> Images:
     if not folder.is_dir():
         raise InputError(
             f"data {folder} does not exist: give fashion-mnist, a directory with one folder of "
             f"images per class, or an .npz"
         )
-    train, test = folder / "train", folder / "val"
-    if train.is_dir() and test.is_dir():
-        files = image_folder.listed(train if split == "calibration" else test)
+    divided = image_folder.splits(folder)
+    if divided:
+        train, test = divided
+        files = image_folder.listed(train if split == "calibration" else test, train)
         order = permutation(len(files), 0)
         chosen = order[:POOL] if split == "calibration" else order
     else:
         files = image_folder.listed(folder)
         chosen = _indices(len(files), split)
-    images, labels = image_folder.decoded([files[i] for i in chosen], preprocess)
+    images, labels = image_folder.decoded([files[i] for i in chosen[:limit]], preprocess)
     return Images(images, labels, str(folder))

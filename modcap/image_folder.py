@@ -16,31 +16,71 @@ from modcap.preprocess import Preprocess
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["decoded", "listed"]
+__all__ = ["decoded", "listed", "splits"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 _MODES = {1: "L", 3: "RGB"}
+_TRAINING, _EVALUATION = "train", ("val", "valid", "validation", "test")
+_NAMED = 3  # classes to name in an error
 
 
-def listed(folder: Path) -> list[tuple[Path, int]]:
-    """Image files below ``folder`` with their class, sorted; a class's number is the rank of its
-    folder's name.
+def splits(folder: Path) -> tuple[Path, Path] | None:
+    """The folders of training and of evaluation in ``folder``; None where it is not divided.
+
+    Where there are several to evaluate on, it is ``val``.
 
     Raises:
-        InputError: there is none.
+        InputError: there are several and no ``val``, or one without the other.
     """
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
-    files = [
-        (file, label)
-        for label, entry in enumerate(classes)
-        for file in sorted(entry.rglob("*"))
+    train = folder / _TRAINING
+    tests = [folder / name for name in _EVALUATION if (folder / name).is_dir()]
+    if train.is_dir() and tests:
+        if len(tests) > 1 and tests[0].name != _EVALUATION[0]:
+            found = " and ".join(f"{test.name}/" for test in tests)
+            raise InputError(
+                f"data {folder} has {found} beside train/: call the one to evaluate on val/"
+            )
+        return train, tests[0]
+    for alone in (train, *tests):
+        if alone.is_dir() and _classes(alone):
+            other = _EVALUATION[0] if alone == train else _TRAINING
+            raise InputError(
+                f"data {folder} has {alone.name}/ and no {other}/: give both, or {alone} alone"
+            )
+    return None
+
+
+def listed(folder: Path, trained: Path | None = None) -> list[tuple[Path, int]]:
+    """Image files below ``folder`` with their class, sorted; a class's number is the rank of its
+    folder's name, among those in ``trained`` where that is given.
+
+    Raises:
+        InputError: there is none, or one of a class that ``trained`` lacks.
+    """
+    named = [
+        (file, name)
+        for name in _classes(folder)
+        for file in sorted((folder / name).rglob("*"))
         if file.suffix.lower() in _SUFFIXES
     ]
+    numbers = {name: number for number, name in enumerate(_classes(trained or folder))}
+    unknown = sorted({name for _, name in named} - numbers.keys())
+    if unknown:
+        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        raise InputError(
+            f"data {folder} has images of {', '.join(unknown[:_NAMED])}{more}, and {trained} no "
+            f"such folder: name classes alike in both; a folder may be empty"
+        )
+    files = [(file, numbers[name]) for file, name in named]
     if not files:
         raise InputError(
             f"data {folder} has no images: give a directory with one folder of images per class"
         )
     return files
+
+
+def _classes(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
 
 def decoded(

@@ -12,9 +12,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from modcap.errors import InputError
 from modcap.results import DamagedResult, digest, header_of
 
-__all__ = ["ImageSet"]
+__all__ = ["ImageSet", "as_input"]
+
+
+def as_input(images: object) -> Tensor:
+    """Preprocessed images as a network takes them: other floating-point numbers become float32.
+
+    Raises:
+        InputError: they are no tensor (N, C, H, W) of floating-point numbers, or hold none.
+    """
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"images are of type {type(images).__name__}: give a torch.Tensor (N, C, H, W), float32"
+        )
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise InputError(f"images are {kind}: give float32, preprocessed as for the model")
+    if images.ndim != 4:
+        raise InputError(f"images are of shape {tuple(images.shape)}: give (N, C, H, W)")
+    if not images.numel():
+        raise InputError(f"images are of shape {tuple(images.shape)}, which is empty: give some")
+    return images.float()
 
 
 @dataclass(frozen=True)

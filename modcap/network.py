@@ -18,6 +18,7 @@ from modcap.capture import capture, original
 from modcap.errors import InputError
 from modcap.fold import fold_batch_norms
 from modcap.graph_json import fill, graph_from_json, graph_to_json, tensors_of
+from modcap.images import as_input
 from modcap.messages import first_line
 from modcap.partition import Partition, partition
 from modcap.results import DamagedResult, canonical, digest, header_of
@@ -109,16 +110,29 @@ def build(
         source: recorded with the network.
 
     Raises:
-        InputError: the model cannot be captured, partitioned or written without code, or what was
-            captured is not the same function.
+        InputError: the model cannot be captured, partitioned or written without code, holds NaN
+            or infinite weights, or what was captured is not the same function.
     """
-    if example.ndim != 4:
-        raise InputError(f"images are of shape {tuple(example.shape)}: give (N, C, H, W)")
+    example = as_input(example)
     channels, height, width = example.shape[1:]
-    found = partition(fold_batch_norms(capture(model, example)))
+    graph = capture(model, example)
+    _check_finite(model)
+    found = partition(fold_batch_norms(graph))
     network = Network(found, (channels, height, width), dict(source or {}))
     _check(Network.from_bytes(network.to_bytes()), model, example)
     return network
+
+
+@torch.no_grad()
+def _check_finite(model: nn.Module | ExportedProgram) -> None:
+    """Refuses broken weights; infinity in a buffer may be meant, as in a mask."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        weight = isinstance(tensor, nn.Parameter)
+        if tensor.isnan().any() or (weight and tensor.isinf().any()):
+            raise InputError(
+                f"'{name}' of the model holds NaN or infinity: training diverged, or its file is "
+                "damaged; give another one"
+            )
 
 
 @torch.no_grad()
@@ -134,6 +148,11 @@ def _check(network: Network, model: nn.Module | ExportedProgram, example: Tensor
         ) from None
     if isinstance(expected, tuple | list):
         (expected,) = expected
+    if not expected.isfinite().all():
+        raise InputError(
+            "the model answers with NaN or infinite logits: check its weights, and how images are "
+            "scaled"
+        )
     error = float((network(images) - expected).norm() / expected.norm().clamp(min=1e-12))
     if not error < _SAME:
         raise InputError(

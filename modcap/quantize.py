@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from modcap.artifact import QuantizedNetwork, unpack_network
 from modcap.errors import InputError
-from modcap.images import ImageSet
+from modcap.images import ImageSet, as_input
 from modcap.jobs import Cell, Job
 from modcap.network import Network, build
 from modcap.plan import plan
-from modcap.recipe import Recipe
+from modcap.recipe import Method, Recipe
 from modcap.results import Result
 from modcap.runners import run
 from modcap.selection import Span
@@ -61,19 +61,21 @@ def quantize(
 
     Args:
         model: any image classifier that torch.fx or torch.export captures, in float32.
-        images: (N, C, H, W) float32, preprocessed as for the model; all N are used.
+        images: (N, C, H, W), preprocessed as for the model; all N are used, in float32.
         recipe: default ``Recipe.preset("quick")``.
         progress: told (job, step, steps, loss) while a job optimises.
 
     Raises:
-        InputError: the model cannot be captured, or recipe and images do not fit.
+        InputError: the model cannot be captured or holds NaN, or recipe and images do not fit.
 
     Example:
         >>> recipe = Recipe.preset("quick", w_bits=4, a_bits=4)
         >>> logits = quantize(model, images, recipe).network(images)  # doctest: +SKIP
     """
     recipe = recipe or Recipe.preset("quick")
-    if len(images) < recipe.optimiser.batch_size:
+    images = as_input(images)
+    optimised = recipe.method is not Method.RTN or recipe.tuning_steps > 0
+    if optimised and len(images) < recipe.optimiser.batch_size:
         raise InputError(
             f"{len(images)} calibration images are fewer than batch_size "
             f"{recipe.optimiser.batch_size}: give more images, or a smaller batch_size"
@@ -89,7 +91,7 @@ def quantize(
         )
     channels = images.shape[1]
     unlabelled = torch.zeros(len(images), dtype=torch.int64)
-    calibration = ImageSet(images.float(), unlabelled, (0.0,) * channels, (1.0,) * channels)
+    calibration = ImageSet(images, unlabelled, (0.0,) * channels, (1.0,) * channels)
     cell = Cell(network, calibration.digest, calibration.digest, recipe)
     bench = Workbench.holding({network.digest: network, calibration.digest: calibration})
     results = _run_all(cell, bench, progress)

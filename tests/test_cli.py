@@ -118,10 +118,10 @@ def raw_pickle(folder: Path) -> Path:
     return folder / "raw.pt"
 
 
-def npz(folder: Path, count: int, channels: int = 1, size: int = 28) -> Path:
+def npz(folder: Path, count: int, channels: int = 1, size: int = 28, label: int = 0) -> Path:
     file = folder / "images.npz"
     pixels = np.zeros((count, channels, size, size), np.uint8)
-    np.savez(file, images=pixels, labels=np.zeros(count, np.int64))
+    np.savez(file, images=pixels, labels=np.full(count, label))
     return file
 
 
@@ -142,6 +142,14 @@ CASES: dict[str, Any] = {
     "wrong size": (lambda d: [GOOD, *ARCH, "--data", npz(d, 3000, 3)], "3"),
     "empty calibration": (lambda d: [GOOD, *ARCH, "--data", npz(d, 0)], "images.npz"),
     "too few images": (lambda d: [GOOD, *ARCH, "--data", npz(d, 100)], "1024"),
+    "label too large": (
+        lambda d: [GOOD, *ARCH, "--data", npz(d, 3000, label=10)],
+        "images.npz: label 10 is none of the network's 10 classes, 0 to 9",
+    ),
+    "negative label": (
+        lambda d: [GOOD, *ARCH, *DATA, "--eval-data", npz(d, 1, label=-7)],
+        "images.npz: label -7 is none",
+    ),
     "unknown bits": (lambda d: [GOOD, *ARCH, *DATA, "--w-bits", "9"], "w_bits"),
     "one bit": (lambda d: [GOOD, *ARCH, *DATA, "--a-bits", "1"], "a_bits"),
     "k too large": (lambda d: [GOOD, *ARCH, *DATA, "--k", "99"], "--k 99 is larger than"),

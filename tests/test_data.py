@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from modcap import _torchvision, data
-from modcap.data import Images
+from modcap import _torchvision, data, image_folder
+from modcap.data import Images, Split
 from modcap.errors import InputError
 from modcap.preprocess import Preprocess
 from modcap.zoo import PREPROCESS
@@ -41,8 +42,13 @@ def write_npz(path: Path, count: int = 40, **changes: object) -> str:
     return str(path)
 
 
-def write_folder(root: Path, count: int = 4, size: tuple[int, int] = (12, 10)) -> None:
-    for label, name in enumerate(("bag", "coat", "shirt")):
+CLASSES = ("bag", "coat", "shirt")
+
+
+def write_folder(
+    root: Path, count: int = 4, size: tuple[int, int] = (12, 10), names: Sequence[str] = CLASSES
+) -> None:
+    for label, name in enumerate(names):
         (root / name).mkdir(parents=True)
         for index in range(count):
             pixels = np.full((size[1], size[0], 3), 40 * label + index, np.uint8)
@@ -165,6 +171,72 @@ def test_folder_with_splits_and_gray_images(tmp_path: Path) -> None:
     ]
     assert sizes == [15, 6, 6]
     assert data.load(str(tmp_path), split="all", preprocess=GRAY).images.shape == (6, 1, 10, 12)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+def test_names_of_the_split_to_evaluate_on(tmp_path: Path, name: str) -> None:
+    write_folder(tmp_path / "train", count=5)
+    write_folder(tmp_path / name, count=2)
+    if name == "val":
+        write_folder(tmp_path / "test", count=9)
+    found = data.load(str(tmp_path), split="evaluation", preprocess=GRAY)
+    assert np.bincount(found.labels).tolist() == [2, 2, 2]
+    assert len(data.load(str(tmp_path), split="calibration", preprocess=GRAY)) == 15
+
+
+def test_splits_that_are_not_clear(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train")
+    refused(str(tmp_path), f"{tmp_path} has train/ and no val/")
+    write_folder(tmp_path / "test")
+    write_folder(tmp_path / "valid")
+    refused(str(tmp_path), "has valid/ and test/ beside train/")
+    (tmp_path / "train").rename(tmp_path / "training")
+    refused(str(tmp_path), "has valid/ and no train/")
+    (tmp_path / "val").mkdir()
+    (tmp_path / "training").rename(tmp_path / "train")
+    with pytest.raises(InputError, match="val has no images"):
+        data.load(str(tmp_path), split="evaluation", preprocess=GRAY)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_folder(tmp_path, names=("bus", "train"))
+    found = data.load(str(tmp_path), split="all", preprocess=GRAY)
+    assert np.bincount(found.labels).tolist() == [4, 4]
+
+
+def test_the_training_split_numbers_the_classes(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "val", names=CLASSES[1:])
+    (tmp_path / "val" / "empty").mkdir()
+    found = data.load(str(tmp_path), split="evaluation", preprocess=GRAY)
+    assert np.bincount(found.labels).tolist() == [0, 4, 4]
+    write_folder(tmp_path / "val", names=("a", "b", "c", "d"))
+    with pytest.raises(InputError, match=r"val has images of a, b, c and 1 more, and .*train no"):
+        data.load(str(tmp_path), split="evaluation", preprocess=GRAY)
+    (tmp_path / "train" / "d").mkdir()
+    with pytest.raises(InputError, match="images of a, b, c, and"):
+        data.load(str(tmp_path), split="evaluation", preprocess=GRAY)
+
+
+@pytest.mark.parametrize("source", ["divided", "whole", "d.npz", f"fashion-mnist:{SHIPPED}"])
+@pytest.mark.parametrize("split", ["calibration", "evaluation", "all"])
+def test_a_limit_takes_the_first_and_decodes_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, split: Split
+) -> None:
+    write_folder(tmp_path / "divided" / "train", count=5)
+    write_folder(tmp_path / "divided" / "val", count=4)
+    write_folder(tmp_path / "whole", count=5)
+    write_npz(tmp_path / "d.npz")
+    spec = source if ":" in source else str(tmp_path / source)
+    whole = data.load(spec, split=split, preprocess=GRAY)
+    decode, decoded = image_folder._pixels, []
+    monkeypatch.setattr(
+        image_folder, "_pixels", lambda *given: decoded.append(given) or decode(*given)
+    )
+    some = data.load(spec, split=split, preprocess=GRAY, limit=3)
+    assert some.digest == whole.take(range(3)).digest
+    assert len(decoded) == (0 if ":" in source or "." in source else 3)
+    assert data.load(spec, split=split, preprocess=GRAY, limit=10**6).digest == whole.digest
 
 
 def test_resize_and_crop_are_torchvisions(tmp_path: Path) -> None:

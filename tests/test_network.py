@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modcap.artifact import pack_network, unpack_network
 from modcap.errors import InputError, ModcapError
@@ -37,6 +37,42 @@ def test_bytes_give_the_same_network(name: str) -> None:
 def test_source_is_not_part_of_the_identity() -> None:
     model, images = make("zoo_vgg")
     assert build(model, images, {"a": "1"}).digest == build(model, images, {"a": "2"}).digest
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("0.weight", torch.nan), ("3.bias", torch.inf), ("1.running_mean", torch.nan)],
+)
+def test_broken_weights_are_named(name: str, value: float, exported: bool) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    model: Any = nn.Sequential(
+        *(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 5), nn.Sigmoid())
+    )
+    model.state_dict()[name].flatten()[1] = value
+    if exported:
+        model = torch.export.export(
+            model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("n")},)
+        )
+    with pytest.raises(InputError, match=f"'{name}' of the model holds NaN or infinity"):
+        build(model, x)
+
+
+def test_infinity_may_be_a_mask_but_no_logit() -> None:
+    class Masked(nn.Module):
+        def __init__(self, logits: bool) -> None:
+            super().__init__()
+            self.head, self.logits = nn.Linear(12, 4), logits
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf, 0.0, 0.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.head(x.flatten(1)) + self.mask
+            return y if self.logits else y.softmax(1)
+
+    x = torch.randn(2, 3, 2, 2)
+    assert build(Masked(False), x)(x).isfinite().all()
+    with pytest.raises(InputError, match="NaN or infinite logits"):
+        build(Masked(True), x)
 
 
 @pytest.mark.parametrize("bits", [(2, 4), (3, 3), (8, 8)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_networks_are_quantized(name: str) -> None:
 
 def small(x: Tensor, **fields: Any) -> modcap.Quantized:
     settings = {"iterations": 3, "batch_size": 8}
-    recipe = modcap.Recipe.preset("quick", calibration=len(x), optimiser=settings, **fields)
+    recipe = modcap.Recipe.preset("quick", optimiser=settings, **fields)
     return modcap.quantize(convolutions(bias=True), x, recipe)
 
 
@@ -125,6 +126,34 @@ def test_no_grad_around_a_call_does_not_reach_inside() -> None:
     with torch.inference_mode():
         assert small(x * 1).artifact == expected
     assert small(x.clone().requires_grad_()).artifact == expected
+
+
+X = torch.linspace(-1, 1, 16 * 3 * 9 * 9).reshape(16, 3, 9, 9)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (X.numpy(), "images are of type ndarray: give a torch.Tensor"),
+        ([X], "images are of type list: give a torch.Tensor"),
+        (X.byte(), "images are uint8: give float32"),
+        (X.long(), "images are int64: give float32"),
+        (X[0], "images are of shape (3, 9, 9): give (N, C, H, W)"),
+        (X[:0], "images are of shape (0, 3, 9, 9), which is empty"),
+        (X.double() * 1e300, "NaN or infinity"),
+    ],
+)
+def test_what_is_no_set_of_images_is_refused(images: Any, said: str) -> None:
+    with pytest.raises(modcap.InputError, match=re.escape(said)) as caught:
+        small(images)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
+def test_images_of_other_precision_become_float32(kind: torch.dtype) -> None:
+    given = X.to(kind)
+    found = small(given, method="rtn", k=0)
+    assert found.artifact == small(given.float(), method="rtn", k=0).artifact
 
 
 def test_images_that_do_not_fit_are_refused() -> None:
@@ -172,6 +201,14 @@ def test_too_few_images_are_refused(calibration: Tensor) -> None:
         modcap.InputError, match="8 calibration images are fewer than batch_size 16"
     ):
         modcap.quantize(shipped("resnet18_narrow"), calibration[:8], quick())
+    tuned = quick(method="rtn", k=0, tuning=2)
+    with pytest.raises(modcap.InputError, match="fewer than batch_size 16"):
+        modcap.quantize(shipped("resnet18_narrow"), calibration[:8], tuned)
+
+
+def test_rounding_alone_needs_no_batch() -> None:
+    done = modcap.quantize(convolutions(bias=True), X[:3], quick(w_bits=8, a_bits=8, method="rtn"))
+    assert len(done.losses) == len(done.modules)
 
 
 def test_oscillation_is_the_mean_step_over_the_mean() -> None:

@@ -101,12 +101,12 @@ def local_path(address: str) -> Path:
 
 
 @contextlib.contextmanager
-def _blaming_images() -> Iterator[None]:
+def _blaming_images(which: str = "") -> Iterator[None]:
     """Whatever is wrong with images may be mended, and no checkpoint is to blame: Unavailable."""
     try:
         yield
     except InputError as error:
-        raise Unavailable(str(error)) from None
+        raise Unavailable(which + str(error)) from None
 
 
 def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
@@ -160,7 +160,8 @@ def prepare(request: Request) -> Prepared:
         else evaluation_images(request.data, preprocess, request.eval_images)
     )
     classes = checkpoints.check_input(checkpoint, calibration.normalized(0, 2))
-    _check_labels(evaluation, classes, request.eval_data or request.data)
+    with _blaming_images(f"data {request.eval_data or request.data}: "):
+        evaluation.check_labels(classes)
     source = {
         "checkpoint": request.checkpoint,
         "checkpoint_digest": checkpoint.digest,
@@ -175,16 +176,6 @@ def prepare(request: Request) -> Prepared:
     pixels = evaluation.pixels.nbytes
     cell = Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels)
     return Prepared(request, cell, calibration, evaluation, source, _fp_bytes(network))
-
-
-def _check_labels(images: ImageSet, classes: int, spec: str) -> None:
-    """Refuses labels of no class, which would count as misses; images are to blame."""
-    outside = images.labels[(images.labels < 0) | (images.labels >= classes)]
-    if len(outside):
-        raise Unavailable(
-            f"data {spec}: label {int(outside[0])} is none of the network's {classes} classes, 0 "
-            f"to {classes - 1}: label images as it was trained"
-        )
 
 
 def _fp_bytes(network: Network) -> int:

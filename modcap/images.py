@@ -53,6 +53,21 @@ class ImageSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def check_labels(self, classes: int) -> None:
+        """Refuses what accuracy cannot be measured on.
+
+        Raises:
+            InputError: there are no images, or labels of no class, which would count as misses.
+        """
+        if not len(self):
+            raise InputError("there are no images: give some to measure accuracy on")
+        outside = self.labels[(self.labels < 0) | (self.labels >= classes)]
+        if len(outside):
+            raise InputError(
+                f"label {int(outside[0])} is none of the network's {classes} classes, 0 to "
+                f"{classes - 1}: label images as it was trained"
+            )
+
     def __len__(self) -> int:
         return len(self.pixels)
 

@@ -15,7 +15,7 @@ from modcap.images import ImageSet, as_input
 from modcap.jobs import Cell, Job
 from modcap.network import Network, build
 from modcap.plan import plan
-from modcap.recipe import Method, Recipe
+from modcap.recipe import Recipe
 from modcap.results import Result
 from modcap.runners import run
 from modcap.selection import Span
@@ -74,8 +74,7 @@ def quantize(
     """
     recipe = recipe or Recipe.preset("quick")
     images = as_input(images)
-    optimised = recipe.method is not Method.RTN or recipe.tuning_steps > 0
-    if optimised and len(images) < recipe.optimiser.batch_size:
+    if recipe.optimises and len(images) < recipe.optimiser.batch_size:
         raise InputError(
             f"{len(images)} calibration images are fewer than batch_size "
             f"{recipe.optimiser.batch_size}: give more images, or a smaller batch_size"

@@ -264,12 +264,17 @@ class Recipe(_Frozen):
         unmeasured = self.selection is Selection.TOP_K and self.capacity is CapacityKind.NONE
         if self.k and unmeasured and self.method is not Method.RTN:
             raise ValueError("capacity none measures nothing to select by: take k 0, or a capacity")
-        if self.optimiser.batch_size > self.calibration:
+        if self.optimises and self.optimiser.batch_size > self.calibration:
             raise ValueError(
                 f"batch_size {self.optimiser.batch_size} is more than the {self.calibration} "
                 "calibration images"
             )
         return self
+
+    @property
+    def optimises(self) -> bool:
+        """Whether anything is learned in steps over batches of images."""
+        return self.method is not Method.RTN or self.tuning_steps > 0
 
     @property
     def corrects(self) -> bool:

@@ -351,8 +351,13 @@ def _evaluate(
 def top1(
     model: Callable[[Tensor], Tensor], images: ImageSet, device: str = "cpu", batch: int = 250
 ) -> float:
-    """Percentage of images whose largest logit is their label's."""
+    """Percentage of images whose largest logit is their label's.
+
+    Raises:
+        InputError: there are no images, or labels of no class.
+    """
     hits = 0
+    images.check_labels(model(images.normalized(0, 1).to(device)).shape[1])
     for x, labels in zip(images.batches(batch), images.labels.split(batch), strict=True):
         hits += int((model(x.to(device)).argmax(1).cpu() == labels).sum())
     return 100 * hits / len(images)

@@ -44,6 +44,12 @@ def test_wrong_values_are_named_in_one_line(values: dict[str, object], message: 
     assert "\n" not in str(caught.value)
 
 
+def test_what_learns_nothing_needs_no_whole_batch() -> None:
+    assert not Recipe.preset("quick", method="rtn", calibration=8).optimises
+    with pytest.raises(InputError, match="batch_size 32 is more than the 8"):
+        Recipe.preset("quick", method="rtn", tuning=3, calibration=8)
+
+
 def test_digest_depends_on_values_alone() -> None:
     assert Recipe(w_bits=3).digest == Recipe.make({"w_bits": 3}).digest
     assert Recipe(w_bits=3).digest != Recipe(w_bits=2).digest

@@ -150,6 +150,10 @@ CASES: dict[str, Any] = {
         lambda d: [GOOD, *ARCH, *DATA, "--eval-data", npz(d, 1, label=-7)],
         "images.npz: label -7 is none",
     ),
+    "empty test set": (
+        lambda d: [GOOD, *ARCH, *DATA, "--eval-data", npz(d, 0)],
+        "images.npz: there are no images",
+    ),
     "unknown bits": (lambda d: [GOOD, *ARCH, *DATA, "--w-bits", "9"], "w_bits"),
     "one bit": (lambda d: [GOOD, *ARCH, *DATA, "--a-bits", "1"], "a_bits"),
     "k too large": (lambda d: [GOOD, *ARCH, *DATA, "--k", "99"], "--k 99 is larger than"),

@@ -22,7 +22,8 @@ from torch.optim.swa_utils import AveragedModel
 from modcap.errors import InputError
 from modcap.lift import lift_layers
 from modcap.messages import first_line
-from modcap.partition import WEIGHT_LAYERS, place
+from modcap.partition import WEIGHT_LAYERS
+from modcap.products import refuse_loose_weights
 from modcap.shapes import localise_batch_size, observe
 
 __all__ = ["capture", "original"]
@@ -36,12 +37,6 @@ _ANY_LAYOUT: dict[Any, Any] = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
     torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
 }
-_PRODUCT_NAMES = ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
-_PRODUCTS = (
-    *(operator.matmul, *_PRODUCT_NAMES),
-    *(getattr(torch, name) for name in _PRODUCT_NAMES),
-    *(getattr(torch.ops.aten, name).default for name in _PRODUCT_NAMES),
-)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -71,6 +66,7 @@ def capture(model: nn.Module | ExportedProgram, example: Tensor) -> fx.GraphModu
     _drop_no_ops(graph)
     localise_batch_size(graph)
     _check_layers(graph)
+    refuse_loose_weights(graph, example[:1], program)
     return graph.requires_grad_(False)
 
 
@@ -297,29 +293,8 @@ def _check_layers(graph: fx.GraphModule) -> None:
                 "on the others of the batch"
             )
         seen.add(target)
-    _check_products(graph)
     graph.graph.lint()
     graph.recompile()
-
-
-def _check_products(graph: fx.GraphModule) -> None:
-    """Weights outside of layers would stay in full precision: parameters that are multiplied, as
-    they are or transposed, say, since what is made of them alone counts as they do."""
-    weights = {name for name, p in graph.named_parameters(remove_duplicate=False) if p.ndim > 1}
-    made_of: dict[fx.Node, str] = {}  # the parameter that a value depends on, and on no image
-    for node in graph.graph.nodes:
-        sources = [made_of.get(source) for source in node.all_input_nodes]
-        if node.op == "get_attr":
-            if node.target in weights:
-                made_of[node] = str(node.target)
-        elif node.target in _PRODUCTS and any(sources):
-            weight = next(name for name in sources if name)
-            raise InputError(
-                f"'{weight}' is multiplied at {place(node)} without a layer: make it the weight of "
-                "an nn.Linear, so that it can be quantized"
-            )
-        elif sources and all(sources):
-            made_of[node] = cast(str, sources[0])
 
 
 def _unwrap_output(graph: fx.GraphModule) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,40 +16,38 @@ from modcap.partition import place, stored_tensor
 __all__ = ["lift_layers"]
 
 aten = torch.ops.aten
+_FORWARD = (
+    *(F.conv1d, F.conv2d, F.conv3d),
+    *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
+    *(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding),
+)
+_TRANSPOSED = (
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
+)
+_CONVOLUTIONS = (*_FORWARD, *_TRANSPOSED, torch.convolution, aten.convolution.default)
 _NAMES: dict[Any, Sequence[str]] = {  # of the positional arguments of torch's own functions
     F.linear: ("input", "weight", "bias"),
     F.batch_norm: (
         *("input", "running_mean", "running_var", "weight", "bias"),
         *("training", "momentum", "eps"),
     ),
-    F.conv_transpose2d: (
+    torch.convolution: (
         *("input", "weight", "bias", "stride", "padding"),
-        *("output_padding", "groups", "dilation"),
+        *("dilation", "transposed", "output_padding", "groups"),
     ),
 }
 _NAMES |= dict.fromkeys(
-    (F.conv1d, F.conv2d, F.conv3d),
-    ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    _FORWARD, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 )
-_CONVOLUTIONS: dict[Any, type[nn.Module]] = {
-    F.conv1d: nn.Conv1d,
-    F.conv2d: nn.Conv2d,
-    F.conv3d: nn.Conv3d,
-    aten.conv1d.default: nn.Conv1d,
-    aten.conv2d.default: nn.Conv2d,
-    aten.conv3d.default: nn.Conv3d,
-    aten.conv2d.padding: nn.Conv2d,
-}
-_TRANSPOSED: dict[Any, type[nn.Module]] = {
-    F.conv_transpose2d: nn.ConvTranspose2d,
-    aten.conv_transpose2d.input: nn.ConvTranspose2d,
-}
+_NAMES |= dict.fromkeys(
+    _TRANSPOSED,
+    ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+)
 _LINEAR = (F.linear, aten.linear.default)
-_BATCH_NORM = (
-    F.batch_norm,
-    aten.batch_norm.default,
-    aten._native_batch_norm_legit_no_training.default,
-)
+_PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default)
+_NATIVE_NORM = aten._native_batch_norm_legit_no_training.default
+_BATCH_NORM = (F.batch_norm, aten.batch_norm.default, _NATIVE_NORM)
 
 
 def lift_layers(graph: fx.GraphModule) -> None:
@@ -60,6 +57,7 @@ def lift_layers(graph: fx.GraphModule) -> None:
         InputError: a layer's weight is computed at run time.
     """
     for node in list(graph.graph.nodes):
+        _recompose(graph, node)
         maker = _maker(node)
         if maker is not None:
             _replace(graph, node, maker)
@@ -67,11 +65,38 @@ def lift_layers(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
+def _recompose(graph: fx.GraphModule, node: fx.Node) -> None:
+    """A product with a transposed parameter becomes a linear layer again, as it was before
+    ``run_decompositions``."""
+    if node.target not in _PRODUCTS or node.kwargs:
+        return
+    *biases, source, factor = cast(tuple[fx.Node, ...], node.args)
+    weight = _transposed(graph, factor)
+    stored = all(bias.op == "get_attr" and bias.meta["ndim"] == 1 for bias in biases)
+    if weight is not None and stored:
+        node.target, node.args = aten.linear.default, (source, weight, *biases)
+
+
+def _transposed(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """What fetches the parameter that ``node`` is the transpose of, or a batch of copies of it."""
+    shapes = []
+    while node.target in (aten.expand.default, aten.reshape.default):
+        node, shape = cast(tuple[fx.Node, Sequence[Any]], node.args)
+        shapes.append(shape)
+    if node.target is not aten.permute.default or node.args[1] != [1, 0]:
+        return None
+    weight = cast(fx.Node, node.args[0])
+    if weight.target not in dict(graph.named_parameters(remove_duplicate=False)):
+        return None  # computed, or a fixed transform
+    rows, columns = stored_tensor(graph, weight).shape
+    return weight if all(shape[-2:] == [columns, rows] for shape in shapes) else None
+
+
 def _maker(node: fx.Node) -> Callable[[dict[str, Any]], nn.Module] | None:
     if node.op != "call_function":
         return None
-    if node.target in _CONVOLUTIONS or node.target in _TRANSPOSED:
-        return lambda a: _convolution((_CONVOLUTIONS | _TRANSPOSED)[node.target], a)
+    if node.target in _CONVOLUTIONS:
+        return lambda a: _convolution({"transposed": node.target in _TRANSPOSED} | a)
     if node.target in _LINEAR:
         return _linear
     if node.target in _BATCH_NORM:
@@ -96,21 +121,21 @@ def _replace(
     with graph.graph.inserting_after(node):
         call = graph.graph.call_module(name, (source,))
     call.meta = dict(node.meta)
-    results = [user for user in node.users if user.target is operator.getitem]
-    for user in results:  # the native batch norm returns (output, mean, deviation)
+    results = [*node.users] if node.target is _NATIVE_NORM else []
+    for user in results:  # getitem: it returns (output, mean, deviation)
         call.meta |= {name: user.meta[name] for name in ("batched", "ndim")}
         user.replace_all_uses_with(call)
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user not in results)
 
 
 def _arguments(graph: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
-    """Arguments by name, stored tensors in place of the nodes that fetch them."""
+    """Arguments by name: in place of nodes that fetch them, stored tensors, but for the input."""
     if isinstance(node.target, OpOverload):
         names: Sequence[str] = [argument.name for argument in node.target._schema.arguments]
     else:
         names = _NAMES[node.target]
     given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return {name: _stored(graph, value) for name, value in given.items()}
+    return {n: value if n == "input" else _stored(graph, value) for n, value in given.items()}
 
 
 def _stored(graph: fx.GraphModule, value: Any) -> Any:
@@ -119,11 +144,11 @@ def _stored(graph: fx.GraphModule, value: Any) -> Any:
     return value
 
 
-def _convolution(kind: type[nn.Module], a: dict[str, Any]) -> nn.Module:
-    weight: Tensor = a["weight"]
+def _convolution(a: dict[str, Any]) -> nn.Module:
+    weight, transposed = a["weight"], a["transposed"]
+    kind = getattr(nn, f"Conv{'Transpose' if transposed else ''}{weight.ndim - 2}d")
     groups = a.get("groups", 1)
     first, second = weight.shape[0], weight.shape[1]
-    transposed = kind is nn.ConvTranspose2d
     options = {n: _plain(a[n]) for n in ("stride", "padding", "dilation") if a.get(n) is not None}
     if transposed:
         options["output_padding"] = _plain(a.get("output_padding", 0))

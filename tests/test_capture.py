@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -101,6 +102,20 @@ class Functional(nn.Module):
         return F.conv2d(x, self.weight, None, stride=2, padding=1)
 
 
+class Convolutions(nn.Module):
+    """Functional ones that have no layer of their own name, or seldom do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes = (3, 3, 3, 3), (3, 3, 2, 2), (3, 3, 3)
+        self.a, self.b, self.c = (nn.Parameter(torch.randn(shape)) for shape in shapes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.convolution(x, self.a, None, [2, 1], [1, 0], [1, 1], False, [0, 0], 1)
+        x = torch.convolution(x, self.b, None, [2, 2], [1, 0], [1, 1], True, [1, 0], 1)
+        return F.conv_transpose1d(x.flatten(2), self.c, stride=2)[..., None]
+
+
 class PreActivation(nn.Module):
     """A layer works in place on what the shortcut reads."""
 
@@ -128,7 +143,7 @@ class Default(nn.Module):
         return self.a(x).mean((2, 3))
 
 
-@pytest.mark.parametrize("body", [InPlace, PreActivation, ControlFlow, Functional])
+@pytest.mark.parametrize("body", [InPlace, PreActivation, ControlFlow, Functional, Convolutions])
 @torch.no_grad()
 def test_unusual_code_is_captured(body: type[nn.Module]) -> None:
     torch.manual_seed(0)
@@ -236,6 +251,54 @@ class Product(nn.Module):
         return self.a(x).mean((2, 3)) @ (self.b.t() if self.transposed else self.b)
 
 
+class Multiplied(nn.Module):
+    """What ``product`` makes of features (N, 3) and a parameter (5, 3)."""
+
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.product = conv(), nn.Parameter(torch.randn(5, 3)), product
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(self.a(x).mean((2, 3)), self.b)
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "tensordot": lambda x, w: torch.tensordot(x, w.t(), 1),
+    "inner": torch.inner,
+    "chain": lambda x, w: torch.linalg.multi_dot([x, w.t(), w, w.t()]),
+    "bilinear": lambda x, w: F.bilinear(x, x, w[:, None].expand(-1, 3, -1)),
+    "masked": lambda x, w: x @ (w * torch.ones(5, 3)).t(),
+    "batched": lambda x, w: torch.bmm(w.expand(x.size(0), -1, -1), x[:, :, None])[..., 0],
+    "mv": lambda x, w: torch.stack([torch.mv(w, row) for row in x.sum(0, True)]) + x[:, :1],
+    "sum": lambda x, w: (x[:, None] * w).sum(-1),
+    "mean": lambda x, w: torch.mean(w * x[:, None], dim=2),
+    "cosine": lambda x, w: F.cosine_similarity(x[:, None], w[None], dim=-1),
+    "keys": lambda x, w: F.scaled_dot_product_attention(x[:, None], w[None], w[None])[:, 0],
+}
+
+
+@pytest.mark.parametrize("form", ["module", "pt2"])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_parameter_is_not_multiplied_outside_of_layers(name: str, form: str) -> None:
+    model = Multiplied(PRODUCTS[name]).eval()
+    message = "'b' is multiplied at .* without a layer"
+    if form == "pt2":
+        message += ".* and export without run_decompositions"
+    with pytest.raises(InputError, match=message) as caught:
+        capture(model if form == "module" else exported(model, IMAGES), IMAGES)
+    assert "\n" not in str(caught.value)
+
+
+class Bilinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(), nn.Bilinear(3, 3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).mean((2, 3))
+        return self.b(x, x)
+
+
 class FixedProduct(nn.Module):
     """A fixed transform is no weight."""
 
@@ -283,6 +346,7 @@ def normed() -> nn.Module:
         (Head(conv()).double(), "'body.weight' of the model is float64"),
         (Product(), "'b' is multiplied at node 'matmul' without a layer"),
         (Product(transposed=True), "'b' is multiplied at node 'matmul' without a layer"),
+        (Bilinear(), "'b.weight' is multiplied at 'b' without a layer that can be quantized"),
         (Upsampled(), "layer 'a' is called with more than its input"),
         (normed(), "layer '2' has no running statistics"),
         (scripted(), "give the nn.Module that it was made from"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn import functional as F
 
 import modcap
 from modcap.artifact import unpack_network
 from modcap.errors import InputError
 from modcap.network import Network, build
+from modcap.partition import WEIGHT_LAYERS, weight_layers
 from tests.networks import exported
 
 RECIPE = modcap.Recipe.preset(
@@ -77,6 +80,27 @@ class ClassToken(nn.Module):
         return logits
 
 
+class RelativePlaces(nn.Module):
+    """Parameters that are no weights: places looked up by a product with what is fixed and added
+    within attention, and a scale in front of a mean. A layer reads what is fixed, too."""
+
+    lookup: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.qkv = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24, bias=False)
+        self.places, self.scale = nn.Parameter(torch.rand(4, 4)), nn.Parameter(torch.rand(1, 1, 8))
+        self.register_buffer("lookup", torch.rand(4, 4))
+        self.mix, self.head = nn.Linear(4, 4), nn.Linear(8, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.patches(x).flatten(2).transpose(1, 2)).chunk(3, -1)
+        places = torch.einsum("ij,jk->ik", self.places, self.lookup) + self.mix(self.lookup)
+        y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], places)[:, 0]
+        logits: Tensor = self.head((y * self.scale).mean(1))
+        return logits
+
+
 class Halves(Body):
     def between(self, x: Tensor) -> Tensor:
         a, b = x.chunk(2, 1)
@@ -126,8 +150,10 @@ def vector_norm() -> nn.Module:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "layer scale": LayerScale,
     "class token": ClassToken,
+    "relative places": RelativePlaces,
     "halves": Halves,
     "patches": lambda: Patches(32, inner=nn.Conv2d(8, 8, 3, padding=1)),
+    "transposed": lambda: Patches(32, inner=nn.ConvTranspose2d(8, 8, 3, padding=1)),
     "keywords": lambda: Keywords(norm=nn.BatchNorm2d(8)),
     "token norm": TokenNorm,
     "shared activation": shared_activation,
@@ -147,28 +173,35 @@ def trained(make: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
-def archived(model: nn.Module, images: Tensor) -> ExportedProgram:
+def archived(model: nn.Module, images: Tensor, form: str) -> ExportedProgram:
     """What is read of the file that torch.export writes."""
-    file = io.BytesIO()
-    torch.export.save(exported(model, images), file)
+    file, program = io.BytesIO(), exported(model, images)
+    if form == "core aten":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = program.run_decompositions()
+    torch.export.save(program, file)
     file.seek(0)
     return torch.export.load(file)
 
 
 def size(name: str) -> int:
-    return 8 if name == "class token" else 12
+    return 8 if name in ("class token", "relative places") else 12
 
 
-@pytest.mark.parametrize("form", ["module", "pt2"])
+@pytest.mark.parametrize("form", ["module", "pt2", "core aten"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_is_the_same_function_and_can_be_quantized(name: str, form: str) -> None:
     model = trained(NETWORKS[name])
+    layers = sum(isinstance(layer, WEIGHT_LAYERS) for layer in model.modules())
     images = torch.randn(8, 3, size(name), size(name))
-    network = build(model if form == "module" else archived(model, images[:2]), images[:2])
+    source = model if form == "module" else archived(model, images[:2], form)
+    network = build(source, images[:2])
     again = Network.from_bytes(network.to_bytes())
     with torch.no_grad():
         expected = model(images)
         for found in (network, again):
+            assert sum(len(weight_layers(part)) for part in found.partition.modules) == layers
             assert torch.allclose(found(images), expected, atol=1e-4)
     done = modcap.quantize(network, images, RECIPE)
     with torch.no_grad():

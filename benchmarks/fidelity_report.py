@@ -137,7 +137,10 @@ def quick_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
     cells = grouped(rows, ("network", "bits", "selection"))
     for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), key[1])):
-        some, base = cells[key], {r["seed"]: r for r in cells[(*key[:2], "quick, k=0")]}
+        base = {r["seed"]: r for r in cells.get((*key[:2], "quick, k=0"), [])}
+        some = [r for r in cells[key] if r["seed"] in base]
+        if not some:
+            continue
         gain = statistics.mean(r["top1"] - base[r["seed"]]["top1"] for r in some)
         work = statistics.mean(seconds(r) / seconds(base[r["seed"]]) for r in some)
         ks = sorted({r["k"] for r in some})

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 
 from benchmarks.cells import (
     NEAREST,
+    SOFT,
     Known,
     Setting,
     Variant,
@@ -63,6 +64,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         0, tuning=1000, tuning_rounding_rate=2e-3, **NEAREST
     ),
     "quick": {"k": 0},
+    "quick, soft rounding": {"k": 0, "optimiser": SOFT},
     "quick, tuned 600": {"k": 0, "tuning": 600},
     "quick, 300 steps": {"k": 0, "optimiser": {"iterations": 300}},
 }

@@ -75,9 +75,10 @@ def automatic_k(differentials: Sequence[float], allowed: Sequence[bool]) -> int:
 
 
 def candidates(differentials: Sequence[float], allowed: Sequence[bool]) -> tuple[int, ...]:
-    """The k worth comparing: what capacity says, none, and what lies between, downwards."""
-    most = automatic_k(differentials, allowed)
-    return tuple(dict.fromkeys((most, 0, *range(most, 0, -1))))
+    """The k worth comparing: what capacity says, none, half of the boundaries that may be selected,
+    and what lies between, downwards."""
+    said, half = automatic_k(differentials, allowed), sum(allowed) // 2
+    return tuple(dict.fromkeys((said, 0, half, *range(max(said, half), 0, -1))))
 
 
 def spans(mask: Sequence[bool]) -> tuple[Span, ...]:

@@ -85,8 +85,8 @@ def test_automatic_k_covers_most_and_joins_at_most_half() -> None:
     assert automatic_k([5.0, 1.0], [False, False]) == 0
 
 
-def test_candidates_begin_with_what_capacity_says_and_with_none() -> None:
-    assert candidates([1.0, 9.0, 100.0, 1.0, 1.0, 1.0], [True] * 6) == (1, 0)
+def test_candidates_begin_with_what_capacity_says_none_and_half() -> None:
+    assert candidates([1.0, 9.0, 100.0, 1.0, 1.0, 1.0], [True] * 6) == (1, 0, 3, 2)
     assert candidates([1.0] * 7, [True] * 7) == (4, 0, 3, 2, 1)
     assert candidates([1.0] * 6, [True, False, True, False, False, False]) == (2, 0, 1)
     assert candidates([1.0, 2.0], [False, False]) == (0,)

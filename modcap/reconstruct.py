@@ -5,8 +5,9 @@ Minimises, over rounding variables V and activation scales s of all modules of t
     mean ||f(x; V, s) - y||^2 + lambda * sum (1 - |2 h(V) - 1|^beta)
 
 (AdaRound eq. 21-24; BRECQ eq. 10; QDrop algorithm 1), with x the group's input behind the
-quantized prefix and y its full-precision output. Joining modules makes one sum with one loss at
-the end of the group (MRECG, section 3.3).
+quantized prefix and y its full-precision output. With straight-through rounding V are the weights
+themselves, rounded in every step, and nothing is added to the loss. Joining modules makes one sum
+with one loss at the end of the group (MRECG, section 3.3).
 """
 
 from __future__ import annotations

@@ -194,13 +194,10 @@ def variants(batch: Batch, setting: Setting) -> Iterator[Variant]:
     if batch.table == "single":
         yield from single(batch.bits, setting)
         return
-    if batch.table == "quick":
+    if batch.table in ("quick", "rounding"):
         most = min(MOST, setting.homogeneous())
-        for name, fields in with_tuning(network, names, most).items():
-            yield Variant({"selection": name, "per": "group"}, batch.bits, fields)
-        return
-    if batch.table == "rounding":
-        for name, fields in roundings().items():
+        whole = with_tuning(network, names, most) if batch.table == "quick" else roundings()
+        for name, fields in whole.items():
             yield Variant({"selection": name, "per": "group"}, batch.bits, fields)
         return
     if batch.table == "draws":

@@ -161,8 +161,7 @@ def rounding_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         "| **straight-through, quick** | final error, soft, quick | straight-through | revision |",
         "|---" * 10 + "|",
     ]
-    own = [r for r in rows if r["selection"] in names and r["per"] == "group"]
-    own = [r for r in own if r["method"] == "qdrop"]
+    own = [r for r in rows if r["selection"] in names and r["method"] == "qdrop"]
     cells = grouped(own, ("network", "bits"))
     for key in sorted(cells, key=lambda key: (NETWORKS.index(key[0]), key[1])):
         by_name = {n: {r["seed"]: r for r in cells[key] if r["selection"] == n} for n in names}

@@ -81,13 +81,18 @@ def search_scale(x: Tensor, bits: int, p: float = 2.4) -> tuple[Tensor, Tensor]:
         shown = sample - fake_quantize(sample, scale[:, None], zero[:, None], bits)
         missed = _left_out(x, scale, zero, bits, p) > 2 * each * _power_sum(shown, p)
         for row in missed.nonzero().flatten().tolist():
-            seen, one = sample[row], slice(row, row + 1)
-            rare = x[row][(x[row] < seen.min()) | (x[row] > seen.max())]
-            weights = torch.cat([torch.full_like(seen, each), torch.ones_like(rare)])
-            values = torch.cat([seen, rare])[None]
-            found = _search_rows(values, low[one], width[one], bits, p, weights)
-            scale[one], zero[one] = found
+            one = slice(row, row + 1)
+            values, weights = _with_rare(sample[row], x[row])
+            scale[one], zero[one] = _search_rows(values, low[one], width[one], bits, p, weights)
     return scale, zero
+
+
+def _with_rare(sample: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """A ``sample`` (values,) and all of ``row`` beyond it, as one row (1, n), and how many values
+    of the row each stands for (n,)."""
+    rare = row[(row < sample.min()) | (row > sample.max())]
+    each = torch.full_like(sample, len(row) / len(sample))
+    return torch.cat([sample, rare])[None], torch.cat([each, torch.ones_like(rare)])
 
 
 def _left_out(x: Tensor, scale: Tensor, zero: Tensor, bits: int, p: float) -> Tensor:
@@ -128,9 +133,8 @@ def _search_rows(
         for shift in (0, -1, 1):
             zero = torch.clamp(implied + shift, 0, top)
             steps = torch.clamp(rounded, -zero[:, None], (top - zero)[:, None])
-            score = (
-                _power_sum(steps.sub_(ratio), p, weights) * shrink**p
-            )  # in units of (width / top)^p
+            error = _power_sum(steps.sub_(ratio), p, weights)
+            score = error * shrink**p  # in units of (width / top)^p
             better = score < best
             best = torch.where(better, score, best)
             best_scale = torch.where(better, scale, best_scale)

@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from modcap.errors import InputError, Unavailable
 from tasks.s3 import client, endpoint_of_environment, patiently
 
-__all__ = ["Found", "cache_folder", "fetch", "find", "write_whole"]
+__all__ = ["Found", "cache_folder", "fetch", "find", "split_address", "write_whole"]
 
 _CACHED = timedelta(days=7)
 
@@ -61,7 +61,12 @@ class Found:
     modified: datetime
 
 
-def _place(address: str) -> tuple[str, str]:
+def split_address(address: str) -> tuple[str, str]:
+    """The bucket and the key, or prefix, of an s3:// address.
+
+    Raises:
+        InputError: it is none.
+    """
     parsed = urlparse(address)
     if parsed.scheme != "s3" or not parsed.netloc:
         raise InputError(f"{address!r} is no S3 address: give s3://bucket/prefix")
@@ -79,7 +84,7 @@ def find(address: str) -> list[Found]:
         InputError: it is no S3 address.
         Unavailable: the bucket does not exist or cannot be read.
     """
-    bucket, prefix = _place(address)
+    bucket, prefix = split_address(address)
     pages = _environment_client().get_paginator("list_objects_v2")
     try:
         return [
@@ -105,7 +110,7 @@ def fetch(address: str, folder: Path) -> Path:
         InputError: it is no S3 address.
         Unavailable: it does not exist or cannot be read.
     """
-    bucket, key = _place(address)
+    bucket, key = split_address(address)
     s3 = _environment_client()
     try:
         tag = patiently(s3.head_object)(Bucket=bucket, Key=key)["ETag"]

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import Json, in_s3, print_report
+from flows.cli.options import Json, print_report
 from modcap.errors import InputError
 
 __all__ = ["promote", "scan"]
@@ -24,9 +24,9 @@ def scan(
     """Quantize and register every new or changed checkpoint below a prefix; exit 1 if any fails."""
     from flows.connect import use_services
     from flows.policy import read_policy
+    from tasks.files import split_address
 
-    if not in_s3(prefix):
-        raise InputError(f"{prefix!r} is no S3 address: give s3://bucket/prefix")
+    split_address(prefix)  # refused before anything starts
     rules = read_policy(policy)
     use_services()
     from flows.scan import scan as flow

@@ -18,18 +18,19 @@ from typing import Any
 import torch
 
 from benchmarks.places import CHECKPOINTS, HOME, ROOT
-from modcap import checkpoint, data
-from modcap.capacity import homogeneous
-from modcap.images import ImageSet
-from modcap.jobs import REVISION, Cell, Job
-from modcap.network import Network, build
-from modcap.plan import plan
-from modcap.preprocess import Preprocess
+from modcap.checkpoints import checkpoint
+from modcap.checkpoints.published_preprocess import published_preprocess
+from modcap.core.serialization import Result, canonical, decode, digest, encode
+from modcap.data import sources as data
+from modcap.data.image_set import ImageSet
+from modcap.graph.network import Network, build
+from modcap.jobs.job import REVISION, Cell, Job
+from modcap.jobs.plan import plan
+from modcap.jobs.runners import run
+from modcap.jobs.simulate import critical_path
+from modcap.jobs.worker_cache import Workbench
+from modcap.ptq.capacity import homogeneous
 from modcap.recipe import Recipe, Selection
-from modcap.results import Result, canonical, decode, digest, encode
-from modcap.runners import run
-from modcap.simulate import critical_path
-from modcap.workbench import Workbench
 
 MOBILENET, RESNET = "mobilenet_v2_x0_5", "resnet18_narrow"
 NETWORKS = (MOBILENET, RESNET, "vgg_tiny", "regnet_tiny")
@@ -182,7 +183,7 @@ class Setting:
         torch.set_num_threads(1)
         self.name, self.method, self.seed, self.tests = network, method, seed, tests
         arch = f"modcap.zoo:{network}"
-        preprocess = Preprocess.for_architecture(arch)
+        preprocess = published_preprocess(arch)
         pool = data.load("fashion-mnist", split="calibration", preprocess=preprocess)
         images = data.load("fashion-mnist", split="evaluation", preprocess=preprocess)
         self.calibration, self.evaluation = (

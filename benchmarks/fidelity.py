@@ -35,9 +35,9 @@ from benchmarks.cells import (
 from benchmarks.fidelity_report import CAPACITIES, picture, single_picture, tables
 from benchmarks.pages import publish
 from benchmarks.places import DOCS, results
-from flows import plots
+from modcap.flows.reports import plots
+from modcap.ptq.selection import random_k, spans
 from modcap.recipe import PRESETS
-from modcap.selection import random_k, spans
 
 K = {MOBILENET: 4}  # boundaries to select; 2 in the others, which have half as many modules
 QUICK = PRESETS["quick"]

@@ -16,12 +16,12 @@ import uuid
 from typing import Any
 
 from benchmarks.places import CHECKPOINTS, results
-from flows.connect import use_services
+from modcap.flows.execution.connect import use_services
 
 
 def request(network: str, eval_images: int | None = None, **recipe: Any) -> Any:
     """A quick run of a shipped checkpoint, with ``recipe`` laid over it."""
-    from flows.request import Request
+    from modcap.flows.requests.request import Request
     from modcap.recipe import Recipe
 
     return Request(
@@ -37,12 +37,12 @@ def trivial(count: int) -> dict[str, Any]:
     """Data-free capacities of one small network with ever other stride coefficients."""
     from prefect import flow
 
-    from flows.connect import connected
-    from flows.execute import execute_jobs
-    from flows.progress import Progress
-    from flows.quantize import THREADS
-    from flows.request import prepare
-    from modcap.jobs import Job, Kind
+    from modcap.flows.execution.connect import connected
+    from modcap.flows.execution.execute import execute_jobs
+    from modcap.flows.execution.progress import Progress
+    from modcap.flows.quantize import THREADS
+    from modcap.flows.requests.request import prepare
+    from modcap.jobs.job import Job, Kind
 
     prepared = prepare(request("vgg_tiny", 1000))
     network = prepared.cell.network
@@ -85,12 +85,12 @@ def real(network: str) -> dict[str, Any]:
     import ray
     from prefect import flow
 
-    from flows.connect import connected
-    from flows.execute import execute
-    from flows.progress import Progress
-    from flows.quantize import THREADS
-    from flows.request import prepare
-    from tasks.remote import warm_up
+    from modcap.flows.execution.connect import connected
+    from modcap.flows.execution.execute import execute
+    from modcap.flows.execution.progress import Progress
+    from modcap.flows.quantize import THREADS
+    from modcap.flows.requests.request import prepare
+    from modcap.tasks.workers.ray_jobs import warm_up
 
     @flow(name="overhead", task_runner=THREADS)
     def body() -> dict[str, Any]:

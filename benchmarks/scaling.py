@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.overhead import request
 from benchmarks.places import DOCS, results
-from flows.connect import use_services
+from modcap.flows.execution.connect import use_services
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 CHECKPOINTS_SIMULATED = 100
@@ -35,14 +35,14 @@ def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
     """Every module of some networks at three bit-widths, all at once: jobs that need no other."""
     from prefect import flow
 
-    from flows.connect import connected
-    from flows.execute import execute_jobs
-    from flows.grid import Sweep, prepare_sweep
-    from flows.planning import open_plan
-    from flows.progress import Progress
-    from flows.quantize import THREADS
-    from modcap.jobs import Kind
-    from modcap.simulate import simulate
+    from modcap.flows.execution.connect import connected
+    from modcap.flows.execution.execute import execute_jobs
+    from modcap.flows.execution.progress import Progress
+    from modcap.flows.quantize import THREADS
+    from modcap.flows.reports.plan_estimate import open_plan
+    from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep
+    from modcap.jobs.job import Kind
+    from modcap.jobs.simulate import simulate
 
     fields = {"k": 0, "schedule": "waves", "path_share": 0, "optimiser": {"iterations": steps}}
     grid = Sweep(requests=tuple(request(n, **fields) for n in networks), w_bits=(2, 3, 4))
@@ -100,8 +100,8 @@ def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
 
 def bare(jobs: Sequence[Any], inputs: dict[str, bytes]) -> float:
     """Seconds of ``jobs`` in this process, one after another, with nothing around them."""
-    from modcap.runners import run
-    from modcap.workbench import Workbench
+    from modcap.jobs.runners import run
+    from modcap.jobs.worker_cache import Workbench
 
     bench = Workbench(inputs.__getitem__)
     run(jobs[0], bench, [])  # imports and inputs are there, then
@@ -123,9 +123,9 @@ def side_by_side(jobs: Sequence[Any], inputs: dict[str, bytes]) -> dict[str, flo
 
 def simulated(schedule: str) -> dict[str, Any]:
     """A sweep of three bit-widths and eight k over a hundred networks like MobileNetV2 x0.5."""
-    from flows.grid import Sweep, prepare_sweep
-    from flows.planning import costs_of, open_plan
-    from modcap.simulate import critical_path, simulate
+    from modcap.flows.reports.plan_estimate import costs_of, open_plan
+    from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep
+    from modcap.jobs.simulate import critical_path, simulate
 
     grid = Sweep(
         requests=(request("mobilenet_v2_x0_5", schedule=schedule, homogeneity="any"),),
@@ -163,7 +163,7 @@ def simulated(schedule: str) -> dict[str, Any]:
 
 
 def picture(found: dict[str, Any], path: Path) -> None:
-    from flows import plots
+    from modcap.flows.reports import plots
 
     lines = {
         s["schedule"]: [(int(n), v["seconds"]) for n, v in s["workers"].items()]

@@ -33,7 +33,7 @@ from benchmarks.cells import (
 )
 from benchmarks.pages import publish
 from benchmarks.places import DOCS, results
-from flows import plots
+from modcap.flows.reports import plots
 
 NETWORKS = ("mobilenet_v2_x0_5", "resnet18_narrow", "vgg_tiny")
 IDENTITY = ("network", "bits", "seed", "iterations", "tests", "recipe")

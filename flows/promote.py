@@ -18,18 +18,18 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from prefect import flow
 
-from flows.gate import Gate
-from flows.request import evaluation_images, pool_of
-from flows.runs import experiment_of, reaching
-from modcap import artifact
-from modcap.data import Split
-from modcap.errors import GateRefused, InputError
-from modcap.images import ImageSet
-from modcap.network import Network
-from modcap.preprocess import Preprocess
-from modcap.runners import top1
-from tasks.lease import lease
-from tasks.store import Store
+from modcap.core.errors import GateRefused, InputError
+from modcap.data.image_set import ImageSet
+from modcap.data.preprocess import Preprocess
+from modcap.data.sources import Split
+from modcap.export import artifact
+from modcap.flows.registry.mlflow_runs import experiment_of, reaching
+from modcap.flows.requests.gate import Gate
+from modcap.flows.requests.request import evaluation_images, pool_of
+from modcap.graph.network import Network
+from modcap.jobs.runners import top1
+from modcap.tasks.storage.lease import lease
+from modcap.tasks.storage.store import Store
 
 __all__ = ["promote", "rollback"]
 

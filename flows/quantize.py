@@ -10,17 +10,17 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.connect import connected
-from flows.execute import Results, execute
-from flows.progress import Progress
-from flows.report import finished, jobs_of, report
-from flows.request import Prepared, Request, prepare
-from flows.resources import MOST_IN_FLIGHT
-from flows.runs import link_of
-from flows.tracking import Finished, Registered, publish
-from modcap.plan import CellPlan
+from modcap.flows.execution.connect import connected
+from modcap.flows.execution.execute import Results, execute
+from modcap.flows.execution.progress import Progress
+from modcap.flows.registry.mlflow_runs import link_of
+from modcap.flows.registry.publish import Finished, Registered, publish
+from modcap.flows.reports.cell_record import finished, jobs_of, report
+from modcap.flows.requests.request import Prepared, Request, prepare
+from modcap.jobs.plan import CellPlan
 from modcap.recipe import CapacityKind, Method, Recipe
-from tasks.store import Store
+from modcap.tasks.storage.store import Store
+from modcap.tasks.workers.ray_resources import MOST_IN_FLIGHT
 
 __all__ = ["quantize", "run_quantize"]
 

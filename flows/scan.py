@@ -20,23 +20,23 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from safetensors import SafetensorError, safe_open
 
-from flows.connect import connected
-from flows.documents import read_mapping
-from flows.execute import Counts, Results, execute
-from flows.policy import Choice, Manifest, Policy, Rule
-from flows.progress import Progress
-from flows.quantize import EXPERIMENT, THREADS
-from flows.report import finished, jobs_of, report
-from flows.request import Prepared, Request, local_path, prepare
-from flows.runs import link_of
-from flows.tracking import publish
-from modcap.errors import InputError, ModcapError, Unavailable
-from modcap.messages import parse
-from modcap.plan import CellPlan, Plan
-from modcap.results import canonical, digest
-from tasks.files import Found, find
-from tasks.lease import Lease, lease
-from tasks.store import Store
+from modcap.core.errors import InputError, ModcapError, Unavailable
+from modcap.core.messages import parse
+from modcap.core.serialization import canonical, digest
+from modcap.flows.execution.connect import connected
+from modcap.flows.execution.execute import Counts, Results, execute
+from modcap.flows.execution.progress import Progress
+from modcap.flows.quantize import EXPERIMENT, THREADS
+from modcap.flows.registry.mlflow_runs import link_of
+from modcap.flows.registry.publish import publish
+from modcap.flows.reports.cell_record import finished, jobs_of, report
+from modcap.flows.requests.documents import read_mapping
+from modcap.flows.requests.request import Prepared, Request, local_path, prepare
+from modcap.flows.requests.scan_policy import Choice, Manifest, Policy, Rule
+from modcap.jobs.plan import CellPlan, Plan
+from modcap.tasks.storage.lease import Lease, lease
+from modcap.tasks.storage.objects import Found, find
+from modcap.tasks.storage.store import Store
 
 __all__ = ["run_scan", "scan"]
 

@@ -13,21 +13,21 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows import plots
-from flows.connect import connected
-from flows.execute import Counts, execute
-from flows.grid import Sweep, prepare_sweep, sharing
-from flows.progress import Progress
-from flows.quantize import EXPERIMENT, THREADS
-from flows.report import finished, jobs_of, report
-from flows.request import Prepared
-from flows.runs import Parent, finish_parent, start_parent
-from flows.tracking import Finished, Published, Registered, publish_cell
-from modcap.errors import GateRefused
-from modcap.jobs import Cell
-from modcap.plan import Plan
-from modcap.results import canonical, digest
-from tasks.store import Store
+from modcap.core.errors import GateRefused
+from modcap.core.serialization import canonical, digest
+from modcap.flows.execution.connect import connected
+from modcap.flows.execution.execute import Counts, execute
+from modcap.flows.execution.progress import Progress
+from modcap.flows.quantize import EXPERIMENT, THREADS
+from modcap.flows.registry.mlflow_runs import Parent, finish_parent, start_parent
+from modcap.flows.registry.publish import Finished, Published, Registered, publish_cell
+from modcap.flows.reports import plots
+from modcap.flows.reports.cell_record import finished, jobs_of, report
+from modcap.flows.requests.request import Prepared
+from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
+from modcap.jobs.job import Cell
+from modcap.jobs.plan import Plan
+from modcap.tasks.storage.store import Store
 
 __all__ = ["run_sweep", "sweep"]
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modcap.errors import InputError
-from modcap.messages import parse
-from modcap.results import canonical, digest
+from modcap.core.errors import InputError
+from modcap.core.messages import parse
+from modcap.core.serialization import canonical, digest
+from modcap.quantization.layers import BFLOAT16_BITS
 
 __all__ = [
     "PRESETS",
@@ -29,8 +30,6 @@ __all__ = [
 
 _TUNING = 300  # steps at most, where a recipe leaves it open
 _TRIAL = 4  # tuning is as many times as long as the one by which several k are compared
-BFLOAT16_BITS = 6
-"""Bits whose levels bfloat16, with 8 significant ones, still tells apart well."""
 
 
 class Method(str, Enum):

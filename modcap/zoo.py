@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modcap import _torchvision
-from modcap.preprocess import Preprocess
+from modcap.checkpoints import _torchvision
+from modcap.data.preprocess import Preprocess
 
 __all__ = ["PREPROCESS", "mobilenet_v2_x0_5", "regnet_tiny", "resnet18_narrow", "vgg_tiny"]
 

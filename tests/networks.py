@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from modcap import _torchvision, zoo
-from modcap.capture import capture
-from modcap.fold import fold_batch_norms
-from modcap.network import build
-from modcap.partition import Partition, partition
-from modcap.quantized import attach, bits_of
-from modcap.reconstruct import calibrate, chain, harden
+from modcap import zoo
+from modcap.checkpoints import _torchvision
+from modcap.graph.capture import capture
+from modcap.graph.fold_batch_norm import fold_batch_norms
+from modcap.graph.forward import run_batched
+from modcap.graph.network import build
+from modcap.graph.partition import Partition, partition
+from modcap.ptq.reconstruct import calibrate, harden
+from modcap.quantization.insert import attach, bits_of
 
 TORCHVISION = [
     "resnet18",
@@ -97,7 +99,7 @@ def rounded(model: nn.Module, x: Tensor) -> tuple[Any, list[Any]]:
         modules.append(attach(module, bits))
         calibrate(modules[-1:], full, 2.4)
         harden(modules[-1:])
-        full = chain([module], full)
+        full = run_batched([module], full)
     return partition.modules, modules
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from modcap.activations import Activations, gather
-from modcap.errors import ModcapError
+from modcap.core.errors import ModcapError
+from modcap.graph.forward import concatenate_to
+from modcap.jobs.activation_cache import Activations
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (7,), (1, 2, 2), ()])
@@ -20,7 +21,7 @@ def test_gather_gives_all_parts_in_order(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     x = torch.randn(10, *shape)
-    whole = gather(iter(x.split(4)), 10, limit)
+    whole = concatenate_to(iter(x.split(4)), 10, limit)
     assert torch.equal(whole, x)
     assert not list(tmp_path.iterdir())  # the file lives as long as the tensor, without a name
     if len(shape) == 3:
@@ -31,18 +32,20 @@ def test_gather_gives_all_parts_in_order(
 def test_parts_may_lie_in_memory_as_they_like(limit: int | None) -> None:
     x = torch.randn(10, 6, 5)
     turned = [part.transpose(0, 1).contiguous().transpose(0, 1) for part in x.split(4)]
-    assert torch.equal(gather(turned, 10, limit), x)
-    assert torch.equal(gather((part[:, 0] for part in x.split(4)), 10, limit), x[:, 0])
+    assert torch.equal(concatenate_to(turned, 10, limit), x)
+    assert torch.equal(concatenate_to((part[:, 0] for part in x.split(4)), 10, limit), x[:, 0])
     image = torch.randn(10, 1, 4, 4)
     cropped = [part[:, :, :2, :2].expand(-1, 3, -1, -1) for part in image.split(4)]
-    assert torch.equal(gather(cropped, 10, limit), image[:, :, :2, :2].expand(-1, 3, -1, -1))
+    assert torch.equal(
+        concatenate_to(cropped, 10, limit), image[:, :, :2, :2].expand(-1, 3, -1, -1)
+    )
 
 
 def test_activations_in_a_file_are_mapped_not_read(tmp_path: Path) -> None:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("no /proc here")
-    kept = gather(iter(torch.zeros(4, 1000).split(2)), 4, 15_999)
+    kept = concatenate_to(iter(torch.zeros(4, 1000).split(2)), 4, 15_999)
     assert "modcap-activations-" in maps.read_text()
     del kept
     assert "modcap-activations-" not in maps.read_text()
@@ -55,7 +58,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(ModcapError, match=r"no room for .* TMPDIR"):
-        gather(iter([torch.zeros(2, 3)]), 2, 0)
+        concatenate_to(iter([torch.zeros(2, 3)]), 2, 0)
 
 
 def test_the_oldest_activations_go_first() -> None:

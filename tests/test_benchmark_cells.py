@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cells import Known, collect, identity
-from modcap.jobs import REVISION
+from modcap.jobs.job import REVISION
 
 NAMES = ("name",)
 

@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from modcap.capacity import Signature, data_dependent, data_free, differentials, homogeneous
-from modcap.capacity import signature as signature_of
-from modcap.errors import InputError
-from modcap.images import ImageSet
-from modcap.jobs import Cell, Job, capacity_jobs, select_job
-from modcap.network import Network, build
-from modcap.quantized import Bits, attach, bits_of
+from modcap.core.errors import InputError
+from modcap.core.serialization import Result
+from modcap.data.image_set import ImageSet
+from modcap.graph.network import Network, build
+from modcap.jobs.job import Cell, Job, capacity_jobs, select_job
+from modcap.jobs.runners import run
+from modcap.jobs.worker_cache import Workbench
+from modcap.ptq.capacity import Signature, data_dependent, data_free, differentials, homogeneous
+from modcap.ptq.capacity import signature as signature_of
+from modcap.ptq.reconstruct import calibrate, harden
+from modcap.quantization.insert import attach, bits_of
+from modcap.quantization.layers import Bits
 from modcap.recipe import Recipe
-from modcap.reconstruct import calibrate, harden
-from modcap.results import Result
-from modcap.runners import run
-from modcap.workbench import Workbench
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modcap import checkpoint
-from modcap.capture import capture
-from modcap.errors import InputError
-from modcap.network import build
-from modcap.partition import WEIGHT_LAYERS, weight_layers
+from modcap.checkpoints import checkpoint
+from modcap.core.errors import InputError
+from modcap.graph.capture import capture
+from modcap.graph.network import build
+from modcap.graph.nodes import WEIGHT_LAYERS, weight_layers
 from tests.networks import IMAGES, MODULES, Chain, Squeezed, conv, cut, exported, make, relative
 
 

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from modcap import _torchvision, checkpoint, zoo
-from modcap.errors import InputError
+from modcap import zoo
+from modcap.checkpoints import _torchvision, checkpoint
+from modcap.core.errors import InputError
 
 ARCH = "modcap.zoo:vgg_tiny"
 

@@ -13,10 +13,10 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from flows import cli
-from flows.cli.options import make_recipe
-from flows.cli.sweep import parse_axes
-from modcap.errors import InputError, Unavailable
+from modcap.core.errors import InputError, Unavailable
+from modcap.flows import cli
+from modcap.flows.cli.options import make_recipe
+from modcap.flows.cli.sweep import parse_axes
 
 SHIPPED = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"
 GOOD = SHIPPED / "resnet18_narrow.safetensors"
@@ -58,7 +58,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a server would have been started")
 
-    monkeypatch.setattr("infra.local.up", refuse)
+    monkeypatch.setattr("modcap.infra.local.up", refuse)
 
 
 def run(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -213,7 +213,7 @@ def test_other_commands_refuse_in_one_line(
 def test_addresses_that_are_shown_hold_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.exceptions import MlflowException
 
-    from flows.runs import reaching, run_url
+    from modcap.flows.registry.mlflow_runs import reaching, run_url
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/base/")
     assert run_url("1", "r") == "https://mlflow.example/base/#/experiments/1/runs/r"
@@ -257,7 +257,7 @@ def test_what_a_model_prints_is_not_in_the_report(
 
 
 def test_the_baselines_of_a_report_are_plain() -> None:
-    from flows.quantize import rounding_to_nearest, unjoined
+    from modcap.flows.quantize import rounding_to_nearest, unjoined
 
     recipe = make_recipe("quick", None, tuning=7, schedule="waves", w_bits=2)
     nearest = rounding_to_nearest(recipe)
@@ -286,7 +286,7 @@ def test_an_axis_that_is_neither_is_refused_by_its_flag(typed: dict[str, str]) -
 
 
 def test_a_wrong_recipe_of_a_policy_is_refused_where_it_stands(tmp_path: Path) -> None:
-    from flows.policy import read_policy
+    from modcap.flows.requests.scan_policy import read_policy
 
     file = tmp_path / "policy.yaml"
     file.write_text("rules:\n- recipes:\n  - fields: {w_bits: 4}\n  - fields: {w_bits: 40}\n")
@@ -302,8 +302,8 @@ def test_a_wrong_recipe_of_a_policy_is_refused_where_it_stands(tmp_path: Path) -
 
 
 def test_a_grid_is_refused_whole_where_one_k_is_too_large() -> None:
-    from flows.grid import Sweep, prepare_sweep
-    from flows.request import Request
+    from modcap.flows.requests.request import Request
+    from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep
 
     asked = Request(checkpoint=str(GOOD), arch=ARCH[1], data=DATA[1])
     with pytest.raises(InputError, match="--k 99 is larger than"):

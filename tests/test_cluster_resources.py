@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from flows import resources
-from flows.resources import (
+from modcap.core.errors import InputError
+from modcap.jobs.job import Job, Kind
+from modcap.tasks.workers import ray_resources as resources
+from modcap.tasks.workers.ray_resources import (
     GPU_MEMORY,
     MOST_IN_FLIGHT,
     in_flight,
     refuse_impossible,
     request,
 )
-from modcap.errors import InputError
-from modcap.jobs import Job, Kind
 
 GIB = 1 << 30
 

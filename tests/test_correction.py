@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modcap.correction import correct
-from modcap.quantized import quantizers
-from modcap.reconstruct import chain
+from modcap.graph.forward import run_batched
+from modcap.ptq.channel_correction import correct
+from modcap.quantization.insert import quantizers
 from tests.networks import convolutions, rounded
 
 
@@ -17,7 +17,7 @@ def test_outputs_have_the_mean_of_full_precision_and_no_remaining_slope() -> Non
     floats, modules = rounded(convolutions(bias=True), x)
     before, after = correct(floats, modules, x)
     assert after < before
-    z, y = chain(modules, x), chain(floats, x)
+    z, y = run_batched(modules, x), run_batched(floats, x)
     assert torch.allclose(z.mean(0), y.mean(0), atol=1e-4)
     centred = z - z.mean(0)
     inside = ((y - z) * centred).mean(0) / centred.square().mean(0)
@@ -50,4 +50,4 @@ def test_a_dead_channel_is_left_finite() -> None:
     first.weight[2], first.bias[2] = 0.0, -1.0
     floats, modules = rounded(model, x)
     correct(floats, modules, x)
-    assert torch.isfinite(chain(modules, x)).all()
+    assert torch.isfinite(run_batched(modules, x)).all()

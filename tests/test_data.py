@@ -13,15 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from modcap import _torchvision, data, image_folder
-from modcap.data import Images, Split
-from modcap.errors import InputError
-from modcap.preprocess import Preprocess
+from modcap.checkpoints import _torchvision
+from modcap.checkpoints.published_preprocess import published_preprocess
+from modcap.core.errors import InputError
+from modcap.data import image_folder
+from modcap.data import sources as data
+from modcap.data.preprocess import Preprocess
+from modcap.data.sources import Images, Split
 from modcap.zoo import PREPROCESS
 
 GRAY = Preprocess(mean=(0.5,), std=(0.25,))
 FULL = Path("/usr/share/datasets/fashion-mnist")
-SHIPPED = Path(data.__file__).parents[1] / "examples" / "fashion_mnist" / "data"
+SHIPPED = Path(data.__file__).parents[2] / "examples" / "fashion_mnist" / "data"
 
 
 def refused(spec: str, *words: str, preprocess: Preprocess = GRAY) -> None:
@@ -337,14 +340,14 @@ def test_preprocessing_that_is_not_understood(text: str) -> None:
 
 
 def test_published_transforms() -> None:
-    assert Preprocess.for_architecture("modcap.zoo:vgg_tiny") == PREPROCESS
-    resnet = Preprocess.for_architecture("torchvision:resnet18")
+    assert published_preprocess("modcap.zoo:vgg_tiny") == PREPROCESS
+    resnet = published_preprocess("torchvision:resnet18")
     assert (resnet.resize, resnet.crop, resnet.mean) == (256, 224, (0.485, 0.456, 0.406))
-    efficient = Preprocess.for_architecture("torchvision:efficientnet_b0")
+    efficient = published_preprocess("torchvision:efficientnet_b0")
     assert efficient.interpolation == "bicubic"
     for architecture in ("pt2", "json:dumps"):
         with pytest.raises(InputError, match="--preprocess"):
-            Preprocess.for_architecture(architecture)
+            published_preprocess(architecture)
 
 
 def test_normalize() -> None:

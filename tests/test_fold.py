@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from modcap.capture import capture
-from modcap.fold import fold_batch_norms
+from modcap.graph.capture import capture
+from modcap.graph.fold_batch_norm import fold_batch_norms
 from tests.networks import IMAGES, conv, relative
 
 

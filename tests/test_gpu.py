@@ -7,7 +7,7 @@ import torch
 
 import modcap
 from modcap import zoo
-from modcap.network import build
+from modcap.graph.network import build
 from modcap.recipe import Recipe
 
 pytestmark = [

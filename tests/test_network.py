@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modcap.artifact import pack_network, unpack_network
-from modcap.errors import InputError, ModcapError
-from modcap.graph_json import graph_from_json, graph_to_json
-from modcap.images import ImageSet
-from modcap.network import Network, build
-from modcap.quantized import attach, bits_of, state_of
-from modcap.reconstruct import calibrate, chain, harden
-from modcap.runners import top1
+from modcap.core.errors import InputError, ModcapError
+from modcap.data.image_set import ImageSet
+from modcap.export.artifact import pack_network, unpack_network
+from modcap.graph.forward import run_batched
+from modcap.graph.graph_json import graph_from_json, graph_to_json
+from modcap.graph.network import Network, build
+from modcap.jobs.runners import top1
+from modcap.ptq.reconstruct import calibrate, harden
+from modcap.quantization.insert import attach, bits_of, state_of
 from tests.networks import make
 
 NAMES = ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small", "densenet121", "zoo_vgg"]
@@ -86,7 +87,7 @@ def test_artifact_loads_back_to_bit_equal_outputs(bits: tuple[int, int]) -> None
     for index, module in enumerate(modules):
         calibrate([module], x, 2.4)
         harden([module])
-        x = chain([module], x)
+        x = run_batched([module], x)
         states |= {f"{index}.{name}": tensor for name, tensor in state_of(module)}
     data = pack_network(network, states, widths)
     assert pack_network(network, states, widths) == data

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import modcap
-from modcap.errors import InputError
-from modcap.onnx_export import require_onnx, save_onnx
+from modcap.core.errors import InputError
+from modcap.export.onnx_export import require_onnx, save_onnx
 from modcap.recipe import Recipe
 from tests.networks import make
 

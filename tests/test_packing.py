@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modcap.packing import pack, unpack
+from modcap.quantization.bit_packing import pack, unpack
 
 
 def reference(values: list[int], bits: int) -> bytes:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from modcap.jobs import Cell, Job, Kind
-from modcap.network import Network, build
-from modcap.plan import CellPlan, Plan, plan
+from modcap.core.serialization import Result
+from modcap.graph.network import Network, build
+from modcap.jobs.cost_model import footprints
+from modcap.jobs.job import Cell, Job, Kind
+from modcap.jobs.plan import CellPlan, Plan, plan
+from modcap.jobs.waves import segments
 from modcap.recipe import Recipe
-from modcap.resources import footprints
-from modcap.results import Result
-from modcap.waves import segments
 
 
 @pytest.fixture(scope="module")

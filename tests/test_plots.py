@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flows import plots
-from modcap.jobs import Kind
+from modcap.flows.reports import plots
+from modcap.jobs.job import Kind
 
 
 def test_every_kind_of_job_is_drawn_in_its_own_way() -> None:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import modcap
-from modcap import checkpoint, data
-from modcap.images import ImageSet
-from modcap.oscillation import losses, oscillation
-from modcap.preprocess import Preprocess
+from modcap.checkpoints import checkpoint
+from modcap.checkpoints.published_preprocess import published_preprocess
+from modcap.data import sources as data
+from modcap.data.image_set import ImageSet
+from modcap.jobs.runners import top1
+from modcap.ptq.oscillation import losses, oscillation
 from modcap.recipe import PRESETS
-from modcap.runners import top1
 from tests.networks import convolutions, make
 
 CHECKPOINTS = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"
@@ -31,7 +32,7 @@ def shipped(name: str) -> nn.Module:
 
 
 def images(split: Any, count: int) -> ImageSet:
-    preprocess = Preprocess.for_architecture(ARCH)
+    preprocess = published_preprocess(ARCH)
     some = data.load("fashion-mnist", split=split, preprocess=preprocess).take(range(count))
     return ImageSet(
         torch.tensor(some.images), torch.tensor(some.labels), preprocess.mean, preprocess.std

@@ -9,18 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from modcap.quantized import (
-    ActivationQuantizer,
-    Bits,
-    QuantLayer,
-    attach,
-    draw,
-    quantizers,
-    restore,
-    state_of,
-)
-from modcap.quantizer import fake_quantize
-from modcap.reconstruct import calibrate, harden
+from modcap.ptq.reconstruct import calibrate, harden
+from modcap.quantization.affine import fake_quantize
+from modcap.quantization.insert import attach, quantizers, restore, state_of
+from modcap.quantization.layers import ActivationQuantizer, Bits, QuantLayer, draw
 
 
 class Residual(nn.Module):

@@ -11,14 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modcap.quantizer import (
-    _spread,
-    dequantize,
-    fake_quantize,
-    levels,
-    quantize,
-    search_scale,
-)
+from modcap.quantization.affine import dequantize, fake_quantize, levels, quantize
+from modcap.quantization.scale_search import _spread, search_scale
 
 FINITE = st.floats(-100, 100, width=32)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modcap.errors import InputError
+from modcap.core.errors import InputError
 from modcap.recipe import PRESETS, Recipe
 
 

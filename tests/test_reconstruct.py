@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from modcap.errors import ModcapError
-from modcap.quantize import quantize
-from modcap.quantized import Bits, attach, layers_of, quantizers, state_of
-from modcap.quantizer import search_scale
+from modcap.api import quantize
+from modcap.core.errors import ModcapError
+from modcap.graph.forward import run_batched
+from modcap.ptq.reconstruct import Inputs, _beta, calibrate, harden, reconstruct
+from modcap.ptq.relative_error import relative_error
+from modcap.quantization.insert import attach, layers_of, quantizers, state_of
+from modcap.quantization.layers import Bits
+from modcap.quantization.scale_search import search_scale
 from modcap.recipe import Method, Optimiser, Precision, Recipe, Rounding
-from modcap.reconstruct import Inputs, _beta, calibrate, chain, harden, reconstruct, relative_error
 from tests.networks import convolutions
 
 FAST = Optimiser(
@@ -40,7 +43,7 @@ def group(images: Tensor, blocks: int = 1) -> tuple[list[fx.GraphModule], Inputs
     floats = [block(seed) for seed in range(blocks)]
     attached = [attach(module, [Bits(2, 4), Bits(2, 4)]) for module in floats]
     calibrate(attached, images, 2.4)
-    return attached, Inputs(images, images, chain(floats, images))
+    return attached, Inputs(images, images, run_batched(floats, images))
 
 
 @pytest.mark.parametrize("method", [Method.ADAROUND, Method.BRECQ, Method.QDROP])
@@ -51,7 +54,7 @@ def test_beats_rounding_to_nearest(images: Tensor, method: Method, blocks: int) 
     outcome = reconstruct(attached, inputs, method, FAST, seed=0)
     assert outcome.error < 0.8 * nearest.error
     assert outcome.curve[-1, 0] == FAST.iterations - 1
-    assert float(relative_error(chain(attached, images), inputs.target)) == outcome.error
+    assert float(relative_error(run_batched(attached, images), inputs.target)) == outcome.error
 
 
 @pytest.mark.parametrize("method", [Method.ADAROUND, Method.BRECQ, Method.QDROP])
@@ -72,7 +75,7 @@ def test_straight_through_reaches_more_integers_than_up_and_down(
             float((cast(Tensor, layer.integers) - before.clamp(0, 3)).abs().max())
             for layer, before in zip(layers_of(attached), exact, strict=True)
         )
-        assert float(relative_error(chain(attached, images), inputs.target)) == outcome.error
+        assert float(relative_error(run_batched(attached, images), inputs.target)) == outcome.error
     assert errors[Rounding.STRAIGHT_THROUGH] < errors[Rounding.SOFT]
     assert moved[Rounding.SOFT] <= 1 < moved[Rounding.STRAIGHT_THROUGH]
 
@@ -115,7 +118,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(images: Tensor) -> None:
 def test_nothing_is_left_soft(images: Tensor) -> None:
     attached, inputs = group(images)
     reconstruct(attached, inputs, Method.QDROP, FAST, seed=0)
-    first, second = chain(attached, images), chain(attached, images)
+    first, second = run_batched(attached, images), run_batched(attached, images)
     assert torch.equal(first, second)
     assert not any(p.requires_grad and p.grad is not None for p in attached[0].parameters())
 
@@ -126,7 +129,7 @@ def test_zero_iterations_is_rounding_to_nearest(images: Tensor) -> None:
     harden(nearest)
     settings: dict[str, Any] = FAST.model_dump() | {"iterations": 0}
     reconstruct(attached, inputs, Method.QDROP, Optimiser(**settings), seed=0)
-    assert torch.equal(chain(attached, images), chain(nearest, images))
+    assert torch.equal(run_batched(attached, images), run_batched(nearest, images))
 
 
 def test_beta_anneals_from_start_to_end_after_the_warm_up() -> None:
@@ -211,7 +214,7 @@ def test_the_loss_is_summed_over_channels_and_averaged_over_the_rest(images: Ten
         quantizer.enabled = False
     for layer in layers_of(start):
         layer.soften()
-    away = chain(start, images) - inputs.target
+    away = run_batched(start, images) - inputs.target
     assert float(outcome.curve[0, 1]) == pytest.approx(float(away.square().sum(1).mean()), rel=1e-4)
 
 
@@ -257,7 +260,7 @@ def test_the_units_of_a_group_do_not_matter_without_tuning(images: Tensor) -> No
         small = images * factor
         attached = [attach(module, [Bits(2, 4), Bits(2, 4)]) for module in floats]
         calibrate(attached, small, 2.4)
-        inputs = Inputs(small, small, chain(floats, small))
+        inputs = Inputs(small, small, run_batched(floats, small))
         optimiser = Recipe.preset("quick").optimiser
         errors.append(reconstruct(attached, inputs, Method.QDROP, optimiser, seed=0).error)
     assert errors[1] == pytest.approx(errors[0], rel=0.05)
@@ -270,7 +273,7 @@ def test_the_units_of_published_rates_do_not_matter_either(images: Tensor) -> No
         cast(Tensor, module.get_submodule(name).bias).zero_()
     attached = [attach(module, [Bits(2, 4), Bits(2, 4)])]
     calibrate(attached, small, 2.4)
-    inputs = Inputs(small, small, chain([module], small))
+    inputs = Inputs(small, small, run_batched([module], small))
     nearest = reconstruct(copy.deepcopy(attached), inputs, Method.RTN, FAST, seed=0)
     settings = Optimiser(iterations=100, batch_size=32)
     outcome = reconstruct(attached, inputs, Method.BRECQ, settings, seed=0)

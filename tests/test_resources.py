@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from modcap import zoo
-from modcap.network import Network, build
-from modcap.resources import evaluation_memory, footprints, reconstruction_memory
-from modcap.selection import Span
+from modcap.graph.network import Network, build
+from modcap.jobs.cost_model import evaluation_memory, footprints, reconstruction_memory
+from modcap.ptq.selection import Span
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modcap.capacity import differentials
-from modcap.errors import InputError
-from modcap.selection import Span, automatic_k, candidates, explicit, random_k, spans, top_k
+from modcap.core.errors import InputError
+from modcap.ptq.capacity import differentials
+from modcap.ptq.selection import Span, automatic_k, candidates, explicit, random_k, spans, top_k
 
 BOUNDARIES = st.lists(
     st.tuples(st.floats(0, 1e6, allow_subnormal=False), st.booleans()), min_size=1, max_size=9

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modcap.capture import capture
+from modcap.graph.capture import capture
 from tests.networks import IMAGES, Chain, Squeezed, conv, cut, exported, relative
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modcap.jobs import Job, Kind
-from modcap.simulate import critical_path, simulate
+from modcap.jobs.job import Job, Kind
+from modcap.jobs.simulate import critical_path, simulate
 
 
 def graph(before: Mapping[str, str]) -> tuple[list[Job], dict[str, str], dict[str, list[str]]]:

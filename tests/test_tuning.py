@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from modcap.quantized import QuantLayer, quantizers, state_of
-from modcap.reconstruct import chain, relative_error
-from modcap.tuning import tune
+from modcap.graph.forward import run_batched
+from modcap.ptq.finetune import tune
+from modcap.ptq.relative_error import relative_error
+from modcap.quantization.insert import quantizers, state_of
+from modcap.quantization.layers import QuantLayer
 from tests.networks import convolutions, rounded
 
 
@@ -20,9 +22,9 @@ def test_the_error_falls_and_integers_stay() -> None:
     x = images()
     floats, modules = rounded(convolutions(bias=True), x)
     states = [{n: t.clone() for n, t in state_of(module)} for module in modules]
-    curve, before, after = tune(floats, modules, x, chain(floats, x), 40, 1e-2, 0.0, 16, 0)
+    curve, before, after = tune(floats, modules, x, run_batched(floats, x), 40, 1e-2, 0.0, 16, 0)
     assert after < 0.7 * before
-    assert after == relative_error(chain(modules, x), chain(floats, x))
+    assert after == relative_error(run_batched(modules, x), run_batched(floats, x))
     assert curve[0, 1] > curve[-1, 1]
     changed = set()
     for state, module in zip(states, modules, strict=True):
@@ -41,7 +43,7 @@ def test_integers_learn_too_where_they_may() -> None:
     for rate in (0.0, 1e-2):
         floats, modules = rounded(convolutions(bias=True), x)
         before = [t.clone() for m in modules for n, t in state_of(m) if n.endswith("integers")]
-        errors.append(tune(floats, modules, x, chain(floats, x), 200, 1e-2, rate, 16, 0)[2])
+        errors.append(tune(floats, modules, x, run_batched(floats, x), 200, 1e-2, rate, 16, 0)[2])
         after = [t for m in modules for n, t in state_of(m) if n.endswith("integers")]
         moved.append(sum(int((a != b).sum()) for a, b in zip(after, before, strict=True)))
     assert errors[1] < errors[0]
@@ -80,7 +82,7 @@ def test_equal_seeds_give_equal_states() -> None:
     found = []
     for seed in (0, 0, 1):
         floats, modules = rounded(convolutions(bias=True), x)
-        tune(floats, modules, x, chain(floats, x), 5, 1e-2, 1e-2, 16, seed)
+        tune(floats, modules, x, run_batched(floats, x), 5, 1e-2, 1e-2, 16, seed)
         found.append([t for module in modules for _, t in state_of(module)])
     same, other = (
         all(torch.equal(a, b) for a, b in zip(found[0], states, strict=True))
@@ -119,10 +121,10 @@ def test_what_gets_no_better_stays_as_it_was() -> None:
     x = images()
     floats, modules = rounded(convolutions(bias=True), x)
     states = [{n: t.clone() for n, t in state_of(module)} for module in modules]
-    near = chain(modules, x) + 1e-3 * torch.randn(len(x), 5)
+    near = run_batched(modules, x) + 1e-3 * torch.randn(len(x), 5)
     _, before, after = tune(floats, modules, x, near, 3, 0.3, 1e-2, 16, 0)
-    assert after == before == relative_error(chain(modules, x), near)
+    assert after == before == relative_error(run_batched(modules, x), near)
     assert tune(floats, modules, x, near * torch.nan, 3, 0.3, 1e-2, 16, 0)[0].shape == (0, 2)
-    assert relative_error(chain(modules, x), near) == before
+    assert relative_error(run_batched(modules, x), near) == before
     for state, module in zip(states, modules, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in state_of(module))

@@ -14,10 +14,10 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 import modcap
-from modcap.artifact import unpack_network
-from modcap.errors import InputError
-from modcap.network import Network, build
-from modcap.partition import WEIGHT_LAYERS, weight_layers
+from modcap.core.errors import InputError
+from modcap.export.artifact import unpack_network
+from modcap.graph.network import Network, build
+from modcap.graph.nodes import WEIGHT_LAYERS, weight_layers
 from tests.networks import exported
 
 RECIPE = modcap.Recipe.preset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modcap.waves import Segment, segments
+from modcap.jobs.waves import Segment, segments
 
 COSTS = st.lists(st.floats(0.1, 100), min_size=1, max_size=40)
 

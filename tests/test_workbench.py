@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import modcap
-from modcap.activations import Activations
-from modcap.images import ImageSet
-from modcap.jobs import Cell
-from modcap.network import build
-from modcap.plan import plan
-from modcap.results import Result, encode
-from modcap.runners import run
-from modcap.workbench import Workbench
+from modcap.core.serialization import Result, encode
+from modcap.data.image_set import ImageSet
+from modcap.graph.network import build
+from modcap.jobs.activation_cache import Activations
+from modcap.jobs.job import Cell
+from modcap.jobs.plan import plan
+from modcap.jobs.runners import run
+from modcap.jobs.worker_cache import Workbench
 from modcap.zoo import resnet18_narrow
 
 

@@ -21,9 +21,9 @@ from typing import Any
 from benchmarks.cells import Known, Task, arguments, collect, identity
 from benchmarks.places import results
 from benchmarks.speed import processes, report
-from modcap.jobs import REVISION
+from modcap.core.serialization import canonical, digest
+from modcap.jobs.job import REVISION
 from modcap.recipe import PRESETS
-from modcap.results import canonical, digest
 
 NETWORKS = ["mobilenet_v2_x0_5", "resnet18_narrow"]  # the short form takes the first
 BEFORE = "e52b746"  # the parent of "Faster inner loop, activation cache …"

@@ -33,12 +33,12 @@ def write_inputs(networks: list[str]) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from modcap import data
-    from modcap.images import ImageSet
-    from modcap.preprocess import Preprocess
+    from modcap.checkpoints.published_preprocess import published_preprocess
+    from modcap.data import sources as data
+    from modcap.data.image_set import ImageSet
 
     INPUTS.mkdir(parents=True, exist_ok=True)
-    p = Preprocess.for_architecture("modcap.zoo:resnet18_narrow")
+    p = published_preprocess("modcap.zoo:resnet18_narrow")
     pool = data.load("fashion-mnist", split="calibration", preprocess=p)
     count = min(2048, len(pool))
     chosen = data.calibration(pool, count, seed=0)

@@ -3,9 +3,9 @@
 
     python examples/fashion_mnist/make_subset.py [FOLDER]
 
-FOLDER holds the four idx files (default: that of Debian's ``dataset-fashion-mnist``). Evaluation is
-the whole test set; calibration is the pool that ``modcap.data`` draws from, so that the same images
-are chosen from the subset as from the full set.
+FOLDER holds the four idx files (default: that of Debian's ``dataset-fashion-mnist``). Evaluation
+is the whole test set; calibration is the pool that ``modcap.data.sources`` draws from, so that the
+same images are chosen from the subset as from the full set.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modcap import data, zoo
+from modcap import zoo
+from modcap.data import sources as data
 
 HERE = Path(__file__).parent / "data"
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import typer
 
-from flows.cli.measure import capacity, evaluate
-from flows.cli.quantize import quantize
-from flows.cli.registry import promote, scan
-from flows.cli.stack import stack
-from flows.cli.store import store
-from flows.cli.sweep import plan, sweep
-from modcap.errors import ModcapError
+from modcap.core.errors import ModcapError
+from modcap.flows.cli.measure import capacity, evaluate
+from modcap.flows.cli.quantize import quantize
+from modcap.flows.cli.registry import promote, scan
+from modcap.flows.cli.stack import stack
+from modcap.flows.cli.store import store
+from modcap.flows.cli.sweep import plan, sweep
 
 __all__ = ["app", "main"]
 

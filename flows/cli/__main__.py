@@ -1,3 +1,3 @@
-from flows.cli import main
+from modcap.flows.cli import main
 
 main()

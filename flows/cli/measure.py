@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import (
+from modcap.flows.cli.options import (
     Arch,
     Checkpoint,
     Data,
@@ -40,10 +40,10 @@ def capacity(
     json_: Json = False,
 ) -> None:
     """Show the capacity of every module and the boundaries it selects; starts no server."""
-    from flows.capacity import measure_capacity
-    from flows.connect import find_s3
-    from flows.request import Request
-    from modcap.messages import parse
+    from modcap.core.messages import parse
+    from modcap.flows.execution.connect import find_s3
+    from modcap.flows.reports.capacities import measure_capacity
+    from modcap.flows.requests.request import Request
 
     full = make_recipe(preset, recipe, w_bits=w_bits, capacity=capacity)
     full = Recipe.make(parse_k(k), full)
@@ -81,8 +81,8 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Measure the top-1 accuracy of a quantized artifact."""
-    from flows.connect import find_s3
-    from flows.evaluate import evaluate_artifact
+    from modcap.flows.execution.connect import find_s3
+    from modcap.flows.reports.accuracy import evaluate_artifact
 
     if in_s3(artifact, data):
         find_s3()

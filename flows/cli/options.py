@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.documents import read_mapping
-from modcap.errors import InputError, ModcapError
+from modcap.core.errors import InputError, ModcapError
+from modcap.flows.requests.documents import read_mapping
 from modcap.recipe import Recipe
 
 __all__ = ["in_s3", "make_recipe", "parse_age", "parse_k", "print_report"]

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import (
+from modcap.flows.cli.options import (
     Arch,
     Calibration,
     Checkpoint,
@@ -57,9 +57,9 @@ def quantize(
     json_: Json = False,
 ) -> None:
     """Quantize one checkpoint, register the result in MLflow and print a report."""
-    from flows.connect import use_services
-    from flows.request import Request, prepare
-    from modcap.messages import parse
+    from modcap.core.messages import parse
+    from modcap.flows.execution.connect import use_services
+    from modcap.flows.requests.request import Request, prepare
 
     full = make_recipe(
         preset,
@@ -92,7 +92,7 @@ def quantize(
     if not in_s3(checkpoint, data, eval_data):
         prepare(request)  # bad input is refused before anything starts
     use_services()
-    from flows.quantize import quantize as flow
+    from modcap.flows.quantize import quantize as flow
 
     print_report(partial(flow, request, compare), json_, _show)
 

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import Json, print_report
-from modcap.errors import InputError
+from modcap.core.errors import InputError
+from modcap.flows.cli.options import Json, print_report
 
 __all__ = ["promote", "scan"]
 
@@ -22,14 +22,14 @@ def scan(
     json_: Json = False,
 ) -> None:
     """Quantize and register every new or changed checkpoint below a prefix; exit 1 if any fails."""
-    from flows.connect import use_services
-    from flows.policy import read_policy
-    from tasks.files import split_address
+    from modcap.flows.execution.connect import use_services
+    from modcap.flows.requests.scan_policy import read_policy
+    from modcap.tasks.storage.objects import split_address
 
     split_address(prefix)  # refused before anything starts
     rules = read_policy(policy)
     use_services()
-    from flows.scan import scan as flow
+    from modcap.flows.scan import scan as flow
 
     print_report(partial(flow, prefix, rules), json_, _show_checkpoints)
 
@@ -62,9 +62,9 @@ def promote(
     json_: Json = False,
 ) -> None:
     """Move an alias to a version that passes the gate; exit 3 where it is refused."""
-    from flows.connect import use_services
-    from flows.gate import Gate
-    from modcap.messages import parse
+    from modcap.core.messages import parse
+    from modcap.flows.execution.connect import use_services
+    from modcap.flows.requests.gate import Gate
 
     if data is None and not rollback:
         raise InputError("--data is missing: name held-out images to measure on")
@@ -80,7 +80,7 @@ def promote(
     }
     gate = parse(Gate, conditions)
     use_services("s3", "mlflow", "prefect")
-    from flows import promote as gates
+    from modcap.flows import promote as gates
 
     decide = partial(gates.rollback, name, alias) if rollback else partial(gates.promote, gate)
     print_report(decide, json_, _show_alias)

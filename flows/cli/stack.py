@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import Json, print_report
-from modcap.errors import InputError
+from modcap.core.errors import InputError
+from modcap.flows.cli.options import Json, print_report
 
 __all__ = ["stack"]
 
@@ -21,7 +21,7 @@ stack = typer.Typer(help="The local stack: S3, MLflow, Prefect and Ray on loopba
 @stack.command("up")
 def up(json_: Json = False) -> None:
     """Start what is missing and wait until all of it answers."""
-    from infra import local
+    from modcap.infra import local
 
     local.up(report=lambda line: print(line, file=sys.stderr, flush=True))
     status(json_)
@@ -30,7 +30,7 @@ def up(json_: Json = False) -> None:
 @stack.command("down")
 def down(json_: Json = False) -> None:
     """Stop every service of the local stack; data stays."""
-    from infra import local
+    from modcap.infra import local
 
     print_report(lambda: {"stopped": local.down()}, json_, _show_stopped)
 
@@ -42,7 +42,7 @@ def _show_stopped(report: dict[str, Any]) -> None:
 @stack.command("status")
 def status(json_: Json = False) -> None:
     """Show each service, its address and its state."""
-    from infra import local
+    from modcap.infra import local
 
     services = [service.as_dict() for service in local.status()]
     print_report(lambda: {"services": services}, json_, _show_services)
@@ -62,7 +62,7 @@ def run(
     command: Annotated[list[str], typer.Argument(help="A command and its arguments, after --.")],
 ) -> None:
     """Run a command with the stack's addresses and credentials in its environment."""
-    from infra import local
+    from modcap.infra import local
 
     running = local.up(report=lambda line: print(line, file=sys.stderr, flush=True))
     os.environ.update(running.environment())

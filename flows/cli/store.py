@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.options import Json, parse_age, print_report
+from modcap.flows.cli.options import Json, parse_age, print_report
 
 __all__ = ["store"]
 
@@ -24,12 +24,12 @@ def gc(
     json_: Json = False,
 ) -> None:
     """Remove results, inputs and artifacts that no registered version was made from."""
-    from flows.connect import use_services
+    from modcap.flows.execution.connect import use_services
 
     age = parse_age(older_than)
     use_services("s3", "mlflow")
-    from flows.retention import collect_garbage
-    from tasks.store import Store
+    from modcap.flows.registry.retention import collect_garbage
+    from modcap.tasks.storage.store import Store
 
     collect = partial(collect_garbage, Store.from_environment(), age, dry_run=dry_run, force=force)
     print_report(collect, json_, partial(_show_collected, dry_run))
@@ -48,11 +48,11 @@ def _show_collected(dry_run: bool, report: dict[str, Any]) -> None:
 @store.command()
 def verify(json_: Json = False) -> None:
     """Read everything and compare it with its checksums; exit 1 where something is damaged."""
-    from flows.connect import use_services
+    from modcap.flows.execution.connect import use_services
 
     use_services("s3")
-    from flows.retention import verify as check
-    from tasks.store import Store
+    from modcap.flows.registry.retention import verify as check
+    from modcap.tasks.storage.store import Store
 
     report = print_report(partial(check, Store.from_environment()), json_, _show_damage)
     if report["damaged"]:

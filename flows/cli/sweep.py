@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import (
+from modcap.core.errors import InputError
+from modcap.flows.cli.options import (
     Calibration,
     Data,
     Iterations,
@@ -23,7 +24,6 @@ from flows.cli.options import (
     make_recipe,
     print_report,
 )
-from modcap.errors import InputError
 from modcap.recipe import CapacityKind, Homogeneity, Method, Schedule, Selection
 
 __all__ = ["plan", "sweep"]
@@ -43,8 +43,8 @@ MaxBytes = Annotated[int | None, typer.Option(help="Bytes that the best may take
 
 def make_requests(checkpoint: list[str], arch: list[str] | None, **fields: Any) -> tuple[Any, ...]:
     """A request for each checkpoint; ``arch`` is none, one for all, or one for each."""
-    from flows.request import Request
-    from modcap.messages import parse
+    from modcap.core.messages import parse
+    from modcap.flows.requests.request import Request
 
     archs: list[str | None] = list(arch) if arch else [None]
     if len(archs) == 1:
@@ -63,7 +63,7 @@ def parse_axes(
     *, w_bits: str | None, a_bits: str | None, k: str | None, seeds: str | None
 ) -> dict[str, tuple[int | None, ...]]:
     """The axes that were given, by field of the sweep; that of k may hold ``auto``, too."""
-    from flows.grid import parse_range
+    from modcap.flows.requests.sweep_grid import parse_range
 
     typed = {"w_bits": w_bits, "a_bits": a_bits, "seed": seeds}
     flags = {"w_bits": "--w-bits", "a_bits": "--a-bits", "seed": "--seeds"}
@@ -103,9 +103,9 @@ def sweep(
     json_: Json = False,
 ) -> None:
     """Quantize a grid of bit-widths, k and seeds, compare all cells and register the best."""
-    from flows.connect import use_services
-    from flows.grid import Sweep
-    from modcap.messages import parse
+    from modcap.core.messages import parse
+    from modcap.flows.execution.connect import use_services
+    from modcap.flows.requests.sweep_grid import Sweep
 
     base = make_recipe(
         preset,
@@ -131,14 +131,14 @@ def sweep(
     grid = parse(Sweep, fields)
     _check(grid)
     use_services()
-    from flows.sweep import sweep as flow
+    from modcap.flows.sweep import sweep as flow
 
     print_report(partial(flow, grid), json_, _print)
 
 
 def _check(grid: Any) -> None:
     """Refuses bad input before anything starts, where it can be read without a server."""
-    from flows.grid import prepare_sweep
+    from modcap.flows.requests.sweep_grid import prepare_sweep
 
     places = [place for request in grid.requests for place in (request.checkpoint, request.data)]
     if not in_s3(*places):
@@ -201,9 +201,9 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Show what a run or a sweep would do: jobs, what is done already, time and cost."""
-    from flows.grid import Sweep
-    from flows.planning import describe_plan
-    from modcap.messages import parse
+    from modcap.core.messages import parse
+    from modcap.flows.reports.plan_estimate import describe_plan
+    from modcap.flows.requests.sweep_grid import Sweep
 
     base = make_recipe(
         preset,

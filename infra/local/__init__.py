@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.local import process
-from infra.local.home import Home
-from infra.local.services import NAMES, QUIET, Service, failed, service
+from modcap.infra.local import process
+from modcap.infra.local.home import Home
+from modcap.infra.local.services import NAMES, QUIET, Service, failed, service
 
 __all__ = ["NAMES", "Endpoints", "ServiceStatus", "down", "status", "up"]
 

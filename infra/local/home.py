@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modcap.errors import InputError
+from modcap.core.errors import InputError
 
 __all__ = ["Home"]
 

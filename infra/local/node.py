@@ -1,4 +1,4 @@
-"""One more Ray node on this machine: ``python -m infra.local.node --cpus 1 --folder DIR``.
+"""One more Ray node on this machine: ``python -m modcap.infra.local.node --cpus 1 --folder DIR``.
 
 What ``ray start --address=HOST:PORT --block`` starts, with one difference: everything listens on
 loopback alone. ``ray start`` replaces 127.0.0.1, in the head's address and in its own, with the

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.local.home import Home, write_private
-from modcap.errors import InputError, ModcapError
+from modcap.core.errors import InputError, ModcapError
+from modcap.infra.local.home import Home, write_private
 
 __all__ = ["NAMES", "Service", "service"]
 
@@ -185,7 +185,7 @@ def _ray(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Servi
         *("--min-worker-port=31000", "--max-worker-port=31999", "--log-color=false"),
         *(f"--{part}={port}" for part, port in ports.items()),
     )
-    # a job that ran out of memory comes back to the driver, which asks for more (flows/execute.py)
+    # a job that ran out of memory comes back to the driver, which asks for more of it
     environment = {**clients, **exports, "OMP_NUM_THREADS": "1", "RAY_task_oom_retries": "0"}
 
     def ready() -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 import modcap
-from modcap import checkpoint, data
-from modcap.preprocess import Preprocess
+from modcap.checkpoints import checkpoint
+from modcap.checkpoints.published_preprocess import published_preprocess
+from modcap.data import sources as data
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "examples/fashion_mnist/checkpoints/resnet18_narrow.safetensors"
@@ -26,7 +27,7 @@ def start(
     """``modcap`` with these arguments, started in a session of its own."""
     own = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *map(str, arguments)],
+        [sys.executable, "-m", "modcap.flows.cli", *map(str, arguments)],
         env=own | environment | {"PYTHONPATH": str(ROOT)} | others,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -56,7 +57,7 @@ def sweep_arguments(folder: Path, recipe: dict[str, Any], *flags: str) -> list[s
 
 def images(calibration: int, seed: int) -> torch.Tensor:
     """The calibration images that a run with this seed chooses."""
-    preprocess = Preprocess.for_architecture(ARCH)
+    preprocess = published_preprocess(ARCH)
     pool = data.load("fashion-mnist", split="calibration", preprocess=preprocess)
     return preprocess.normalize(data.calibration(pool, calibration, seed).images)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import local
-from tasks.store import Store
+from modcap.infra import local
+from modcap.tasks.storage.store import Store
 
 SERVICES = ("AWS_", "MLFLOW_", "PREFECT_", "RAY_", "MODCAP_")
 

@@ -9,15 +9,15 @@ import ray
 import torch
 from prefect import flow
 
-from flows.connect import connected
-from flows.execute import execute_jobs
-from flows.progress import Progress
-from flows.quantize import THREADS
 from modcap import zoo
-from modcap.errors import ModcapError
-from modcap.jobs import Job, Kind
-from modcap.network import build
-from tasks.store import Store
+from modcap.core.errors import ModcapError
+from modcap.flows.execution.connect import connected
+from modcap.flows.execution.execute import execute_jobs
+from modcap.flows.execution.progress import Progress
+from modcap.flows.quantize import THREADS
+from modcap.graph.network import build
+from modcap.jobs.job import Job, Kind
+from modcap.tasks.storage.store import Store
 
 LEAST = int(sys.argv[1])
 

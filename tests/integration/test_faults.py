@@ -21,9 +21,9 @@ import pytest
 from mlflow import MlflowClient
 
 import modcap
-from infra import local
-from tasks import s3 as connections
-from tasks.store import Store
+from modcap.infra import local
+from modcap.tasks.storage import s3 as connections
+from modcap.tasks.storage.store import Store
 from tests.integration.commands import alone, modcap_command, start, sweep_arguments
 
 pytestmark = pytest.mark.fault

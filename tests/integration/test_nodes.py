@@ -37,7 +37,7 @@ class Node:
     def __init__(self, stack: dict[str, str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="modcap-node-"))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "infra.local.node", "--folder", str(self.folder)],
+            [sys.executable, "-m", "modcap.infra.local.node", "--folder", str(self.folder)],
             cwd=self.folder,
             env=os.environ | stack | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,

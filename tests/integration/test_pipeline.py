@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import modcap
-from modcap import checkpoint
-from tasks.files import fetch
-from tasks.store import Store
+from modcap.checkpoints import checkpoint
+from modcap.tasks.storage.objects import fetch
+from modcap.tasks.storage.store import Store
 from tests.integration.commands import ARCH, CHECKPOINT, ROOT, images, modcap_command
 
 SMALL: dict[str, Any] = {

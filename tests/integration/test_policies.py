@@ -14,14 +14,14 @@ import torch
 from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from infra.local.home import Home
-from infra.local.services import program
-from modcap.errors import InputError
-from modcap.results import Result, digest
-from tasks import s3 as connections
-from tasks.files import fetch, find
-from tasks.lease import lease
-from tasks.store import Store
+from modcap.core.errors import InputError
+from modcap.core.serialization import Result, digest
+from modcap.infra.local.home import Home
+from modcap.infra.local.services import program
+from modcap.tasks.storage import s3 as connections
+from modcap.tasks.storage.lease import lease
+from modcap.tasks.storage.objects import fetch, find
+from modcap.tasks.storage.store import Store
 
 POLICIES = Path(__file__).parents[2] / "infra/s3"
 REGION = "us-east-1"

@@ -17,8 +17,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from modcap import artifact
-from tasks.files import fetch
+from modcap.export import artifact
+from modcap.tasks.storage.objects import fetch
 from tests.integration.commands import ROOT, modcap_command
 
 NETWORK = "vgg_tiny"

@@ -17,7 +17,7 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save
 
-from tasks import s3 as connections
+from modcap.tasks.storage import s3 as connections
 from tests.integration.commands import ROOT, modcap_command, start
 
 NETWORK = "vgg_tiny"

@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import local
-from modcap.errors import ModcapError
-from modcap.results import Result
-from tasks.store import Store
+from modcap.core.errors import ModcapError
+from modcap.core.serialization import Result
+from modcap.infra import local
+from modcap.tasks.storage.store import Store
 
 
 def members(home: Path) -> list[psutil.Process]:
@@ -92,7 +92,7 @@ def own_store(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> S
 def test_two_at_once_start_one_set_and_killed_servers_keep_data(
     own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tasks.s3 as module
+    import modcap.tasks.storage.s3 as module
 
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: local.up(own_home, ["s3"]).environment(), range(2)))

@@ -14,13 +14,13 @@ import pytest
 import torch
 from tenacity import stop_after_delay
 
-from modcap.errors import InputError, ModcapError
-from modcap.results import DamagedResult, Result, digest
-from tasks import lease as lease_module
-from tasks.files import cache_folder, fetch
-from tasks.lease import Lease
-from tasks.s3 import client
-from tasks.store import Store
+from modcap.core.errors import InputError, ModcapError
+from modcap.core.serialization import DamagedResult, Result, digest
+from modcap.tasks.storage import lease as lease_module
+from modcap.tasks.storage.lease import Lease
+from modcap.tasks.storage.objects import cache_folder, fetch
+from modcap.tasks.storage.s3 import client
+from modcap.tasks.storage.store import Store
 
 RESULT = Result({"a": torch.arange(6).reshape(2, 3), "b": torch.tensor(0.5)}, {"x": [1, "é"]})
 
@@ -96,7 +96,7 @@ def test_inputs_are_verified_copies(store: Store, tmp_path: Path) -> None:
 def test_an_input_that_is_cut_or_old_is_uploaded_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tasks.store as module
+    import modcap.tasks.storage.store as module
 
     name = digest(b"content")
     place = {"Bucket": store.bucket, "Key": store._name(f"inputs/{name}")}
@@ -161,7 +161,7 @@ def test_objects_are_fetched_by_address(store: Store, tmp_path: Path) -> None:
 
 
 def test_wrong_credentials_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tasks.s3 as module
+    import modcap.tasks.storage.s3 as module
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     module._client.cache_clear()

@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 import modcap
-from modcap.results import Result
-from tasks.store import Store
+from modcap.core.serialization import Result
+from modcap.tasks.storage.store import Store
 from tests.integration.commands import alone, modcap_command, start, sweep_arguments
 
 SMALL: dict[str, Any] = {
@@ -99,7 +99,7 @@ def test_no_cell_fits_is_a_refusal(
 def test_a_run_that_another_host_took_for_abandoned_comes_back(
     stack: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.runs import finish_parent, start_parent
+    from modcap.flows.registry.mlflow_runs import finish_parent, start_parent
 
     for name, value in stack.items():
         monkeypatch.setenv(name, value)

@@ -1,0 +1,89 @@
+"""Connects a driver to the services: those that the environment names, or the local stack."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import urllib.request
+from collections.abc import Iterator
+
+from tenacity import retry, stop_after_attempt, wait_random_exponential
+
+from modcap.core.errors import Unavailable
+from modcap.infra import local
+from modcap.tasks.storage.store import Store
+
+__all__ = ["connected", "find_s3", "use_services"]
+
+_WARM_WORKERS = 8  # started while the driver still prepares
+
+
+def use_services(*names: str) -> None:
+    """Starts what is missing of the local stack and puts every address into this environment.
+
+    Must run before Prefect or MLflow are imported: they read their addresses at import.
+
+    Args:
+        names: the services that are needed; all of them by default.
+    """
+    os.environ.update(local.up(services=names or local.NAMES).environment())
+    if "prefect" in (names or local.NAMES):
+        _require_prefect(os.environ["PREFECT_API_URL"])
+
+
+def find_s3() -> None:
+    """For commands that start nothing: the local stack's S3, where it runs and the environment
+    names no other and no credentials for one."""
+    endpoint = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MODCAP_BUCKET")
+    named = (*endpoint, "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
+    if any(os.environ.get(name) for name in named):
+        return
+    if any(s.name == "s3" and s.state == "running" for s in local.status()):
+        os.environ.update(local.up(services=["s3"]).environment())
+
+
+def _require_prefect(address: str) -> None:
+    """Asks a Prefect server whether it is there, a few times."""
+    try:
+        _ask(f"{address.rstrip('/')}/health")
+    except OSError as error:
+        raise Unavailable(
+            f"Prefect at {address} cannot be reached ({error}): check PREFECT_API_URL"
+        ) from None
+
+
+@retry(stop=stop_after_attempt(4), wait=wait_random_exponential(0.5, 4), reraise=True)
+def _ask(url: str) -> None:
+    with urllib.request.urlopen(url, timeout=5):
+        pass
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[Store]:
+    """The store, with Ray connected; leaves Ray as it was found."""
+    import ray  # reads its address and token from the environment when it is imported
+
+    from modcap.tasks.workers.ray_jobs import warm_up
+
+    store = Store.from_environment()
+    store.ensure_bucket()
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(
+                address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR
+            )
+        except (ConnectionError, RuntimeError, TimeoutError) as error:
+            address = os.environ["RAY_ADDRESS"]
+            first = str(error).splitlines()[0]
+            raise Unavailable(
+                f"Ray at {address} cannot be reached ({first}): check RAY_ADDRESS"
+            ) from None
+    for _ in range(min(_WARM_WORKERS, int(ray.cluster_resources().get("CPU", 0)))):
+        warm_up.remote(store)
+    try:
+        yield store
+    finally:
+        if ours:
+            ray.shutdown()

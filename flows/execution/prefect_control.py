@@ -1,0 +1,79 @@
+"""What a person does to a flow run in Prefect's page: pausing, resuming and cancelling it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, StateType
+from prefect.context import FlowRunContext
+from prefect.exceptions import Pause
+from prefect.states import Cancelled, Crashed
+
+from modcap.core.errors import ModcapError
+
+__all__ = ["FlowControl"]
+
+_SECONDS = 2.0  # between two looks at the state of the run
+
+
+class FlowControl:
+    """Follows the state of the flow run that this code is part of, if any.
+
+    ``stop`` is set while no work may run: running jobs end, and start again once resumed.
+    """
+
+    def __init__(self, stop: threading.Event) -> None:
+        context = FlowRunContext.get()
+        self._run_id = context.flow_run.id if context and context.flow_run else None
+        self._stop = stop
+        self._looked = time.monotonic()
+
+    def check(self) -> None:
+        """Returns while the run may go on; waits while it is paused.
+
+        Raises:
+            ModcapError: it was cancelled.
+            Pause: it was suspended; a worker starts it again when it is resumed.
+        """
+        if self._run_id is None or time.monotonic() - self._looked < _SECONDS:
+            return
+        state = self._state()
+        while state is not None and state.type is StateType.PAUSED:
+            self._stop.set()
+            if state.state_details.pause_reschedule:
+                raise Pause(state=state)
+            time.sleep(_SECONDS)
+            state = self._state()
+        if state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED):
+            self._stop.set()
+            self._cancelled()
+            raise ModcapError("the run was cancelled: start it again, finished jobs are kept")
+        self._stop.clear()
+
+    def _state(self) -> State | None:
+        self._looked = time.monotonic()
+        assert self._run_id is not None
+        with get_client(sync_client=True) as client:
+            state: State | None = client.read_flow_run(self._run_id).state
+        return state
+
+    def _cancelled(self) -> None:
+        self._set(Cancelled())
+
+    def _set(self, state: State) -> None:
+        assert self._run_id is not None
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(self._run_id, state, force=True)
+
+    def crash(self, message: str) -> None:
+        """Marks the run as crashed, says why in one line and ends the process with 1, at once."""
+        if self._run_id is not None:
+            with contextlib.suppress(Exception):  # Prefect may be gone too
+                self._set(Crashed(message=message))
+        print(f"modcap: {message}", file=sys.stderr, flush=True)
+        os._exit(1)

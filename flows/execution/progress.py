@@ -1,0 +1,124 @@
+"""Progress a person can follow: a live view on a terminal, plain lines elsewhere; on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from modcap.jobs.job import Job, Kind
+from modcap.jobs.plan import Plan
+
+__all__ = ["Progress"]
+
+_PLAIN_SECONDS = 15  # between two plain lines about jobs that run
+
+
+class Progress:
+    """Shows groups, losses and the time left. Use it as a context manager.
+
+    With a terminal on stderr a live view is drawn; without one, a line is printed for every
+    finished group and now and then for what runs.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=self.console,
+        )
+        self._bar = self._bars.add_task("jobs", total=None)
+        self._live: Live | None = None
+        self._total = self._done = 0
+        self._steps_left: dict[str, int] = {}
+        self._worked = 0.0  # steps done in this run
+        self._start = time.monotonic()
+        self._said = 0.0
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._live = Live(
+                self._bars, console=self.console, refresh_per_second=4, transient=True
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def planned(self, plan: Plan, done: Iterable[str]) -> None:
+        """A round of planning found these jobs, of which some are done."""
+        done = set(done)
+        self._total, self._done = len(plan.jobs), sum(job.key in done for job in plan.jobs)
+        self._steps_left = {
+            job.key: job.steps for job in plan.jobs if job.key not in done and job.steps
+        }
+        self._bars.update(self._bar, total=self._total, completed=self._done)
+        if self._done < self._total:
+            self.note(f"{self._total} jobs planned, {self._done} done already")
+
+    def finished(self, job: Job, meta: Mapping[str, Any]) -> None:
+        """``job`` is done, with this result."""
+        self._done += 1
+        self._worked += self._steps_left.pop(job.key, 0)
+        self._bars.update(self._bar, completed=self._done)
+        if meta.get("attempt"):
+            self.note(f"{job.label}: its worker was lost, started again {meta['attempt']} time(s)")
+        if job.kind in (Kind.RECONSTRUCT, Kind.TUNE):
+            self.note(
+                f"[{self._done}/{self._total}] {job.label}: relative error {meta['error']:.4g} "
+                f"({meta['seconds']:.1f} s{self._left({})})"
+            )
+
+    def running(self, jobs: Iterable[Job], state: Mapping[str, tuple[int, int, float]]) -> None:
+        """These jobs run; ``state`` maps keys to (step, steps, loss)."""
+        lines = [(job.label, *state[job.key]) for job in jobs if job.key in state]
+        if self._live:
+            table = Table.grid(padding=(0, 2))
+            for label, step, steps, loss in lines:
+                table.add_row(f"  {label}", f"step {step}/{steps}", f"loss {loss:.4g}")
+            self._live.update(Group(self._bars, table, f"  {self._left(state)[2:]}"))
+        elif lines and time.monotonic() - self._said > _PLAIN_SECONDS:
+            self._said = time.monotonic()
+            for label, step, steps, loss in lines:
+                self.note(f"  {label}: step {step}/{steps}, loss {loss:.4g}{self._left(state)}")
+
+    def _left(self, state: Mapping[str, tuple[int, int, float]]) -> str:
+        """', about 3 min left', from the steps done so far in this run."""
+        under_way = sum(state[key][0] for key in self._steps_left if key in state)
+        worked = self._worked + under_way
+        left = sum(self._steps_left.values()) - under_way
+        if not worked or left <= 0:
+            return ""
+        seconds = (time.monotonic() - self._start) / worked * left
+        return (
+            f", about {seconds / 60:.1f} min left"
+            if seconds > 90
+            else f", about {seconds:.0f} s left"
+        )
+
+
+def plain(text: str) -> None:
+    """A line on stderr, outside any run."""
+    print(text, file=sys.stderr, flush=True)

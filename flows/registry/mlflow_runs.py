@@ -1,0 +1,205 @@
+"""Runs in MLflow that are made once, whoever else makes the same at the same time, or died at it.
+
+Every run carries a key; of finished runs with equal keys the one that finished first stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+
+from modcap.core.errors import Unavailable
+from modcap.core.messages import first_line
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # read when mlflow is imported
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
+
+__all__ = [
+    "PARENT",
+    "RUN_KEY",
+    "Parent",
+    "experiment_of",
+    "finish_parent",
+    "finish_run",
+    "first_finished",
+    "link_of",
+    "reaching",
+    "run_url",
+    "start_parent",
+    "start_run",
+]
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+RUN_KEY = "modcap.run_key"  # of a run: equal keys are one run
+OWNER = "modcap.owner"  # host/process that makes a run
+PARENT = "mlflow.parentRunId"
+_ABANDONED_MS = 3600_000  # a run of another host that is not finished after this time
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run of a sweep, under which its cells are nested."""
+
+    run_id: str
+    key: str
+    url: str
+
+
+@contextlib.contextmanager
+def reaching() -> Iterator[MlflowClient]:
+    """A client, whose failure to reach the server is an error of one line.
+
+    Raises:
+        Unavailable: there is no server, or what answers is none, or wants a password.
+    """
+    try:
+        yield MlflowClient()
+    except MlflowException as error:
+        reason = str(error)
+        if "API request to" not in reason and "Max retries" not in reason:
+            raise
+        cause = first_line(_without_password(reason.rpartition("Caused by ")[2]))
+        raise Unavailable(
+            f"MLflow at {_address()} cannot be reached ({cause}): check MLFLOW_TRACKING_URI, that "
+            "it runs, and its password where it has one"
+        ) from None
+
+
+def link_of(experiment: str, tags: Mapping[str, str]) -> str:
+    """The page that shows the runs with these tags, also those that are still to come."""
+    with reaching() as client:
+        number = experiment_of(client, experiment)
+    wanted = quote(" and ".join(f"tags.{name} = '{value}'" for name, value in tags.items()))
+    return f"{_address()}/#/experiments/{number}?searchFilter={wanted}"
+
+
+def _address() -> str:
+    return _without_password(mlflow.get_tracking_uri().rstrip("/"))
+
+
+def _without_password(text: str) -> str:
+    """Without what stands before the host in an address."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
+def start_parent(experiment: str, name: str, key: str) -> Parent:
+    """The run of the sweep with this key: the finished one, or a new one."""
+    with reaching() as client:
+        number = experiment_of(client, experiment)
+        run_id = first_finished(client, number, key)
+        if run_id is None:
+            run_id = start_run(client, number, name, {RUN_KEY: key})
+    return Parent(run_id, key, run_url(number, run_id))
+
+
+def finish_parent(
+    experiment: str,
+    parent: Parent,
+    metrics: Mapping[str, float],
+    write: Callable[[Path], None],
+    nested: Sequence[str],
+) -> Parent:
+    """Logs the whole of a sweep and nests ``nested`` under the run that stays."""
+    with reaching() as client:
+        number = experiment_of(client, experiment)
+        run_id = first_finished(client, number, parent.key)
+        if run_id is None:
+            _restore(client, parent.run_id)
+            now = int(time.time() * 1000)
+            logged = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
+            client.log_batch(parent.run_id, metrics=logged)
+            with tempfile.TemporaryDirectory() as folder:
+                write(Path(folder))
+                client.log_artifacts(parent.run_id, folder)
+            run_id = finish_run(client, number, parent.run_id, parent.key)
+        elif run_id != parent.run_id:
+            _delete(client, parent.run_id)  # somebody else was faster
+        for cell in nested:
+            if client.get_run(cell).data.tags.get(PARENT) != run_id:
+                client.set_tag(cell, PARENT, run_id)
+    return Parent(run_id, parent.key, run_url(number, run_id))
+
+
+def run_url(experiment_id: str, run_id: str) -> str:
+    """The page of a run."""
+    return f"{_address()}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def experiment_of(client: MlflowClient, name: str) -> str:
+    """The id of an experiment, made where it is missing."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:  # somebody else was first
+            found = client.get_experiment_by_name(name)
+            assert found is not None
+    elif found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def start_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+    """A new run, marked with the process that makes it."""
+    owner = f"{socket.gethostname()}/{os.getpid()}"
+    run = client.create_run(experiment_id, run_name=name, tags={**tags, OWNER: owner})
+    return str(run.info.run_id)
+
+
+def first_finished(client: MlflowClient, experiment_id: str, key: str) -> str | None:
+    """The run of ``key`` that finished first; deletes what dead processes left half made."""
+    runs = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{key}'")
+    done = [run for run in runs if run.info.status == "FINISHED"]
+    for run in runs:
+        if run.info.status != "FINISHED" and _abandoned(run):
+            _delete(client, run.info.run_id)
+    if not done:
+        return None
+    return str(min(done, key=lambda run: (run.info.end_time, run.info.run_id)).info.run_id)
+
+
+def _delete(client: MlflowClient, run_id: str) -> None:
+    if client.get_run(run_id).info.lifecycle_stage == "active":
+        client.delete_run(run_id)
+
+
+def _restore(client: MlflowClient, run_id: str) -> None:
+    """Takes a run back that somebody else held for abandoned: its host was another one's."""
+    if client.get_run(run_id).info.lifecycle_stage == "deleted":
+        client.restore_run(run_id)
+
+
+def _abandoned(run: Run) -> bool:
+    host, _, process = run.data.tags.get(OWNER, "").rpartition("/")
+    if host == socket.gethostname():
+        return not psutil.pid_exists(int(process))
+    return bool(time.time() * 1000 - run.info.start_time > _ABANDONED_MS)
+
+
+def finish_run(client: MlflowClient, experiment_id: str, run_id: str, key: str) -> str:
+    """Ends a run; where somebody else made the same one earlier, that one stays."""
+    _restore(client, run_id)
+    client.set_terminated(run_id, "FINISHED")
+    first = first_finished(client, experiment_id, key) or run_id
+    if first != run_id:
+        _delete(client, run_id)
+    return first

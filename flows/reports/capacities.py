@@ -1,0 +1,41 @@
+"""The capacities of a checkpoint's modules and the boundaries they select, in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modcap.core.serialization import Result
+from modcap.flows.requests.request import Request, prepare
+from modcap.jobs.job import Kind
+from modcap.jobs.plan import plan
+from modcap.jobs.runners import run
+from modcap.jobs.worker_cache import Workbench
+
+__all__ = ["measure_capacity"]
+
+
+def measure_capacity(request: Request) -> dict[str, Any]:
+    """Runs the capacity and select jobs of ``request``; no server is needed."""
+    prepared = prepare(request)
+    cell = prepared.cell
+    bench = Workbench.holding(
+        {cell.network.digest: cell.network, cell.calibration: prepared.calibration}
+    )
+    planned = plan([cell], lambda _: None)
+    results: dict[str, Result] = {}
+    for job in planned.jobs:
+        if job.kind in (Kind.CAPACITY, Kind.SELECT):
+            results[job.key] = run(job, bench, [results[key] for key in job.needs])
+    selected = results[planned.cells[0].select].meta
+    names = cell.network.partition.names
+    return {
+        "checkpoint": request.checkpoint,
+        "recipe": request.recipe.model_dump(mode="json"),
+        "modules": list(names),
+        "capacities": selected["capacities"],
+        "differentials": selected["differentials"],
+        "homogeneous": selected["allowed"],
+        "selected": selected["selected"],
+        "k": selected["k"],
+        "groups": [list(names[start:stop]) for start, stop in selected["groups"]],
+    }

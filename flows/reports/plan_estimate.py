@@ -1,0 +1,241 @@
+"""What a run or a sweep would do: its jobs, what is done already, time and cost on N workers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modcap.core.serialization import Result
+from modcap.flows.execution.connect import find_s3
+from modcap.flows.reports import plots
+from modcap.flows.requests.request import Prepared
+from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
+from modcap.graph.forward import run_batched
+from modcap.jobs.job import Job, Kind
+from modcap.jobs.plan import Plan, plan
+from modcap.jobs.runners import run
+from modcap.jobs.simulate import critical_path, simulate
+from modcap.jobs.worker_cache import Workbench
+from modcap.ptq import channel_correction as correction
+from modcap.ptq.reconstruct import Inputs, calibrate, reconstruct
+from modcap.quantization.insert import attach, bits_of
+from modcap.recipe import Recipe
+from modcap.tasks.storage.store import Store
+
+__all__ = ["costs_of", "describe_plan", "open_plan"]
+
+_PROBE_STEPS = 3
+_KINDS = tuple(kind.value for kind in Kind)
+
+
+def describe_plan(
+    grid: Sweep, workers: int, price_per_hour: float | None, picture: Path | None = None
+) -> dict[str, Any]:
+    """Plans the grid without running it.
+
+    Data-free capacities and the selections that follow from them are computed here, in
+    milliseconds. Where a selection needs data and was not made yet, the plan stays open and counts
+    what is known. Costs are those measured in the store, and for other jobs a probe of a few steps.
+
+    Args:
+        grid: a sweep; a single run is a sweep of one.
+        workers: jobs at once, in the simulation.
+        price_per_hour: of one worker.
+        picture: where to write the graph, as PNG.
+    """
+    store = _store()
+    prepared = prepare_sweep(grid)
+    known: dict[str, Result] = {}
+    made = open_plan(prepared, store, known)
+    done = store.done(job.key for job in made.jobs) if store else set()
+    todo = [job for job in made.jobs if job.key not in done]
+    costs, measured = costs_of(made, prepared, store, done, known)
+    longest, path = critical_path(todo, made.waits, costs)
+    simulated = {n: simulate(todo, made.waits, costs, n) for n in sorted({1, workers})}
+    at = simulated[workers]
+    if picture is not None:
+        picture.write_bytes(plots.png(_draw(made, done)))
+    kinds = Counter(job.kind.value for job in made.jobs)
+    finished = Counter(job.kind.value for job in made.jobs if job.key in done)
+    report: dict[str, Any] = {
+        "cells": len(made.cells),
+        "open": made.open,
+        "jobs": {
+            kind: {"planned": kinds[kind], "done": finished[kind]} for kind in _KINDS if kinds[kind]
+        },
+        "planned": len(made.jobs),
+        "done": len(done),
+        "todo": len(todo),
+        "reconstructions": sharing(made),
+        "critical_path": {"seconds": round(longest, 1), "jobs": [job.label for job in path]},
+        "work_seconds": round(sum(costs[job.key] for job in todo), 1),
+        "costs": measured,
+        "workers": workers,
+        "seconds": round(at.makespan, 1),
+        "seconds_on_one": round(simulated[1].makespan, 1),
+        "efficiency": round(at.efficiency, 4),
+    }
+    if price_per_hour is not None:
+        report["cost"] = round(at.makespan / 3600 * workers * price_per_hour, 2)
+    return report
+
+
+def _store() -> Store | None:
+    """The store, where one is configured or runs already; planning starts nothing."""
+    find_s3()
+    if not os.environ.get("MODCAP_BUCKET"):
+        return None
+    store = Store.from_environment()
+    store.ensure_bucket()
+    return store
+
+
+def open_plan(prepared: Sequence[Prepared], store: Store | None, known: dict[str, Result]) -> Plan:
+    """The plan as far as it can be seen; puts what was computed here into ``known``.
+
+    Where several k are to be compared, it goes on with the first: what follows costs the same.
+    """
+    bench = Workbench.holding({p.cell.network.digest: p.cell.network for p in prepared})
+
+    assumed: dict[str, Result] = {}
+
+    def look(key: str) -> Result | None:
+        if key not in known and store is not None:
+            found = store.get(key)
+            if found is not None:
+                known[key] = found
+        return known.get(key) or assumed.get(key)
+
+    cells = [p.cell for p in prepared]
+    while True:
+        current = plan(cells, look)
+        new = [job for job in current.jobs if job.small and job.key not in known]
+        made = [job for job in new if _run_small(job, bench, look, known)]
+        chooses = [job for job in current.jobs if job.kind is Kind.CHOOSE and not look(job.key)]
+        assumed |= {job.key: Result(meta={"chosen": 0}) for job in chooses}
+        if not made and not chooses:
+            return current
+
+
+def _run_small(
+    job: Job,
+    bench: Workbench,
+    look: Callable[[str], Result | None],
+    known: dict[str, Result],
+) -> bool:
+    needs = [look(key) for key in job.needs]
+    present = [result for result in needs if result is not None]
+    if len(present) < len(needs):
+        return False
+    known[job.key] = run(job, bench, present)
+    return True
+
+
+def costs_of(
+    made: Plan,
+    prepared: Sequence[Prepared],
+    store: Store | None,
+    done: set[str],
+    known: dict[str, Result],
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds of every job, and from where they were taken."""
+    costs: dict[str, float] = {}
+    for job in made.jobs:
+        meta = known[job.key].meta if job.key in known else None
+        if meta is None and store and job.key in done:
+            meta = store.meta(job.key)
+        if meta is not None:
+            costs[job.key] = float(meta["seconds"])
+    measured = len(costs)
+    probes: dict[str, _Probe] = {}
+    cells = {p.cell.network.digest: p for p in prepared}
+    for job in made.jobs:
+        if job.key not in costs:
+            digest = job.inputs["network"]
+            if digest not in probes:
+                probes[digest] = _Probe(cells[digest])
+            costs[job.key] = probes[digest].seconds(job)
+    return costs, {"measured": measured, "probed": len(costs) - measured}
+
+
+class _Probe:
+    """Times a few steps of every module of a network here, and a pass over a few images."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        recipe: Recipe = prepared.request.recipe
+        torch.set_num_threads(recipe.threads)
+        batch = recipe.optimiser.batch_size
+        x = prepared.calibration.normalized(0, batch)
+        modules = prepared.cell.network.partition.modules
+        bits = bits_of(
+            prepared.cell.network.partition, recipe.w_bits, recipe.a_bits, recipe.edge_bits
+        )
+        settings = recipe.optimiser.model_copy(update={"iterations": _PROBE_STEPS})
+        self.images, self.tests = len(prepared.calibration), len(prepared.evaluation)
+        self.step: list[float] = []  # seconds of a step of each module
+        self.forward: list[float] = []  # seconds per image of its forward pass
+        self.search: list[float] = []  # seconds to calibrate it
+        for module, module_bits in zip(modules, bits, strict=True):
+            start = time.perf_counter()
+            y = run_batched([module], x)
+            self.forward.append((time.perf_counter() - start) / batch)
+            quantized = attach(module, module_bits)
+            start = time.perf_counter()
+            calibrate([quantized], x, recipe.scale_exponent)
+            self.search.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            reconstruct([quantized], Inputs(x, x, y), recipe.method, settings, 0)
+            self.step.append((time.perf_counter() - start) / _PROBE_STEPS)
+            x = y
+
+    def seconds(self, job: Job) -> float:
+        """The estimated cost of ``job``."""
+        if job.kind is Kind.RECONSTRUCT:
+            span = slice(job.params["start"], job.params["stop"])
+            prefix = sum(self.forward[: span.stop]) * self.images * 2
+            return float(sum(self.search[span]) + job.steps * sum(self.step[span]) + prefix)
+        if job.kind is Kind.CAPACITY and not job.small:
+            stop = job.params["module"] + 1
+            images: int = job.params["images"]
+            return sum(self.search[:stop]) + 3 * sum(self.forward[:stop]) * images
+        if job.kind is Kind.CORRECT:
+            return 3 * sum(self.forward) * correction.IMAGES
+        if job.kind is Kind.CHOOSE:
+            return sum(self.forward) * self.images * (1 + 2 * len(job.params["candidates"]))
+        if job.kind is Kind.TUNE:
+            passes = 4 * sum(self.forward) * self.images
+            return job.steps * sum(self.step) + passes
+        if job.kind is Kind.EVALUATE:
+            return sum(self.forward) * self.tests * (3 if job.needs else 1)
+        return 0.05
+
+
+def _draw(made: Plan, done: set[str]) -> Any:
+    levels: dict[str, int] = {}
+    lanes: dict[str, int] = {}
+    taken: Counter[int] = Counter()
+    for job in made.jobs:
+        levels[job.key] = 1 + max((levels[key] for key in made.waits[job.key]), default=-1)
+        lanes[job.key] = taken[levels[job.key]]
+        taken[levels[job.key]] += 1
+    index = {job.key: number for number, job in enumerate(made.jobs)}
+    edges = [
+        (index[key], index[job.key])
+        for job in made.jobs
+        for key in made.waits[job.key]
+        if levels[job.key] - levels[key] == 1
+    ]
+    keys = [job.key for job in made.jobs]
+    return plots.plan_graph(
+        [levels[k] for k in keys],
+        [lanes[k] for k in keys],
+        [job.kind.value for job in made.jobs],
+        [key in done for key in keys],
+        edges,
+    )

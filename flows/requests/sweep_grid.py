@@ -1,0 +1,89 @@
+"""The grid of a sweep, and its cells. Imports no server's client: reading it starts nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from modcap.core.errors import InputError
+from modcap.flows.requests.request import Prepared, Request, prepare
+from modcap.jobs.plan import Plan
+from modcap.recipe import Method, Recipe
+
+__all__ = ["Sweep", "parse_range", "prepare_sweep", "sharing"]
+
+
+class Sweep(BaseModel):
+    """A grid. An empty axis keeps what the recipes of ``requests`` say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests: tuple[Request, ...] = Field(min_length=1, description="one per checkpoint")
+    w_bits: tuple[int, ...] = ()
+    a_bits: tuple[int, ...] = ()
+    k: tuple[int | None, ...] = Field((), description="null is auto")
+    method: tuple[Method, ...] = ()
+    seed: tuple[int, ...] = ()
+    max_drop: float | None = Field(None, ge=0, description="top-1 points below full precision")
+    max_bytes: int | None = Field(None, ge=1, description="size of the artifact")
+
+    @model_validator(mode="after")
+    def _models_differ(self) -> Sweep:
+        counts = Counter(request.model_name for request in self.requests)
+        name, count = counts.most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{count} checkpoints are called {name!r}: rename all but one of them")
+        return self
+
+    def recipes(self, base: Recipe) -> list[Recipe]:
+        """The recipes of the grid over ``base``, without repetition, in the order of the axes."""
+        axes = {name: getattr(self, name) for name in ("seed", "method", "w_bits", "a_bits", "k")}
+        given = {name: values for name, values in axes.items() if values}
+        made = [
+            Recipe.make(dict(zip(given, values, strict=True)), base)
+            for values in itertools.product(*given.values())
+        ]
+        return list(dict.fromkeys(made))
+
+
+def prepare_sweep(grid: Sweep) -> list[Prepared]:
+    """Every cell; a checkpoint is read once per seed, which chooses its calibration images."""
+    prepared: list[Prepared] = []
+    for request in grid.requests:
+        bases: dict[int, Prepared] = {}
+        for recipe in grid.recipes(request.recipe):
+            if recipe.seed not in bases:
+                first = request.model_copy(update={"recipe": recipe})
+                bases[recipe.seed] = prepare(first)
+            name = (
+                f"{request.model_name} {recipe.bits} {recipe.method.value} "
+                f"k={recipe.k_asked} seed={recipe.seed}"
+            )
+            prepared.append(bases[recipe.seed].with_recipe(recipe, name))
+    return prepared
+
+
+def sharing(plan: Plan) -> dict[str, int]:
+    """Reconstructions: distinct ones, and those that independent runs of the cells would make."""
+    needed = [plan.reconstructions(cell) for cell in plan.cells]
+    return {"distinct": len(set().union(*needed)), "independent": sum(map(len, needed))}
+
+
+def parse_range(text: str, flag: str) -> tuple[int, ...]:
+    """``2,3,4`` or ``0-7`` or both: ``0-3,5``.
+
+    Raises:
+        InputError: it is something else.
+    """
+    values: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(f"{flag} {text!r}: give numbers and ranges, such as 2,3,4 or 0-7")
+        stop = int(last) if dash else int(first)
+        if stop < int(first):
+            raise InputError(f"{flag} {text!r}: the range {part.strip()} is empty")
+        values += range(int(first), stop + 1)
+    return tuple(dict.fromkeys(values))

@@ -1,0 +1,164 @@
+"""Builds the network that a checkpoint's weights belong to, from the name of its architecture."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modcap.checkpoints import _torchvision
+from modcap.core.errors import InputError, Unavailable
+from modcap.core.messages import first_line
+
+__all__ = ["Factory", "build", "factory_module", "split"]
+
+Factory = Callable[..., nn.Module]
+
+_HOW = "use torchvision:NAME, timm:NAME or package.module:factory"
+_INCEPTION = ("googlenet", "inception_v3")  # torchvision's networks with auxiliary classifiers
+_IMAGENET_CLASSES = 1000
+
+
+def split(architecture: str) -> tuple[str, str]:
+    """``"torchvision:resnet18"`` as ``("torchvision", "resnet18")``."""
+    source, colon, name = architecture.partition(":")
+    if not (source and colon and name):
+        raise InputError(f"--arch {architecture!r} is not an architecture: {_HOW}")
+    return source, name
+
+
+def build(architecture: str, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network for ``weights``, itself with random ones, in float32.
+
+    The number of classes is read off the rows of the last weight where the factory takes
+    ``num_classes``. The caller's random state is left as it was.
+
+    Raises:
+        InputError: there is no such architecture, or it cannot be built.
+    """
+    source, name = split(architecture)
+    factory = _factory(source, name, weights)
+    with torch.random.fork_rng(devices=[]):
+        model = _call(factory, architecture)
+        classes = _classes(model, weights)
+        if classes is not None and _takes_classes(source, factory):
+            model = _call(factory, architecture, num_classes=classes)
+    return model
+
+
+def _classes(model: nn.Module, weights: Mapping[str, Tensor]) -> int | None:
+    """Rows of the checkpoint's last weight, None where the network has as many already."""
+    matrices = [(key, tensor) for key, tensor in model.state_dict().items() if tensor.ndim > 1]
+    if not matrices or matrices[-1][0] not in weights:
+        return None
+    key, tensor = matrices[-1]
+    rows = weights[key].shape[:1]
+    return None if rows == tensor.shape[:1] or not rows else int(rows[0])
+
+
+def _takes_classes(source: str, factory: Factory) -> bool:
+    if source in ("torchvision", "timm"):
+        return True
+    return "num_classes" in inspect.signature(factory).parameters
+
+
+def _call(factory: Factory, architecture: str, **options: Any) -> nn.Module:
+    try:
+        model = factory(**options)
+    except Exception as error:
+        raise InputError(
+            f"--arch {architecture} cannot be built ({type(error).__name__}: {first_line(error)}): "
+            f"it must be callable without arguments"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"--arch {architecture} returns {type(model).__name__}, not a torch.nn.Module"
+        )
+    return model
+
+
+def _factory(source: str, name: str, weights: Mapping[str, Tensor]) -> Factory:
+    if source == "torchvision":
+        return _torchvision_factory(name, weights)
+    if source == "timm":
+        return _timm_factory(name)
+    factory = getattr(factory_module(source), name, None)
+    if not callable(factory):
+        raise InputError(f"--arch {source}:{name}: module {source} has no factory {name!r}")
+    found: Factory = factory
+    return found
+
+
+def _torchvision_factory(name: str, weights: Mapping[str, Tensor]) -> Factory:
+    models = _torchvision.models()
+    known = models.list_models(module=models)
+    if name not in known:
+        raise InputError(
+            f"--arch torchvision:{name}: torchvision has no such classifier{_hint(name, known)}"
+        )
+
+    def build_one(num_classes: int = _IMAGENET_CLASSES) -> nn.Module:
+        options: dict[str, Any] = {}
+        if name in _INCEPTION:
+            # The published ImageNet weights were trained on inputs of another normalisation.
+            published = num_classes == _IMAGENET_CLASSES
+            auxiliary = any(key.startswith(("aux", "AuxLogits")) for key in weights)
+            options = {
+                "aux_logits": auxiliary,
+                "transform_input": published,
+                "init_weights": False,
+            }
+        model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
+        return model
+
+    return build_one
+
+
+def _timm_factory(name: str) -> Factory:
+    timm = timm_library()
+    if not timm.is_model(name):
+        known = timm.list_models()
+        raise InputError(f"--arch timm:{name}: timm has no such model{_hint(name, known)}")
+
+    def build_one(**options: Any) -> nn.Module:
+        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+        return model
+
+    return build_one
+
+
+def timm_library() -> Any:
+    """The module ``timm``, which imports torchvision."""
+    _torchvision.models()
+    try:
+        return import_module("timm")
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise
+        raise Unavailable(
+            "--arch timm:… needs timm, not installed: run pip install timm"
+        ) from error
+
+
+def factory_module(module: str) -> Any:
+    """Imports the user's ``module``, from the working directory too."""
+    folder = str(Path.cwd())
+    sys.path.append(folder)
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise Unavailable(f"--arch {module}:… cannot be imported ({error}): {_HOW}") from error
+    finally:
+        sys.path.remove(folder)
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=3)
+    return f": did you mean {', '.join(close)}?" if close else f": {_HOW}"

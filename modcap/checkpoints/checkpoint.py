@@ -1,0 +1,183 @@
+"""Reads a trained model from a file, without executing code that the file contains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from modcap.checkpoints import architecture as architectures
+from modcap.checkpoints import export_archive as pt2
+from modcap.checkpoints import state_dict as files
+from modcap.core.errors import InputError
+from modcap.core.messages import first_line
+
+__all__ = ["Checkpoint", "check_input", "load"]
+
+_UNUSED = "num_batches_tracked"  # no part of inference
+_NAMED = 3  # keys to name in an error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model.
+
+    Attributes:
+        model: in eval mode, float32, on the CPU.
+        architecture: such as ``torchvision:resnet18``; ``pt2`` for an archive.
+        digest: sha256 of architecture and tensors (of an archive, of its graph too); the same
+            whatever the path or the format of the file.
+        path: as given.
+        size_bytes: of the file.
+    """
+
+    model: nn.Module | ExportedProgram = field(repr=False)
+    architecture: str
+    digest: str
+    path: str
+    size_bytes: int
+
+
+def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
+    """Reads a ``.pt2`` archive, or weights in ``.safetensors``, ``.pt`` or ``.pth``.
+
+    Args:
+        path: a local file.
+        architecture: for weights; torchvision:NAME, timm:NAME or package.module:factory.
+
+    Raises:
+        InputError: the file is missing, damaged, holds code, NaN or infinity, or does not fit the
+            architecture.
+    """
+    file = Path(path)
+    data = _bytes(file)
+    graph = ""
+    model: nn.Module | ExportedProgram
+    if file.suffix == ".pt2":
+        if architecture is not None:
+            raise InputError(f"{path} describes its own architecture: leave out --arch")
+        model, graph = pt2.read(data, str(path))
+        _check_archive(model, str(path))
+    else:
+        if architecture is None:
+            raise InputError(
+                f"{path} holds weights only: say --arch torchvision:NAME, timm:NAME or "
+                f"package.module:factory"
+            )
+        weights = files.read(file, data)
+        _check_finite(weights, str(path))
+        model = architectures.build(architecture, weights)
+        _fill(model, weights, f"{path} does not fit --arch {architecture}")
+    name = architecture or "pt2"
+    return Checkpoint(model, name, _digest(name, graph, model), str(path), len(data))
+
+
+def _bytes(file: Path) -> bytes:
+    if file.is_dir():
+        raise InputError(f"checkpoint {file} is a directory: give the file of weights inside it")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"checkpoint {file} cannot be read ({error.strerror}): check the path"
+        ) from error
+    if not data:
+        raise InputError(f"checkpoint {file} is empty: copy or download it again")
+    return data
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise InputError(
+                f"checkpoint {where}: tensor {name} has {bad} values that are NaN or infinite: "
+                f"training diverged, or the file is damaged; use another checkpoint"
+            )
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor], complaint: str) -> None:
+    """Puts ``weights`` into ``model``, which must match them name by name and shape by shape."""
+    expected = model.state_dict()
+    missing = [n for n in expected if n not in weights and not n.endswith(_UNUSED)]
+    unexpected = sorted(n for n in weights if n not in expected and not n.endswith(_UNUSED))
+    other = [
+        f"{n} is {tuple(weights[n].shape)} for {tuple(expected[n].shape)}"
+        for n in expected
+        if n in weights and weights[n].shape != expected[n].shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": other}
+    if any(found.values()):
+        details = "; ".join(f"{what} {_names(names)}" for what, names in found.items() if names)
+        raise InputError(f"{complaint}: {details}; name the architecture that was trained")
+    model.load_state_dict({n: t for n, t in weights.items() if n in expected}, strict=False)
+    model.float().eval().requires_grad_(False)
+
+
+def _check_archive(program: ExportedProgram, where: str) -> None:
+    tensors: dict[str, Tensor] = dict(program.state_dict)
+    _check_finite(tensors, where)
+    for name, tensor in tensors.items():
+        floating = tensor.is_floating_point()
+        if tensor.device.type != "cpu" or (floating and tensor.dtype != torch.float32):
+            raise InputError(
+                f"checkpoint {where}: {name} is {tensor.dtype} on {tensor.device}: "
+                f"export the network in float32 on the CPU"
+            )
+
+
+def _digest(architecture: str, graph: str, model: nn.Module | ExportedProgram) -> str:
+    if isinstance(model, ExportedProgram):
+        tensors = {**model.state_dict, **model.constants}
+    else:
+        tensors = model.state_dict()
+    hasher = sha256(f"{architecture}\n{graph}\n".encode())
+    for name in sorted(tensors):
+        if not name.endswith(_UNUSED):
+            tensor = tensors[name].detach().contiguous()
+            hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            hasher.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()
+
+
+def check_input(model: Checkpoint | nn.Module | ExportedProgram, images: Tensor) -> int:
+    """Runs the first two images through and returns the number of classes.
+
+    Args:
+        model: as loaded.
+        images: (N, C, H, W) float32, preprocessed, N at least 2.
+
+    Raises:
+        InputError: the model does not take images of this shape, or gives no logits for them.
+    """
+    network = model.model if isinstance(model, Checkpoint) else model
+    given = " × ".join(str(n) for n in images.shape[1:])
+    x = images[:2]
+    try:
+        with torch.no_grad():
+            runnable = network.module() if isinstance(network, ExportedProgram) else network
+            logits = runnable(x)
+    except Exception as error:
+        raise InputError(
+            f"the network does not take images of {given} (channels × height × width): "
+            f"{first_line(error)}; give it the data it was trained on, or --preprocess"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"the network answers two images of {given} with {shape}, not with logits of shape "
+            f"(2, classes): modcap quantizes classifiers"
+        )
+    if not torch.isfinite(logits).all():
+        raise InputError(f"the network answers images of {given} with NaN or infinite logits")
+    return int(logits.shape[1])

@@ -1,0 +1,64 @@
+"""How images are prepared for an architecture, as those who trained it published it."""
+
+from __future__ import annotations
+
+import math
+
+from modcap.checkpoints import _torchvision
+from modcap.checkpoints.architecture import factory_module, split, timm_library
+from modcap.core.errors import InputError
+from modcap.data.preprocess import EXAMPLE, Preprocess
+
+__all__ = ["published_preprocess"]
+
+
+def published_preprocess(architecture: str) -> Preprocess:
+    """The published transform: of torchvision's default weights, of timm's configuration, or
+    the attribute ``PREPROCESS`` of the factory's module.
+
+    Raises:
+        InputError: there is none, so the user has to say it.
+    """
+    if architecture == "pt2":
+        raise InputError(f"a .pt2 archive names no preprocessing: pass --preprocess {EXAMPLE}")
+    source, name = split(architecture)
+    if source == "torchvision":
+        return _of_torchvision(name)
+    if source == "timm":
+        return _of_timm(name)
+    found = getattr(factory_module(source), "PREPROCESS", None)
+    if not isinstance(found, Preprocess):
+        raise InputError(
+            f"module {source} has no PREPROCESS: pass --preprocess {EXAMPLE}, or define it"
+        )
+    return found
+
+
+def _of_torchvision(name: str) -> Preprocess:
+    models = _torchvision.models()
+    try:
+        weights = models.get_model_weights(name).DEFAULT
+    except ValueError as error:
+        raise InputError(f"--arch torchvision:{name}: torchvision has no such model") from error
+    transform = weights.transforms()
+    return Preprocess(
+        resize=transform.resize_size[0],
+        crop=transform.crop_size[0],
+        interpolation=transform.interpolation.value,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+    )
+
+
+def _of_timm(name: str) -> Preprocess:
+    config = timm_library().get_pretrained_cfg(name)
+    if config is None:
+        raise InputError(f"--arch timm:{name} names no preprocessing: pass --preprocess {EXAMPLE}")
+    crop = config.input_size[-1]
+    return Preprocess(
+        resize=math.floor(crop / config.crop_pct),
+        crop=crop,
+        interpolation=config.interpolation,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+    )

@@ -1,0 +1,93 @@
+"""The result of a job: a few tensors and a JSON document, as bytes that verify themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from modcap.core.errors import ModcapError
+
+__all__ = [
+    "DamagedResult",
+    "Result",
+    "canonical",
+    "decode",
+    "digest",
+    "encode",
+    "encode_tensors",
+    "header_of",
+]
+
+
+class DamagedResult(ModcapError):
+    """Stored bytes that are not what was written."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job returns.
+
+    ``tensors`` are small (packed weights, scales, zero points, loss curves); ``meta`` is any JSON
+    value: metrics, names, seconds.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def canonical(value: object) -> bytes:
+    """JSON that is equal for equal values: sorted keys, no spaces, no NaN, UTF-8."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+    ).encode()
+
+
+def digest(data: bytes) -> str:
+    """sha256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """safetensors with sorted names: equal tensors give equal bytes."""
+    return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
+
+
+def encode(result: Result) -> tuple[bytes, bytes]:
+    """(JSON with the checksums of both parts, safetensors)."""
+    tensors = encode_tensors(result.tensors)
+    body = {"meta": result.meta, "tensors_sha256": digest(tensors)}
+    return canonical({**body, "sha256": digest(canonical(body))}), tensors
+
+
+def decode(document: bytes, tensors: bytes) -> Result:
+    """The inverse of :func:`encode`.
+
+    Raises:
+        DamagedResult: a checksum does not match, or the bytes do not parse.
+    """
+    try:
+        body = json.loads(document)
+        stated = body.pop("sha256")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DamagedResult(f"the JSON part does not parse: {error}") from error
+    if stated != digest(canonical(body)):
+        raise DamagedResult("the JSON part does not match its checksum")
+    if body["tensors_sha256"] != digest(tensors):
+        raise DamagedResult("the tensors do not match their checksum")
+    try:
+        return Result(load(tensors), body["meta"])
+    except SafetensorError as error:
+        raise DamagedResult(f"the tensors do not parse: {error}") from error
+
+
+def header_of(data: bytes, name: str) -> Any:
+    """The JSON value under ``name`` in the metadata of safetensors bytes."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][name])

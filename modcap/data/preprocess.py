@@ -1,0 +1,124 @@
+"""What happens to an image before the network: resize, crop, normalisation.
+
+Accuracy depends on it (another resize or interpolation costs tenths of a point, another
+normalisation everything), so it comes from the architecture's published transform where there is
+one, and is recorded with every result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from torch import Tensor
+
+from modcap.core.errors import InputError
+from modcap.core.messages import wrong_field
+
+__all__ = ["EXAMPLE", "Preprocess"]
+
+EXAMPLE = "'mean=0.286,std=0.353' or 'resize=256,crop=224,mean=0.485/0.456/0.406,std=…'"
+
+
+class Preprocess(BaseModel):
+    """Resize the shorter side, cut out the centre, scale to 0 to 1, subtract mean, divide by std.
+
+    ``resize`` and ``crop`` are in pixels and apply to image files; arrays are taken as they are.
+    ``mean`` and ``std`` have one value per channel.
+
+    Example:
+        >>> str(Preprocess.parse("crop=224,mean=0.5,std=0.25"))
+        'crop=224,mean=0.5,std=0.25'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Preprocess:
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError("mean and std need one value per channel each")
+        if not all(math.isfinite(m) for m in self.mean):
+            raise ValueError("mean must be finite")
+        if not all(math.isfinite(s) and s > 0 for s in self.std):
+            raise ValueError("std must be finite and above 0")
+        if any(size is not None and size < 1 for size in (self.resize, self.crop)):
+            raise ValueError("resize and crop must be at least 1")
+        return self
+
+    def __str__(self) -> str:
+        """As :meth:`parse` takes it."""
+        shown = self.model_dump(exclude_defaults=True)
+        return ",".join(
+            f"{name}={'/'.join(map(repr, value)) if isinstance(value, tuple) else value}"
+            for name, value in shown.items()
+        )
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @classmethod
+    def parse(cls, text: str) -> Preprocess:
+        """Reads ``imagenet``, the name of a JSON or YAML file, or a short text.
+
+        Raises:
+            InputError: the text is none of these.
+        """
+        if text == "imagenet":
+            return _IMAGENET
+        if text.endswith((".json", ".yaml", ".yml")):
+            return _validated(_read(Path(text)), text)
+        fields = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+        if not fields or len(fields) != text.count(",") + 1:
+            raise InputError(f"--preprocess {text!r} is not understood: write {EXAMPLE}")
+        lists = {name: fields[name].split("/") for name in ("mean", "std") if name in fields}
+        return _validated({**fields, **lists}, text)
+
+    def normalize(self, images: NDArray[Any] | Tensor) -> Tensor:
+        """Images as the network takes them.
+
+        Args:
+            images: (N, C, H, W), uint8 (0 to 255) or float32 (0 to 1).
+
+        Returns:
+            (N, C, H, W) float32.
+        """
+        x = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return (x - mean[:, None, None]) / std[:, None, None]
+
+
+_IMAGENET = Preprocess(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def _validated(fields: Any, text: str) -> Preprocess:
+    try:
+        return Preprocess.model_validate(fields)
+    except ValidationError as error:
+        said = wrong_field(error)
+        raise InputError(f"--preprocess {text!r}: {said}; write {EXAMPLE}") from error
+
+
+def _read(file: Path) -> Any:
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".json":
+            return json.loads(text)
+        import yaml
+
+        return yaml.safe_load(text)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"--preprocess {file} cannot be read ({error}): give JSON") from error

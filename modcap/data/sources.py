@@ -1,0 +1,230 @@
+"""Calibration and test images: Fashion-MNIST, a folder of images, or an ``.npz`` of arrays.
+
+A source of at most one split is divided: calibration draws from a pool, the first 2,048 images (at
+most half) of a fixed permutation, and evaluation has the rest, in that order. A source with a
+training split of its own gives a pool of it alone. So the two never share an image, and the same
+source gives the same images on every machine.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modcap.core.errors import InputError
+from modcap.core.messages import first_line
+from modcap.data import image_folder
+from modcap.data.preprocess import Preprocess
+
+__all__ = ["FLOOR", "POOL", "Images", "Split", "calibration", "load", "permutation"]
+
+Split = Literal["calibration", "evaluation", "all"]
+
+POOL = 2048
+"""Images that calibration draws from, at most."""
+
+FLOOR = 16
+"""Images that calibration needs at least: with fewer, ranges of activations mean nothing."""
+
+_INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
+_SHIPPED = Path(__file__).parents[2] / "examples" / "fashion_mnist" / "data"
+_LARGEST_FLOAT = 100.0  # float images beyond are on the scale of bytes
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images at the network's size.
+
+    Attributes:
+        images: (N, C, H, W) uint8 (0 to 255) or float32 (0 to 1).
+        labels: (N,) int64.
+        source: where they come from, for people.
+    """
+
+    images: NDArray[Any]
+    labels: NDArray[np.int64]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Images:
+        """The images at ``indices``, in that order."""
+        chosen = np.asarray(indices, np.int64)
+        return Images(self.images[chosen], self.labels[chosen], self.source)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of images and labels."""
+        hasher = sha256(f"{self.images.dtype} {self.images.shape}\n".encode())
+        hasher.update(np.ascontiguousarray(self.images).data)
+        hasher.update(np.ascontiguousarray(self.labels).data)
+        return hasher.hexdigest()
+
+
+def load(spec: str, *, split: Split, preprocess: Preprocess, limit: int | None = None) -> Images:
+    """Reads images.
+
+    Args:
+        spec: ``fashion-mnist``, ``fashion-mnist:DIR``, a directory with one folder per class
+            (below ``train`` and ``val``, ``valid``, ``validation`` or ``test`` where there are
+            such; those of ``train`` number the classes), or an ``.npz`` of ``images`` (N, C, H, W;
+            uint8 or float32) and ``labels`` (N,).
+        split: ``calibration`` and ``evaluation`` share no image; ``all`` is a whole source of one
+            split, or the test split of one that has two.
+        preprocess: resize and crop apply to a folder of image files.
+        limit: how many images of the split, the first of them, at most; others are not decoded.
+
+    Raises:
+        InputError: there are no such images, or they do not fit ``preprocess``.
+    """
+    if spec == "fashion-mnist" or spec.startswith("fashion-mnist:"):
+        images = _fashion_mnist(spec.partition(":")[2], split)
+        if limit is not None:
+            images = images.take(range(min(limit, len(images))))
+    elif spec.endswith(".npz"):
+        whole = _read_npz(Path(spec), spec)
+        images = whole.take(_indices(len(whole), split)[:limit])
+    else:
+        images = _folder(Path(spec), split, preprocess, limit)
+    channels = images.images.shape[1]
+    if channels != preprocess.channels:
+        raise InputError(
+            f"images of {spec} have {channels} channels, the preprocessing is for "
+            f"{preprocess.channels}: pass --preprocess with {channels} values of mean and std, or "
+            f"data that the network was trained on"
+        )
+    return images
+
+
+def calibration(images: Images, count: int, seed: int) -> Images:
+    """``count`` of ``images``, chosen by ``seed``.
+
+    Raises:
+        InputError: there are fewer, or ``count`` is too small to calibrate on.
+    """
+    if count < FLOOR:
+        raise InputError(
+            f"--calibration {count} is too small to measure ranges: use {FLOOR}, or more"
+        )
+    if count > len(images):
+        raise InputError(
+            f"--calibration {count}: {images.source} has {len(images)} images to calibrate on: "
+            f"lower --calibration, or give more data"
+        )
+    return images.take(permutation(len(images), seed)[:count])
+
+
+def permutation(count: int, seed: int) -> NDArray[np.int64]:
+    """A permutation of ``range(count)`` that no version of numpy changes."""
+    return np.random.RandomState(seed).permutation(count).astype(np.int64)
+
+
+def _indices(count: int, split: Split) -> NDArray[np.int64]:
+    """Which images of a source of one split belong to ``split``."""
+    order = permutation(count, 0)
+    pool = min(POOL, count // 2)
+    return {"calibration": order[:pool], "evaluation": order[pool:], "all": order}[split]
+
+
+def _fashion_mnist(folder: str, split: Split) -> Images:
+    candidates = [Path(folder)] if folder else [_INSTALLED, _SHIPPED]
+    stem = "train" if split == "calibration" else "t10k"
+    for candidate in candidates:
+        for suffix in (".gz", ""):
+            pixels = candidate / f"{stem}-images-idx3-ubyte{suffix}"
+            if pixels.exists():
+                labels = candidate / f"{stem}-labels-idx1-ubyte{suffix}"
+                return _from_idx(pixels, labels, split)
+        subset = candidate / ("calibration.npz" if split == "calibration" else "evaluation.npz")
+        if subset.exists():
+            return _read_npz(subset, "fashion-mnist")
+    raise InputError(
+        f"fashion-mnist is not in {' or '.join(map(str, candidates))}: name the folder of its idx "
+        f"files with --data fashion-mnist:DIR"
+    )
+
+
+def _from_idx(pixels: Path, labels: Path, split: Split) -> Images:
+    images, classes = _read_idx(pixels)[:, None], _read_idx(labels).astype(np.int64)
+    if images.ndim != 4 or len(images) != len(classes):
+        raise InputError(f"{pixels} and {labels} do not belong together: download them again")
+    found = Images(images, classes, "fashion-mnist")
+    return found.take(_indices(len(found), split)) if split == "calibration" else found
+
+
+def _read_idx(file: Path) -> NDArray[np.uint8]:
+    """An array in the idx format of MNIST: two zeros, type, rank, sizes, bytes."""
+    try:
+        packed = file.read_bytes()
+        raw = bytearray(gzip.decompress(packed) if file.suffix == ".gz" else packed)  # writable
+        shape = np.frombuffer(raw, ">u4", raw[3], offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + shape.nbytes).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise InputError(
+            f"{file} cannot be read ({first_line(error)}): it is damaged, download it again"
+        ) from error
+
+
+def _read_npz(file: Path, source: str) -> Images:
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+    except FileNotFoundError as error:
+        raise InputError(f"data {file} does not exist: check the path") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"data {file} cannot be read ({first_line(error)}): give an .npz with arrays images "
+            f"and labels"
+        ) from error
+    return _checked(images, labels, file, source)
+
+
+def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str) -> Images:
+    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+        raise InputError(
+            f"data {file}: images are {images.dtype} of shape {images.shape}: "
+            f"give uint8 or float32 of shape (N, C, H, W)"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"data {file}: labels are {labels.dtype} of shape {labels.shape} for {len(images)} "
+            f"images: give one integer for each"
+        )
+    if images.dtype == np.float32 and images.size:
+        largest = float(np.abs(images).max())
+        if not largest <= _LARGEST_FLOAT:
+            raise InputError(
+                f"data {file}: float32 images reach {largest:g}: "
+                f"scale them to 0 to 1, or store uint8"
+            )
+    return Images(images, labels.astype(np.int64), source)
+
+
+def _folder(folder: Path, split: Split, preprocess: Preprocess, limit: int | None) -> Images:
+    if not folder.is_dir():
+        raise InputError(
+            f"data {folder} does not exist: give fashion-mnist, a directory with one folder of "
+            f"images per class, or an .npz"
+        )
+    divided = image_folder.splits(folder)
+    if divided:
+        train, test = divided
+        files = image_folder.listed(train if split == "calibration" else test, train)
+        order = permutation(len(files), 0)
+        chosen = order[:POOL] if split == "calibration" else order
+    else:
+        files = image_folder.listed(folder)
+        chosen = _indices(len(files), split)
+    images, labels = image_folder.decoded([files[i] for i in chosen[:limit]], preprocess)
+    return Images(images, labels, str(folder))

@@ -1,0 +1,161 @@
+"""A network as jobs read it: captured, folded, partitioned; one file without code."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from modcap.core.errors import InputError
+from modcap.core.messages import first_line
+from modcap.core.serialization import DamagedResult, canonical, digest, header_of
+from modcap.data.image_set import as_input
+from modcap.graph.capture import capture, original
+from modcap.graph.fold_batch_norm import fold_batch_norms
+from modcap.graph.graph_json import fill, graph_from_json, graph_to_json, tensors_of
+from modcap.graph.partition import Partition, partition
+from modcap.graph.specialize_shapes import more
+
+__all__ = ["Network", "build"]
+
+_SAME = 1e-3  # relative error of logits, at most; folding batch norms costs 1e-6
+
+
+@dataclass(frozen=True)
+class Network:
+    """A full-precision network, cut into modules.
+
+    Attributes:
+        partition: the chain of modules.
+        input_shape: (C, H, W) of the images it takes.
+        source: where it comes from, for people; not part of its identity.
+    """
+
+    partition: Partition
+    input_shape: tuple[int, int, int]
+    source: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of preprocessed images (N, C, H, W)."""
+        return self.partition(x)
+
+    def to(self, device: torch.device) -> Network:
+        """A copy on ``device``."""
+        modules = tuple(copy.deepcopy(module).to(device) for module in self.partition.modules)
+        return replace(self, partition=Partition(modules, self.partition.names))
+
+    def to_bytes(self) -> bytes:
+        """safetensors: tensors, and the graphs as JSON in the header; equal for equal networks."""
+        header = {
+            "graphs": [graph_to_json(module) for module in self.partition.modules],
+            "input_shape": self.input_shape,
+            "names": self.partition.names,
+        }
+        tensors = {
+            f"{index}.{name}": tensor.detach().clone()
+            for index, module in enumerate(self.partition.modules)
+            for name, tensor in tensors_of(module).items()
+        }
+        ordered = {name: tensors[name].contiguous() for name in sorted(tensors)}
+        return save(ordered, {"network": canonical(header).decode()})
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of :meth:`to_bytes`."""
+        return digest(self.to_bytes())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Network:
+        """The inverse of :meth:`to_bytes`, bit-equal in its outputs.
+
+        Raises:
+            DamagedResult: the bytes do not parse.
+            InputError: the graph names something other than tensor operations.
+        """
+        try:
+            header, tensors = header_of(data, "network"), load(data)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise DamagedResult(f"not a network: {error}") from error
+        modules = []
+        for index, document in enumerate(header["graphs"]):
+            prefix = f"{index}."
+            own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            modules.append(_filled(document, own))
+        chain = Partition(tuple(modules), tuple(header["names"]))
+        return cls(chain, tuple(header["input_shape"]))
+
+
+def _filled(document: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
+    module = graph_from_json(document)
+    fill(module, tensors)
+    return module.eval().requires_grad_(False)
+
+
+def build(
+    model: nn.Module | ExportedProgram, example: Tensor, source: Mapping[str, str] | None = None
+) -> Network:
+    """Captures, folds and partitions ``model``, which is left as it is.
+
+    Args:
+        model: in float32; see :func:`modcap.graph.capture.capture`.
+        example: (N, C, H, W) preprocessed images, N of at least 2.
+        source: recorded with the network.
+
+    Raises:
+        InputError: the model cannot be captured, partitioned or written without code, holds NaN
+            or infinite weights, or what was captured is not the same function.
+    """
+    example = as_input(example)
+    channels, height, width = example.shape[1:]
+    graph = capture(model, example)
+    _check_finite(model)
+    found = partition(fold_batch_norms(graph))
+    network = Network(found, (channels, height, width), dict(source or {}))
+    _check(Network.from_bytes(network.to_bytes()), model, example)
+    return network
+
+
+@torch.no_grad()
+def _check_finite(model: nn.Module | ExportedProgram) -> None:
+    """Refuses broken weights; infinity in a buffer may be meant, as in a mask."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        weight = isinstance(tensor, nn.Parameter)
+        if tensor.isnan().any() or (weight and tensor.isinf().any()):
+            raise InputError(
+                f"'{name}' of the model holds NaN or infinity: training diverged, or its file is "
+                "damaged; give another one"
+            )
+
+
+@torch.no_grad()
+def _check(network: Network, model: nn.Module | ExportedProgram, example: Tensor) -> None:
+    """Refuses a network that is not what the model is, before anything is built on it."""
+    try:
+        images = more(example)
+        expected = original(model)(images.clone())  # which the model may change
+    except Exception as reason:
+        raise InputError(
+            f"the model fails on an image tensor alone, of shape {tuple(example.shape)} "
+            f"({first_line(reason)}): give one that takes nothing else"
+        ) from None
+    if isinstance(expected, tuple | list):
+        (expected,) = expected
+    if not expected.isfinite().all():
+        raise InputError(
+            "the model answers with NaN or infinite logits: check its weights, and how images are "
+            "scaled"
+        )
+    error = float((network(images) - expected).norm() / expected.norm().clamp(min=1e-12))
+    if not error < _SAME:
+        raise InputError(
+            f"the captured network differs from the model (relative error {error:.2g}): does its "
+            "forward change a tensor through a view of it, or draw random numbers?"
+        )

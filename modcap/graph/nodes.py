@@ -1,0 +1,46 @@
+"""What the nodes of a captured graph are: which have weights, and where they stand."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+__all__ = ["WEIGHT_LAYERS", "hierarchy", "place", "stored_tensor", "weight_layers"]
+
+WEIGHT_LAYERS = (_ConvNd, nn.Linear)
+
+
+def weight_layers(module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that call a convolution or linear layer, in topological order."""
+    return [
+        node
+        for node in module.graph.nodes
+        if node.op == "call_module"
+        and isinstance(module.get_submodule(str(node.target)), WEIGHT_LAYERS)
+    ]
+
+
+def hierarchy(node: fx.Node) -> list[tuple[str, str]]:
+    """(path, class) of the modules around ``node``, outermost first, the root left out."""
+    stack = cast(dict[str, Any], node.meta.get("nn_module_stack") or {})
+    found = []
+    for path, kind in stack.values():
+        name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+        if path:
+            found.append((path, name))
+    return found
+
+
+def place(node: fx.Node) -> str:
+    """Where a node stands in the model, for people."""
+    around = hierarchy(node)
+    return f"'{around[-1][0]}'" if around else f"node '{node.name}'"
+
+
+def stored_tensor(graph: fx.GraphModule, node: fx.Node) -> Tensor:
+    """What ``node``, a ``get_attr`` of ``graph``, fetches."""
+    owner, _, name = str(node.target).rpartition(".")
+    tensor: Tensor = getattr(graph.get_submodule(owner), name)
+    return tensor.detach()

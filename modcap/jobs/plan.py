@@ -1,0 +1,269 @@
+"""The plan: a directed acyclic graph of pure, content-addressed jobs.
+
+A single run, a sweep and a scheduled scan are all a list of cells. Planning is pure: it turns the
+cells, and the results that are already known, into jobs. What depends on a selection that has not
+run yet cannot be planned; the plan then says so (``open``) and is made again once it has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+from modcap.core.serialization import Result
+from modcap.jobs.cost_model import footprints
+from modcap.jobs.job import (
+    Cell,
+    Job,
+    Kind,
+    assemble_job,
+    capacity_jobs,
+    choose_job,
+    correct_job,
+    evaluate_full_job,
+    evaluate_job,
+    reconstruct_job,
+    select_job,
+    trial_job,
+    tune_job,
+)
+from modcap.jobs.waves import segments
+from modcap.ptq.selection import Span
+from modcap.recipe import Method, Schedule
+
+__all__ = ["CellPlan", "Plan", "plan"]
+
+_TUNING_COST = 0.5  # of a step of tuning, relative to a step of every module alone; at most
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """The jobs of one cell by role; empty where the selection is not known yet.
+
+    Attributes:
+        select: says which boundaries are joined; where several k are compared, the job that
+            chooses one, and its meta says what that of a selection does.
+        reconstructs: of the groups that were chosen.
+        corrects: of every k that is compared.
+        trials: the short tuning of every k that is compared, where a long one follows.
+    """
+
+    cell: Cell
+    capacities: tuple[str, ...]
+    select: str
+    groups: tuple[Span, ...] = ()
+    reconstructs: tuple[str, ...] = ()
+    corrects: tuple[str, ...] = ()
+    trials: tuple[str, ...] = ()
+    tune: str = ""
+    assemble: str = ""
+    evaluate: str = ""
+    evaluate_full: str = ""
+
+    @property
+    def finish(self) -> tuple[str, ...]:
+        """What follows the reconstructions: corrections and tuning, where asked for."""
+        return tuple(key for key in (*self.corrects, *self.trials, self.tune) if key)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Unique jobs in an order in which each comes after those it needs."""
+
+    jobs: tuple[Job, ...]
+    cells: tuple[CellPlan, ...]
+    open: bool
+
+    def reconstructions(self, cell: CellPlan) -> set[str]:
+        """Every reconstruct job that ``cell`` needs: groups of every k that is compared, and what
+        leads to their inputs."""
+        by_key = self._by_key
+        found: set[str] = set()
+        ahead = [key for key in (cell.select, cell.assemble) if key]
+        while ahead:
+            key = ahead.pop()
+            if key not in found:
+                found.add(key)
+                ahead += by_key[key].needs
+        return {key for key in found if by_key[key].kind is Kind.RECONSTRUCT}
+
+    @cached_property
+    def waits(self) -> dict[str, tuple[str, ...]]:
+        """The jobs that each follows, by key: those it reads, and the one that led to it, which
+        is the selection for reconstructions, and for what comes after them the choice of k. A job
+        that several cells share is led to by the first of them."""
+        led: dict[str, tuple[str, ...]] = {}
+        for cell in self.cells:
+            if not cell.assemble:
+                continue
+            decision = self._by_key[cell.select]
+            select = decision.needs[0] if decision.kind is Kind.CHOOSE else decision.key
+            for key in self.reconstructions(cell):
+                led.setdefault(key, (select,))
+            led.setdefault(cell.tune or cell.assemble, (decision.key,))
+        return {job.key: job.needs + led.get(job.key, ()) for job in self.jobs}
+
+    @cached_property
+    def _by_key(self) -> dict[str, Job]:
+        return {job.key: job for job in self.jobs}
+
+
+def plan(cells: Iterable[Cell], known: Callable[[str], Result | None]) -> Plan:
+    """Plans as far as the known results reach.
+
+    Args:
+        cells: what to quantize.
+        known: the result of a key, or None; asked for selections only.
+    """
+    jobs: dict[str, Job] = {}
+    planned = tuple(_plan_cell(cell, partial(_put, jobs), known) for cell in cells)
+    return Plan(tuple(jobs.values()), planned, open=any(not c.assemble for c in planned))
+
+
+def _put(jobs: dict[str, Job], job: Job) -> str:
+    return jobs.setdefault(job.key, job).key
+
+
+def _plan_cell(
+    cell: Cell, add: Callable[[Job], str], known: Callable[[str], Result | None]
+) -> CellPlan:
+    capacities = tuple(add(job) for job in capacity_jobs(cell))
+    select = add(select_job(cell, capacities))
+    selected = known(select)
+    if selected is None:
+        return CellPlan(cell, capacities, select)
+    full = add(evaluate_full_job(cell))  # from here on: nothing waits for it
+    ways = _ways(cell, selected, add)
+    way = ways[0]
+    corrects = tuple(way.correct for way in ways if way.correct)
+    found = CellPlan(cell, capacities, select, corrects=corrects, evaluate_full=full)
+    if len(ways) > 1:
+        found = _compare(found, ways, add)
+        chosen = known(found.select)
+        if chosen is None:
+            return found
+        way = ways[chosen.meta["chosen"]]
+    states = way.states
+    tune = ""
+    if cell.recipe.tuning_steps:
+        tune = add(tune_job(cell, states))
+        states = (tune,)
+    assemble = add(assemble_job(cell, states))
+    return replace(
+        found,
+        groups=way.groups,
+        reconstructs=way.reconstructs,
+        tune=tune,
+        assemble=assemble,
+        evaluate=add(evaluate_job(cell, assemble)),
+    )
+
+
+def _compare(found: CellPlan, ways: Sequence[_Way], add: Callable[[Job], str]) -> CellPlan:
+    """Adds the job that chooses among ``ways``, where a tuning follows after a short one of each:
+    errors before it say little of what it reaches."""
+    cell, ends = found.cell, [way.states for way in ways]
+    trials: tuple[str, ...] = ()
+    if cell.recipe.trial_steps:
+        modules = len(cell.network.partition.modules)
+        trials = tuple(add(trial_job(cell, way.states, modules - len(way.groups))) for way in ways)
+        ends = [(trial,) for trial in trials]
+    compared = [(way.groups, end) for way, end in zip(ways, ends, strict=True)]
+    choose = add(choose_job(cell, found.select, compared))
+    return replace(found, select=choose, trials=trials)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to group the modules of a cell, reconstructed and, where asked for, corrected."""
+
+    groups: tuple[Span, ...]
+    reconstructs: tuple[str, ...]
+    correct: str
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The jobs that say what became of every module."""
+        return (self.correct,) if self.correct else self.reconstructs
+
+
+def _ways(cell: Cell, selected: Result, add: Callable[[Job], str]) -> list[_Way]:
+    """The groupings to compare: the first one, and those after it as long as the recipe's share of
+    work beyond that pays for them, short tunings of all included."""
+    jobs: dict[str, Job] = {}
+    ways: list[_Way] = []
+    step = _TUNING_COST * sum(module.step_cost for module in footprints(cell.network))
+    trial = cell.recipe.trial_steps * step
+    left = math.inf
+    for candidate in selected.meta.get("candidates", [selected.meta["groups"]]):
+        new: dict[str, Job] = {}
+        way = _way(cell, candidate, partial(_put, new))
+        work = sum(_work(cell, job) for key, job in new.items() if key not in jobs)
+        if work + trial > left:
+            break
+        if not ways:
+            left = cell.recipe.k_search * (work + cell.recipe.tuning_steps * step) - trial
+        else:
+            left -= work + trial
+        ways.append(way)
+        jobs |= new
+    for job in jobs.values():
+        add(job)
+    return ways
+
+
+def _way(cell: Cell, candidate: Sequence[Sequence[int]], add: Callable[[Job], str]) -> _Way:
+    groups = tuple(Span(*span) for span in candidate)
+    reconstructs = _add_groups(cell, groups, add)
+    correct = add(correct_job(cell, reconstructs)) if cell.recipe.corrects else ""
+    return _Way(groups, reconstructs, correct)
+
+
+def _work(cell: Cell, job: Job) -> float:
+    """Of the optimisation that ``job`` does, in units of a module's ``step_cost``."""
+    if job.kind is not Kind.RECONSTRUCT:
+        return 0.0
+    span = slice(job.params["start"], job.params["stop"])
+    return job.steps * sum(module.step_cost for module in footprints(cell.network)[span])
+
+
+def _add_groups(cell: Cell, groups: Sequence[Span], add: Callable[[Job], str]) -> tuple[str, ...]:
+    """Adds the reconstruct jobs of ``groups``, and of the modules that only lead to their inputs.
+
+    A group sees the modules from ``first`` on as they were reconstructed, and full precision before
+    them. Those are the groups of this cell, or, where cells of every k shall share them, the
+    modules one by one.
+    """
+    recipe = cell.recipe
+    own = recipe.schedule is Schedule.SEQUENTIAL and not recipe.shared_prefix
+    alone: dict[tuple[int, int], str] = {}  # (first, module) -> key
+
+    def module(first: int, index: int) -> str:
+        if (first, index) not in alone:
+            needs = tuple(module(first, before) for before in range(first, index))
+            span = Span(index, index + 1)
+            alone[first, index] = add(reconstruct_job(cell, span, first, needs))
+        return alone[first, index]
+
+    keys: list[str] = []
+    for span in groups:
+        first = _first(cell, span.start)
+        if own and first == 0:
+            needs = tuple(keys)
+        else:
+            needs = tuple(module(first, before) for before in range(first, span.start))
+        keys.append(add(reconstruct_job(cell, span, first, needs)))
+    return tuple(keys)
+
+
+def _first(cell: Cell, start: int) -> int:
+    """The first of the modules that the group from module ``start`` sees quantized."""
+    recipe = cell.recipe
+    if recipe.method is Method.RTN:
+        return start
+    if recipe.schedule is Schedule.SEQUENTIAL:
+        return 0
+    costs = [module.step_cost for module in footprints(cell.network)]
+    return next(s.first for s in segments(costs, recipe.path_share) if start < s.stop)

@@ -1,0 +1,95 @@
+"""Quantizers put into a module: around its weight layers, and in front of what they consume."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from modcap.graph.nodes import weight_layers
+from modcap.graph.partition import Partition
+from modcap.quantization.layers import ActivationQuantizer, Bits, QuantLayer
+
+__all__ = ["attach", "bits_of", "device_of", "layers_of", "quantizers", "restore", "state_of"]
+
+
+def bits_of(partition: Partition, w_bits: int, a_bits: int, edge_bits: int) -> list[list[Bits]]:
+    """Bits of each weight layer of each module: ``edge_bits`` for the first and last layer."""
+    bits = [[Bits(w_bits, a_bits) for _ in weight_layers(m)] for m in partition.modules]
+    bits[0][0] = bits[-1][-1] = Bits(edge_bits, edge_bits)
+    return bits
+
+
+def attach(module: fx.GraphModule, bits: list[Bits]) -> fx.GraphModule:
+    """A copy of ``module`` with quantizers, in the float state (activation quantizers enabled).
+
+    Where layers of different bits share an input, the larger width is taken.
+    """
+    copied = copy.deepcopy(module)
+    graph = copied.graph
+    inputs: dict[fx.Node, int] = {}
+    for node, layer_bits in zip(weight_layers(copied), bits, strict=True):
+        target = cast(str, node.target)
+        copied.set_submodule(target, QuantLayer(copied.get_submodule(target), layer_bits.weight))
+        source = cast(fx.Node, node.args[0])
+        inputs[source] = max(inputs.get(source, 0), layer_bits.activation)
+    for index, (source, width) in enumerate(inputs.items()):
+        name = f"input_quantizer_{index}"
+        copied.add_module(name, ActivationQuantizer(width))
+        with graph.inserting_after(source):
+            quantized = graph.call_module(name, (source,))
+        for user in [user for user in source.users if user is not quantized]:
+            user.replace_input_with(source, quantized)
+    copied.recompile()
+    device = device_of(module)
+    return copied.to(device) if device.type == "cuda" else copied
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the parameters of ``module`` are."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def quantizers(module: nn.Module) -> tuple[dict[str, QuantLayer], dict[str, ActivationQuantizer]]:
+    """The weight layers and the activation quantizers of an attached module, by name, in order."""
+    named = dict(module.named_modules())
+    layers = {n: m for n, m in named.items() if isinstance(m, QuantLayer)}
+    activations = {n: m for n, m in named.items() if isinstance(m, ActivationQuantizer)}
+    return layers, activations
+
+
+def layers_of(modules: Iterable[nn.Module]) -> list[QuantLayer]:
+    """The weight layers of attached modules, in order."""
+    return [layer for module in modules for layer in quantizers(module)[0].values()]
+
+
+def state_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a hard module: integers, scales, zero points and biases."""
+    layers, activations = quantizers(module)
+    for name, layer in layers.items():
+        assert layer.integers is not None
+        yield f"{name}.integers", layer.integers
+        yield f"{name}.scale", layer.scale
+        yield f"{name}.zero_point", layer.zero_point.to(torch.uint8)
+        if getattr(layer.layer, "bias", None) is not None:
+            yield f"{name}.bias", cast(Tensor, layer.layer.bias).detach()
+    for name, quantizer in activations.items():
+        yield f"{name}.scale", quantizer.scale.detach()
+        yield f"{name}.zero_point", quantizer.zero_point.to(torch.uint8)
+
+
+def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse of :func:`state_of`, onto a freshly attached module."""
+    layers, activations = quantizers(module)
+    for name, layer in layers.items():
+        layer.restore(
+            state[f"{name}.integers"],
+            state[f"{name}.scale"],
+            state[f"{name}.zero_point"].float(),
+            state.get(f"{name}.bias"),
+        )
+    for name, quantizer in activations.items():
+        quantizer.set(state[f"{name}.scale"], state[f"{name}.zero_point"])

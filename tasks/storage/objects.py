@@ -1,0 +1,123 @@
+"""Objects at s3:// addresses, and local copies of what lies in S3."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+from urllib.parse import urlparse
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from modcap.core.errors import InputError, Unavailable
+from modcap.tasks.storage.s3 import client, endpoint_of_environment, patiently
+
+__all__ = ["Found", "cache_folder", "fetch", "find", "split_address", "write_whole"]
+
+_CACHED = timedelta(days=7)
+
+
+def cache_folder(kind: str) -> Path:
+    """A folder of this user alone for local copies of ``kind``; those older than a week are
+    removed.
+
+    Raises:
+        Unavailable: somebody else made it.
+    """
+    root = Path(gettempdir()) / f"modcap-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    if root.stat().st_uid != os.getuid():
+        raise Unavailable(f"{root} belongs to somebody else: remove it, or set TMPDIR")
+    oldest = time.time() - _CACHED.total_seconds()
+    for file in (root / kind).glob("**/*"):
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            if file.is_file() and file.stat().st_mtime < oldest:
+                file.unlink()
+    return root / kind
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    Path(file.name).replace(path)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object at an s3:// address: its version (ETag), size and time of its last change."""
+
+    address: str
+    version: str
+    bytes: int
+    modified: datetime
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """The bucket and the key, or prefix, of an s3:// address.
+
+    Raises:
+        InputError: it is none.
+    """
+    parsed = urlparse(address)
+    if parsed.scheme != "s3" or not parsed.netloc:
+        raise InputError(f"{address!r} is no S3 address: give s3://bucket/prefix")
+    return parsed.netloc, parsed.path.lstrip("/")
+
+
+def _environment_client() -> Any:
+    return client(endpoint_of_environment())
+
+
+def find(address: str) -> list[Found]:
+    """Every object under an s3:// prefix, by name.
+
+    Raises:
+        InputError: it is no S3 address.
+        Unavailable: the bucket does not exist or cannot be read.
+    """
+    bucket, prefix = split_address(address)
+    pages = _environment_client().get_paginator("list_objects_v2")
+    try:
+        return [
+            Found(f"s3://{bucket}/{o['Key']}", o["ETag"].strip('"'), o["Size"], o["LastModified"])
+            for page in pages.paginate(Bucket=bucket, Prefix=prefix)
+            for o in page.get("Contents", [])
+        ]
+    except (BotoCoreError, ClientError) as error:
+        raise _unreadable(address, error) from None
+
+
+def _unreadable(address: str, error: Exception) -> Unavailable:
+    reason, server = str(error).splitlines()[0], endpoint_of_environment() or "AWS"
+    return Unavailable(
+        f"{address}: cannot be read from {server} ({reason}): check address and rights"
+    )
+
+
+def fetch(address: str, folder: Path) -> Path:
+    """A local copy of the object at an s3:// address, named after its content's version.
+
+    Raises:
+        InputError: it is no S3 address.
+        Unavailable: it does not exist or cannot be read.
+    """
+    bucket, key = split_address(address)
+    s3 = _environment_client()
+    try:
+        tag = patiently(s3.head_object)(Bucket=bucket, Key=key)["ETag"]
+        stamp = hashlib.sha256(f"{address} {tag}".encode()).hexdigest()[:16]
+        local = folder / stamp / Path(key).name
+        if not local.exists():
+            write_whole(local, patiently(s3.get_object)(Bucket=bucket, Key=key)["Body"].read())
+    except (BotoCoreError, ClientError) as error:
+        raise _unreadable(address, error) from None
+    return local

@@ -1,0 +1,295 @@
+"""The store: results of jobs, inputs and artifacts in S3, written once and verified on read.
+
+Layout, under an optional prefix::
+
+    jobs/<key>/<sha256>.safetensors   tensors of a result, named by their content
+    jobs/<key>/result.json            meta and checksums; its conditional put is the commit
+    inputs/<sha256>                   networks and images that jobs read
+    artifacts/<sha256>.safetensors    packed quantized networks
+    scans/<digest>.json               what a scan made of a checkpoint
+    leases/<name>.json                who does what is done once at a time
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from modcap.core.errors import InputError, Unavailable
+from modcap.core.serialization import DamagedResult, Result, decode, digest, encode, encode_tensors
+from modcap.tasks.storage.objects import write_whole
+from modcap.tasks.storage.s3 import GONE, client, code_of, endpoint_of_environment, patiently
+
+__all__ = ["Entry", "Store"]
+
+_FRESH = timedelta(days=1)  # an input that is older is uploaded again by a run that uses it
+_LISTED = 1000  # more keys than this are looked up by listing: a page holds a thousand
+_TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object of the store: its kind (jobs, inputs, artifacts), the key or digest it is for."""
+
+    kind: str
+    key: str
+    name: str
+    bytes: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where results of jobs live. A value: it ships to workers as its three fields."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> Store:
+        """``MODCAP_BUCKET``, ``MODCAP_PREFIX`` and the endpoint that boto3 itself reads.
+
+        Raises:
+            InputError: no bucket is named.
+        """
+        bucket = os.environ.get("MODCAP_BUCKET")
+        if not bucket:
+            raise InputError("MODCAP_BUCKET is not set: name the S3 bucket for results")
+        return cls(bucket, os.environ.get("MODCAP_PREFIX", ""), endpoint_of_environment())
+
+    @property
+    def _s3(self) -> Any:
+        return client(self.endpoint)
+
+    def _name(self, name: str) -> str:
+        return f"{self.prefix.strip('/')}/{name}" if self.prefix else name
+
+    def ensure_bucket(self) -> None:
+        """Creates the bucket where it is missing.
+
+        Raises:
+            Unavailable: S3 cannot be reached, or refuses.
+        """
+        try:
+            self._ensure_bucket()
+        except (BotoCoreError, ClientError) as error:
+            where = self.endpoint or "AWS"
+            raise Unavailable(
+                f"S3 at {where}, bucket '{self.bucket}': {str(error).splitlines()[0]}: "
+                "check the endpoint, the credentials and that the server runs"
+            ) from None
+
+    @patiently
+    def _ensure_bucket(self) -> None:
+        try:
+            self._s3.head_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            if code_of(error) not in GONE:
+                raise
+            self._s3.create_bucket(Bucket=self.bucket)
+
+    def _get(self, name: str) -> bytes | None:
+        found = self.get_document(name)
+        return None if found is None else found[0]
+
+    @patiently
+    def _head(self, name: str) -> dict[str, Any] | None:
+        try:
+            return dict(self._s3.head_object(Bucket=self.bucket, Key=self._name(name)))
+        except ClientError as error:
+            if code_of(error) in GONE:
+                return None
+            raise
+
+    @patiently
+    def _delete(self, name: str) -> None:
+        self._s3.delete_object(Bucket=self.bucket, Key=self._name(name))
+
+    def put(self, key: str, result: Result) -> bool:
+        """Stores a result once; False where somebody else was first."""
+        document, tensors = encode(result)
+        if result.tensors:
+            self.put_document(f"jobs/{key}/{digest(tensors)}.safetensors", tensors)
+        return self.put_document(f"jobs/{key}/result.json", document, unless="exists") is not None
+
+    def get(self, key: str) -> Result | None:
+        """The verified result, or None; a damaged one is set aside, to be computed again."""
+        document = self._get(f"jobs/{key}/result.json")
+        if document is None:
+            return None
+        try:
+            return self._complete(key, document)
+        except DamagedResult as error:
+            self._set_aside(key, document, str(error))
+            return None
+
+    def _complete(self, key: str, document: bytes) -> Result:
+        stated = decode_checksum(document)
+        if stated == digest(encode_tensors({})):
+            return decode(document, encode_tensors({}))
+        tensors = self._get(f"jobs/{key}/{stated}.safetensors")
+        if tensors is None:
+            raise DamagedResult("its tensors are missing")
+        return decode(document, tensors)
+
+    def _set_aside(self, key: str, document: bytes, reason: str) -> None:
+        warnings.warn(f"result of job {key[:12]} is damaged ({reason}): set aside", stacklevel=3)
+        self.put_document(f"jobs/{key}/damaged-{time.time_ns()}.json", document)
+        self._delete(f"jobs/{key}/result.json")
+
+    def done(self, keys: Iterable[str]) -> set[str]:
+        """Those of ``keys`` that have a result; of very many, by one listing."""
+        wanted = list(keys)
+        if len(wanted) > _LISTED:
+            return set(wanted).intersection(self.keys())
+        with ThreadPoolExecutor(16) as pool:
+            found = pool.map(lambda key: self._head(f"jobs/{key}/result.json"), wanted)
+            return {key for key, head in zip(wanted, found, strict=True) if head is not None}
+
+    @patiently
+    def put_document(
+        self, name: str, data: bytes, *, unless: str | None = None, only_if: str | None = None
+    ) -> str | None:
+        """Writes an object; its version, or None where the condition does not hold.
+
+        Args:
+            name: under the prefix.
+            data: its content.
+            unless: ``exists``: only where there is none.
+            only_if: the version (ETag) that it replaces.
+        """
+        condition = {"IfNoneMatch": "*"} if unless == "exists" else {}
+        if only_if is not None:
+            condition = {"IfMatch": only_if}
+        try:
+            made = self._s3.put_object(
+                Bucket=self.bucket, Key=self._name(name), Body=data, **condition
+            )
+        except ClientError as error:
+            if condition and code_of(error) in (*_TAKEN, *GONE):
+                return None
+            raise
+        return str(made["ETag"])
+
+    @patiently
+    def get_document(self, name: str) -> tuple[bytes, str] | None:
+        """(content, version), or None."""
+        try:
+            found = self._s3.get_object(Bucket=self.bucket, Key=self._name(name))
+            return found["Body"].read(), str(found["ETag"])
+        except ClientError as error:
+            if code_of(error) in GONE:
+                return None
+            raise
+
+    def delete_document(self, name: str) -> None:
+        """Removes it; nothing happens where there is none."""
+        self._delete(name)
+
+    def upload_input(self, name: str, data: bytes) -> None:
+        """Stores an input under its sha256, unless it is there, of its size, and too young for
+        a collection of garbage to take it away under a run."""
+        head = self._head(f"inputs/{name}")
+        young = datetime.now(timezone.utc) - _FRESH
+        if not (head and head["ContentLength"] == len(data) and head["LastModified"] > young):
+            self._upload(f"inputs/{name}", data)
+
+    @patiently
+    def _upload(self, name: str, data: bytes) -> None:
+        """Writes an object of any size, in parts where it is large."""
+        self._s3.upload_fileobj(io.BytesIO(data), self.bucket, self._name(name))
+
+    def fetch_input(self, name: str, folder: Path) -> Path:
+        """A verified local copy of an input, in ``folder``, fetched once.
+
+        Raises:
+            DamagedResult: the input is missing, or not what its digest says; such a one is
+                removed, so that the next run, which has it, puts it there again.
+        """
+        local = folder / name
+        if not local.exists():
+            data = self._get(f"inputs/{name}")
+            if data is not None and digest(data) != name:
+                with contextlib.suppress(ClientError):  # not everybody may
+                    self._delete(f"inputs/{name}")
+                data = None
+            if data is None:
+                raise DamagedResult(
+                    f"input {name[:12]} is missing or damaged in the store: quantize its "
+                    "checkpoint again, which puts it there"
+                )
+            write_whole(local, data)
+        return local
+
+    def put_artifact(self, name: str, data: bytes) -> str:
+        """Stores a packed network under its digest and returns its s3:// address."""
+        self.put_document(f"artifacts/{name}.safetensors", data)
+        return f"s3://{self.bucket}/{self._name(f'artifacts/{name}.safetensors')}"
+
+    def keys(self) -> Iterator[str]:
+        """Keys of all jobs that have a result."""
+        for entry in self.entries("jobs"):
+            if entry.name.endswith("/result.json"):
+                yield entry.key
+
+    def entries(self, *kinds: str) -> Iterator[Entry]:
+        """Every object of the store, of these kinds where some are named."""
+        for kind in kinds or ("jobs", "inputs", "artifacts"):
+            start = self._name(f"{kind}/")
+            pages = self._s3.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=start):
+                for found in page.get("Contents", []):
+                    rest = found["Key"].removeprefix(start)
+                    key = rest.partition("/")[0].removesuffix(".safetensors")
+                    yield Entry(kind, key, f"{kind}/{rest}", found["Size"], found["LastModified"])
+
+    def remove(self, entries: Iterable[Entry]) -> None:
+        """Deletes these objects."""
+        for entry in entries:
+            self._delete(entry.name)
+
+    def meta(self, key: str) -> dict[str, Any] | None:
+        """The JSON part of a result, or None; its tensors are not read."""
+        document = self._get(f"jobs/{key}/result.json")
+        try:
+            found = json.loads(document)["meta"] if document is not None else None
+        except (ValueError, KeyError, TypeError):
+            return None
+        return dict(found) if found is not None else None
+
+    def verify(self) -> Iterator[tuple[str, str]]:
+        """(object, what is wrong) wherever a checksum does not hold."""
+        for entry in self.entries():
+            if entry.kind == "jobs":
+                if entry.name.endswith("/result.json"):
+                    document = self._get(entry.name)
+                    try:
+                        if document is not None:
+                            self._complete(entry.key, document)
+                    except DamagedResult as error:
+                        yield entry.name, str(error)
+            else:
+                data = self._get(entry.name)
+                if data is not None and digest(data) != entry.key:
+                    yield entry.name, "it is not what its name says"
+
+
+def decode_checksum(document: bytes) -> str:
+    """The checksum of the tensors that a result's JSON states."""
+    try:
+        return str(json.loads(document)["tensors_sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedResult(f"the JSON part does not parse: {error}") from error

@@ -26,9 +26,9 @@ from modcap.data.image_set import ImageSet
 from modcap.graph.network import Network, build
 from modcap.jobs.job import REVISION, Cell, Job
 from modcap.jobs.plan import plan
-from modcap.jobs.runners import run
+from modcap.jobs.run_job import run_job
 from modcap.jobs.simulate import critical_path
-from modcap.jobs.worker_cache import Workbench
+from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq.capacity import homogeneous
 from modcap.recipe import Recipe, Selection
 
@@ -49,7 +49,7 @@ class Variant:
 NEAREST: dict[str, Any] = {"method": "rtn", "correction": True}
 
 
-SOFT: dict[str, Any] = {"rounding": "soft", "rounding_rate": 3e-2}
+SOFT: dict[str, Any] = {"rounding": {"name": "soft", "rate": 3e-2, "decay": True}}
 """The optimiser as it is in AdaRound, BRECQ and QDrop, but faster."""
 
 
@@ -195,7 +195,7 @@ class Setting:
         model = checkpoint.load(CHECKPOINTS / f"{network}.safetensors", arch).model
         self.network: Network = build(model, self.calibration.normalized(0, 2))
         inputs = (self.network, self.calibration, self.evaluation)
-        self._bench = Workbench.holding({x.digest: x for x in inputs})
+        self._bench = WorkerCache.holding({x.digest: x for x in inputs})
         self._results: dict[str, Result] = {}
         self._seconds: dict[str, float] = {}  # of the processor: others may use the machine too
 
@@ -262,7 +262,7 @@ class Setting:
             result = decode(*parts)
             return result, result.meta["processor_seconds"]
         start = time.process_time()
-        result = run(job, self._bench, [self._results[key] for key in job.needs])
+        result = run_job(job, self._bench, [self._results[key] for key in job.needs])
         seconds = time.process_time() - start
         file.parent.mkdir(parents=True, exist_ok=True)
         document, tensors = encode(

@@ -42,20 +42,16 @@ def trivial(count: int) -> dict[str, Any]:
     from modcap.flows.execution.progress import Progress
     from modcap.flows.quantize import THREADS
     from modcap.flows.requests.request import prepare
-    from modcap.jobs.job import Job, Kind
+    from modcap.jobs.job import Job
+    from modcap.jobs.kinds.capacity import DataFreeCapacity
+    from modcap.quantization.layers import Bits
 
     prepared = prepare(request("vgg_tiny", 1000))
     network = prepared.cell.network
     modules = len(network.partition.names)
     jobs = [
         Job(
-            Kind.CAPACITY,
-            {
-                "measure": "data-free",
-                "module": index % modules,
-                "bits": [[2, 4]],
-                "alpha": 1 + index / 1e6,
-            },
+            DataFreeCapacity(module=index % modules, bits=(Bits(2, 4),), alpha=1 + index / 1e6),
             {"network": network.digest},
             label=f"capacity {index}",
         )

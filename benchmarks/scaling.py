@@ -41,14 +41,14 @@ def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
     from modcap.flows.quantize import THREADS
     from modcap.flows.reports.plan_estimate import open_plan
     from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep
-    from modcap.jobs.job import Kind
+    from modcap.jobs.kinds.reconstruct import Reconstruct
     from modcap.jobs.simulate import simulate
 
     fields = {"k": 0, "schedule": "waves", "path_share": 0, "optimiser": {"iterations": steps}}
     grid = Sweep(requests=tuple(request(n, **fields) for n in networks), w_bits=(2, 3, 4))
     prepared = prepare_sweep(grid)
     made = open_plan(prepared, None, {})
-    jobs = [j for j in made.jobs if j.kind is Kind.RECONSTRUCT]
+    jobs = [j for j in made.jobs if isinstance(j.work, Reconstruct)]
 
     @flow(name="scaling", task_runner=THREADS)
     def body() -> list[dict[str, Any]]:
@@ -100,14 +100,14 @@ def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
 
 def bare(jobs: Sequence[Any], inputs: dict[str, bytes]) -> float:
     """Seconds of ``jobs`` in this process, one after another, with nothing around them."""
-    from modcap.jobs.runners import run
-    from modcap.jobs.worker_cache import Workbench
+    from modcap.jobs.run_job import run_job
+    from modcap.jobs.worker_cache import WorkerCache
 
-    bench = Workbench(inputs.__getitem__)
-    run(jobs[0], bench, [])  # imports and inputs are there, then
+    bench = WorkerCache(inputs.__getitem__)
+    run_job(jobs[0], bench, [])  # imports and inputs are there, then
     start = time.perf_counter()
     for job in jobs:
-        run(job, bench, [])
+        run_job(job, bench, [])
     return time.perf_counter() - start
 
 

@@ -27,7 +27,7 @@ from modcap.flows.registry.mlflow_runs import experiment_of, reaching
 from modcap.flows.requests.gate import Gate
 from modcap.flows.requests.request import evaluation_images, pool_of
 from modcap.graph.network import Network
-from modcap.jobs.runners import top1
+from modcap.jobs.kinds.evaluate import top1
 from modcap.tasks.storage.lease import lease
 from modcap.tasks.storage.store import Store
 

@@ -18,7 +18,7 @@ from modcap.flows.registry.publish import Finished, Registered, publish
 from modcap.flows.reports.cell_record import finished, jobs_of, report
 from modcap.flows.requests.request import Prepared, Request, prepare
 from modcap.jobs.plan import CellPlan
-from modcap.recipe import CapacityKind, Method, Recipe
+from modcap.recipe import CapacityKind, Recipe
 from modcap.tasks.storage.store import Store
 from modcap.tasks.workers.ray_resources import MOST_IN_FLIGHT
 
@@ -72,7 +72,7 @@ def _variants(prepared: Prepared) -> dict[str, Prepared]:
     """The request beside what it has to beat: nearest rounding, and the same without joining."""
     recipe = prepared.request.recipe
     variants = {"main": prepared}
-    if recipe.method is not Method.RTN:
+    if recipe.method.learns:
         variants["rtn"] = prepared.with_recipe(rounding_to_nearest(recipe), "rtn")
         if recipe.k != 0 and not (recipe.capacity is CapacityKind.NONE and recipe.k is None):
             variants["k=0"] = prepared.with_recipe(unjoined(recipe), "k=0")
@@ -99,7 +99,7 @@ def _comparison(
         recipe = cell.cell.recipe
         found = results[cell.evaluate].meta
         k = results[cell.select].meta["k"]
-        method = recipe.method.value
+        method = recipe.method.name
         labels = {"rtn": "rtn", "k=0": f"{method} k=0"}
         rows.append(
             {

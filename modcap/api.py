@@ -16,8 +16,8 @@ from modcap.export.artifact import QuantizedNetwork, unpack_network
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell, Job
 from modcap.jobs.plan import plan
-from modcap.jobs.runners import run
-from modcap.jobs.worker_cache import Workbench
+from modcap.jobs.run_job import run_job
+from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq.selection import Span
 from modcap.recipe import Recipe
 
@@ -92,7 +92,7 @@ def quantize(
     unlabelled = torch.zeros(len(images), dtype=torch.int64)
     calibration = ImageSet(images, unlabelled, (0.0,) * channels, (1.0,) * channels)
     cell = Cell(network, calibration.digest, calibration.digest, recipe)
-    bench = Workbench.holding({network.digest: network, calibration.digest: calibration})
+    bench = WorkerCache.holding({network.digest: network, calibration.digest: calibration})
     results = _run_all(cell, bench, progress)
     final = plan([cell], results.get).cells[0]
     artifact = results[final.assemble].tensors["artifact"].numpy().tobytes()
@@ -109,7 +109,7 @@ def quantize(
 
 
 def _run_all(
-    cell: Cell, bench: Workbench, progress: Callable[[Job, int, int, float], None] | None
+    cell: Cell, bench: WorkerCache, progress: Callable[[Job, int, int, float], None] | None
 ) -> dict[str, Result]:
     """Runs the plan of ``cell``, planned again whenever a selection opens more of it."""
     results: dict[str, Result] = {}
@@ -119,7 +119,7 @@ def _run_all(
             for job in plan([cell], results.get).jobs:
                 if job.key not in results:
                     needs = [results[key] for key in job.needs]
-                    results[job.key] = run(job, bench, needs, _bound(progress, job))
+                    results[job.key] = run_job(job, bench, needs, _bound(progress, job))
     finally:
         torch.set_num_threads(threads)
     return results
@@ -128,6 +128,6 @@ def _run_all(
 def _bound(
     progress: Callable[[Job, int, int, float], None] | None, job: Job
 ) -> Callable[[int, int, float], None] | None:
-    if progress is None or not job.steps:
+    if progress is None or not job.work.steps:
         return None
     return lambda step, steps, loss: progress(job, step, steps, loss)

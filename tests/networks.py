@@ -18,8 +18,9 @@ from modcap.graph.fold_batch_norm import fold_batch_norms
 from modcap.graph.forward import run_batched
 from modcap.graph.network import build
 from modcap.graph.partition import Partition, partition
-from modcap.ptq.reconstruct import calibrate, harden
-from modcap.quantization.insert import attach, bits_of
+from modcap.ptq.bit_policy import BitPolicy
+from modcap.ptq.reconstruct import calibrate, freeze
+from modcap.quantization.insert import insert_quantizers
 
 TORCHVISION = [
     "resnet18",
@@ -95,10 +96,10 @@ def rounded(model: nn.Module, x: Tensor) -> tuple[Any, list[Any]]:
     partition = build(model.eval(), x[:2]).partition
     modules = []
     full = x
-    for module, bits in zip(partition.modules, bits_of(partition, 2, 4, 8), strict=True):
-        modules.append(attach(module, bits))
+    for module, bits in zip(partition.modules, BitPolicy(2, 4, 8).resolve(partition), strict=True):
+        modules.append(insert_quantizers(module, bits))
         calibrate(modules[-1:], full, 2.4)
-        harden(modules[-1:])
+        freeze(modules[-1:])
         full = run_batched([module], full)
     return partition.modules, modules
 

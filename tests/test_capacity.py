@@ -12,13 +12,16 @@ from modcap.core.errors import InputError
 from modcap.core.serialization import Result
 from modcap.data.image_set import ImageSet
 from modcap.graph.network import Network, build
-from modcap.jobs.job import Cell, Job, capacity_jobs, select_job
-from modcap.jobs.runners import run
-from modcap.jobs.worker_cache import Workbench
+from modcap.jobs.job import Cell, Job
+from modcap.jobs.kinds.capacity import capacity_jobs
+from modcap.jobs.kinds.select import select_job
+from modcap.jobs.run_job import run_job
+from modcap.jobs.worker_cache import WorkerCache
+from modcap.ptq.bit_policy import BitPolicy
 from modcap.ptq.capacity import Signature, data_dependent, data_free, differentials, homogeneous
 from modcap.ptq.capacity import signature as signature_of
-from modcap.ptq.reconstruct import calibrate, harden
-from modcap.quantization.insert import attach, bits_of
+from modcap.ptq.reconstruct import calibrate, freeze
+from modcap.quantization.insert import insert_quantizers
 from modcap.quantization.layers import Bits
 from modcap.recipe import Recipe
 
@@ -59,8 +62,8 @@ def selection(network: Network, capacities: list[float], **fields: Any) -> dict[
     recipe = Recipe.make({"homogeneity": "any"} | fields)
     cell = Cell(network, "calibration", "evaluation", recipe)
     job: Job = select_job(cell, tuple("abcde"[: len(capacities)]))
-    bench = Workbench.holding({network.digest: network})
-    return run(job, bench, [Result(meta={"capacity": c}) for c in capacities]).meta
+    bench = WorkerCache.holding({network.digest: network})
+    return run_job(job, bench, [Result(meta={"capacity": c}) for c in capacities]).meta
 
 
 def test_logarithms_keep_the_order_of_errors_around_one(network: Network) -> None:
@@ -87,15 +90,15 @@ def test_data_dependent_capacity_is_measured_behind_the_quantized_prefix(network
     images = ImageSet(x, torch.zeros(40).long(), (0.0,) * 3, (1.0,) * 3)
     fields = {"capacity": "data-dependent", "capacity_images": 30, "w_bits": 2, "a_bits": 3, "k": 1}
     recipe = Recipe.make(fields | {"optimiser": {"batch_size": 8}, "calibration": 40})
-    bench = Workbench.holding({network.digest: network, images.digest: images})
+    bench = WorkerCache.holding({network.digest: network, images.digest: images})
     jobs = capacity_jobs(Cell(network, images.digest, images.digest, recipe))
-    found = [run(job, bench, []).meta["capacity"] for job in jobs]
+    found = [run_job(job, bench, []).meta["capacity"] for job in jobs]
     full = quantized = x[:30]
-    bits = bits_of(network.partition, 2, 3, 8)
+    bits = BitPolicy(2, 3, 8).resolve(network.partition)
     for value, module, own in zip(found, network.partition.modules, bits, strict=True):
-        attached = attach(module, own)
+        attached = insert_quantizers(module, own)
         calibrate([attached], full, recipe.scale_exponent)
-        harden([attached])
+        freeze([attached])
         with torch.no_grad():
             full, quantized = module(full), attached(quantized)
         assert value == pytest.approx(-float((quantized - full).square().sum()) / 30, rel=1e-4)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from modcap.core.errors import InputError
-from modcap.jobs.job import Job, Kind
+from modcap.jobs.job import Job, Room
+from modcap.jobs.kinds.evaluate import EvaluateFull
 from modcap.tasks.workers import ray_resources as resources
 from modcap.tasks.workers.ray_resources import (
     GPU_MEMORY,
@@ -21,8 +22,8 @@ GIB = 1 << 30
 
 
 def job(**values: Any) -> Job:
-    params = {"device": values.pop("device", "cpu")}
-    return Job(Kind.RECONSTRUCT, params, {}, label="qdrop W2A4 block", **values)
+    work = EvaluateFull(threads=values.pop("threads", 1), device=values.pop("device", "cpu"))
+    return Job(work, {}, label="qdrop W2A4 block", room=Room(**values))
 
 
 @pytest.fixture

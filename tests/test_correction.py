@@ -37,7 +37,9 @@ def test_integers_stay_and_scales_change_per_channel(bias: bool) -> None:
         assert torch.equal(layer.integers, kept)
         ratio = layer.scale / scale
         assert ((ratio >= 0.5) & (ratio <= 2)).all()
-        image = (kept.float() - layer._spread(layer.zero_point)) * layer._spread(layer.scale)
+        image = (kept.float() - layer.per_channel_view(layer.zero_point)) * layer.per_channel_view(
+            layer.scale
+        )
         assert torch.allclose(layer.layer.weight, image, atol=1e-6)
     assert (layers[0].layer.bias is not None) is bias
 

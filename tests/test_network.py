@@ -15,9 +15,10 @@ from modcap.export.artifact import pack_network, unpack_network
 from modcap.graph.forward import run_batched
 from modcap.graph.graph_json import graph_from_json, graph_to_json
 from modcap.graph.network import Network, build
-from modcap.jobs.runners import top1
-from modcap.ptq.reconstruct import calibrate, harden
-from modcap.quantization.insert import attach, bits_of, state_of
+from modcap.jobs.kinds.evaluate import top1
+from modcap.ptq.bit_policy import BitPolicy
+from modcap.ptq.reconstruct import calibrate, freeze
+from modcap.quantization.insert import insert_quantizers, state_of
 from tests.networks import make
 
 NAMES = ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small", "densenet121", "zoo_vgg"]
@@ -81,12 +82,14 @@ def test_infinity_may_be_a_mask_but_no_logit() -> None:
 def test_artifact_loads_back_to_bit_equal_outputs(bits: tuple[int, int]) -> None:
     model, images = make("zoo_mobilenet")
     network = build(model, images)
-    widths = bits_of(network.partition, *bits, 8)
-    modules = [attach(m, b) for m, b in zip(network.partition.modules, widths, strict=True)]
+    widths = BitPolicy(*bits, 8).resolve(network.partition)
+    modules = [
+        insert_quantizers(m, b) for m, b in zip(network.partition.modules, widths, strict=True)
+    ]
     x, states = images, {}
     for index, module in enumerate(modules):
         calibrate([module], x, 2.4)
-        harden([module])
+        freeze([module])
         x = run_batched([module], x)
         states |= {f"{index}.{name}": tensor for name, tensor in state_of(module)}
     data = pack_network(network, states, widths)

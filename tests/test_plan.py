@@ -12,7 +12,10 @@ from torch import nn
 from modcap.core.serialization import Result
 from modcap.graph.network import Network, build
 from modcap.jobs.cost_model import footprints
-from modcap.jobs.job import Cell, Job, Kind
+from modcap.jobs.job import Cell, Job
+from modcap.jobs.kinds.reconstruct import Reconstruct
+from modcap.jobs.kinds.select import Select
+from modcap.jobs.kinds.whole import Choose, Tune
 from modcap.jobs.plan import CellPlan, Plan, plan
 from modcap.jobs.waves import segments
 from modcap.recipe import Recipe
@@ -96,9 +99,8 @@ def test_groups_of_waves_see_their_segment_alone(network: Network, share: float)
     jobs = {job.key: job for job in found.jobs}
     kept = [jobs[key] for key in found.cells[0].reconstructs]
     assert [len(job.needs) for job in kept] == needs
-    assert [
-        job.params["start"] - job.params.get("prefix", job.params["start"]) for job in kept
-    ] == (needs)
+    works = [job.work for job in kept]
+    assert [w.start - w.first for w in works if isinstance(w, Reconstruct)] == needs
     assert jobs[found.cells[0].assemble].needs == found.cells[0].corrects
     assert jobs[found.cells[0].corrects[0]].needs == found.cells[0].reconstructs
 
@@ -165,11 +167,12 @@ def test_whatever_decides_the_result_changes_the_key(
 
 
 def test_label_does_not_change_the_key() -> None:
-    a = Job(Kind.SELECT, {"k": 1}, {"network": "n"}, label="a")
-    assert a.key == Job(Kind.SELECT, {"k": 1}, {"network": "n"}, label="b").key
-    assert a.key != Job(Kind.SELECT, {"k": 2}, {"network": "n"}).key
-    assert a.key != Job(Kind.SELECT, {"k": 1}, {"network": "m"}).key
-    assert a.key != Job(Kind.SELECT, {"k": 1}, {"network": "n"}, needs=("x",)).key
+    one, two = (Select(selection="top-k", k=k) for k in (1, 2))
+    a = Job(one, {"network": "n"}, label="a")
+    assert a.key == Job(one, {"network": "n"}, label="b").key
+    assert a.key != Job(two, {"network": "n"}).key
+    assert a.key != Job(one, {"network": "m"}).key
+    assert a.key != Job(one, {"network": "n"}, needs=("x",)).key
 
 
 def test_iterations_per_module_grow_with_the_group_and_share_the_single_modules(
@@ -182,7 +185,7 @@ def test_iterations_per_module_grow_with_the_group_and_share_the_single_modules(
     group, module = complete(cells, {1: LAST_JOINED}).cells
     assert group.reconstructs[:3] == module.reconstructs[:3]
     jobs = {job.key: job for job in complete(cells, {1: LAST_JOINED}).jobs}
-    steps = [jobs[p.reconstructs[3]].params["optimiser"]["iterations"] for p in (group, module)]
+    steps = [jobs[p.reconstructs[3]].work.steps for p in (group, module)]
     assert steps == [7, 14]
 
 
@@ -217,13 +220,12 @@ def test_as_many_k_are_compared_as_the_recipe_pays_for(
         of_one.select: selected(*BOTH_JOINED),
     }
     found = plan([auto], known.get)
-    chooses = [job for job in found.jobs if job.kind is Kind.CHOOSE]
+    chooses = [job for job in found.jobs if isinstance(job.work, Choose)]
     assert len(chooses) == (len(compared) > 1)
     assert found.open == bool(chooses)
     for job in chooses:
-        assert [c["groups"] for c in job.params["candidates"]] == [
-            list(map(list, g)) for g in compared
-        ]
+        assert isinstance(job.work, Choose)
+        assert [list(candidate.groups) for candidate in job.work.candidates] == compared
         assert job.needs[0] == select.select
         ends = trials_of(found, compared) if auto.recipe.trial_steps else ends_of(found, compared)
         assert job.needs == (select.select, *ends)
@@ -232,19 +234,24 @@ def test_as_many_k_are_compared_as_the_recipe_pays_for(
     assert work <= (1 + auto.recipe.k_search) * single
 
 
+def span_of(job: Job) -> tuple[int, int]:
+    assert isinstance(job.work, Reconstruct)
+    return job.work.start, job.work.stop
+
+
 def ends_of(found: Plan, compared: list[list[tuple[int, int]]]) -> list[str]:
     """The jobs that say what became of each module, of each way that is compared."""
     jobs = {job.key: job for job in found.jobs}
     corrections = list(found.cells[0].corrects)
     made = [jobs[key].needs for key in corrections]
     if corrections:
-        groups = [[(jobs[k].params["start"], jobs[k].params["stop"]) for k in ks] for ks in made]
+        groups = [[span_of(jobs[k]) for k in keys] for keys in made]
         assert groups == compared
         return corrections
     spans = {}
     for job in found.jobs:
-        if job.kind is Kind.RECONSTRUCT:
-            spans[job.params["start"], job.params["stop"], job.needs] = job.key
+        if isinstance(job.work, Reconstruct):
+            spans[(*span_of(job), job.needs)] = job.key
     keys: list[str] = []
     for groups in compared:
         own: list[str] = []
@@ -261,18 +268,19 @@ def trials_of(found: Plan, compared: list[list[tuple[int, int]]]) -> list[str]:
     assert [jobs[key].needs[0] for key in trials] == ends_of(found, compared)
     assert [jobs[key].label for key in trials] == [f"try k={5 - len(g)} " for g in compared]
     steps = found.cells[0].cell.recipe.trial_steps
-    assert {jobs[key].steps for key in trials} == {steps}
+    assert {jobs[key].work.steps for key in trials} == {steps}
     return trials
 
 
 def optimisation(found: Plan) -> float:
     """Steps times modules, of everything; a step of tuning costs half of one of every module."""
-    span = {Kind.RECONSTRUCT: 1.0, Kind.TUNE: 0.5 * 5}
-    return sum(
-        job.steps * span[job.kind] * (job.params.get("stop", 1) - job.params.get("start", 0))
-        for job in found.jobs
-        if job.kind in span
-    )
+    total = 0.0
+    for work in (job.work for job in found.jobs):
+        if isinstance(work, Reconstruct):
+            total += work.steps * (work.stop - work.start)
+        elif isinstance(work, Tune):
+            total += work.steps * 0.5 * 5
+    return total
 
 
 @dataclass
@@ -328,6 +336,6 @@ def test_all_that_sums_activations_knows_its_threads(network: Network, method: s
     for threads in (1, 2):
         asked = cell(network, k=0, method=method, capacity="data-dependent", threads=threads)
         jobs = complete([asked], {0: APART}).jobs
-        keys.append({job.key for job in jobs if job.kind is not Kind.SELECT})
+        keys.append({job.key for job in jobs if job.kind != "select"})
     one, two = keys
     assert not one & two

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from modcap.flows.reports import plots
-from modcap.jobs.job import Kind
+from modcap.jobs.kinds import KINDS
 
 
 def test_every_kind_of_job_is_drawn_in_its_own_way() -> None:
-    kinds = [kind.value for kind in Kind]
+    kinds = list(KINDS)
     count = len(kinds)
     figure = plots.plan_graph(list(range(count)), [0] * count, kinds, [False] * count, [])
     labels = figure.axes[0].get_legend_handles_labels()[1]

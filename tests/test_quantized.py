@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from modcap.ptq.reconstruct import calibrate, harden
+from modcap.ptq.reconstruct import calibrate, freeze
+from modcap.ptq.rounding import SoftRounding
 from modcap.quantization.affine import fake_quantize
-from modcap.quantization.insert import attach, quantizers, restore, state_of
-from modcap.quantization.layers import ActivationQuantizer, Bits, QuantLayer, draw
+from modcap.quantization.insert import insert_quantizers, quantizers, restore, state_of
+from modcap.quantization.layers import ActivationQuantizer, Bits, QuantLayer, bernoulli_mask
 
 
 class Residual(nn.Module):
@@ -48,11 +49,11 @@ def test_gradients_equal_those_of_the_composed_quantizer(keep: float) -> None:
     x = torch.linspace(-2.02, 3.03, 101, dtype=torch.float64, requires_grad=True)
     quantizer = ActivationQuantizer(3).double()
     quantizer.set(torch.tensor(0.31), torch.tensor(2))
-    quantizer.keep_probability = keep
+    quantizer.quantize_probability = keep
     quantizer.generator = torch.Generator().manual_seed(3)
     weight = torch.randn(101, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     (quantizer(x) * weight).sum().backward()
-    kept = draw(x.detach(), keep, torch.Generator().manual_seed(3)).bool()
+    kept = bernoulli_mask(x.detach(), keep, torch.Generator().manual_seed(3)).bool()
     assert keep == 1 or 0 < int(kept.sum()) < 101
     other = x.detach().clone().requires_grad_()
     scale = torch.tensor(0.31, dtype=torch.float64, requires_grad=True)
@@ -64,7 +65,7 @@ def test_gradients_equal_those_of_the_composed_quantizer(keep: float) -> None:
 
 def test_draws_have_their_probability_and_their_seed() -> None:
     x = torch.zeros((999, 101))
-    masks = [draw(x, 0.25, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    masks = [bernoulli_mask(x, 0.25, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert set(masks[0].unique().tolist()) == {0, 1}
     assert abs(float(masks[0].mean()) - 0.25) < 0.01
     assert torch.equal(masks[0], masks[1])
@@ -76,16 +77,18 @@ def test_soft_weight_has_right_gradients() -> None:
     layer = QuantLayer(nn.Linear(5, 3).double(), 3).double()
     layer.scale.fill_(0.3)  # so that no weight meets the ends of the integer range,
     layer.zero_point.fill_(4)  # where the clamp has no derivative
-    layer.soften()
-    assert layer.stretch is not None
+    layer.learned_integers = SoftRounding().start(layer, layer.weight.detach())
+    layer.learn_scales()
+    assert layer.log_scale_offset is not None
     x = torch.randn(2, 5, dtype=torch.float64)
 
-    def output(rounding: Tensor, stretch: Tensor) -> Tensor:
-        state = {"rounding": rounding, "stretch": stretch}
+    def output(rounding: Tensor, offset: Tensor) -> Tensor:
+        state = {"learned_integers.variable": rounding, "log_scale_offset": offset}
         return cast(Tensor, functional_call(layer, state, (x,)))
 
     rounding = torch.linspace(-2, 2, 15, dtype=torch.float64).reshape(3, 5).requires_grad_()
-    assert torch.autograd.gradcheck(output, (rounding, layer.stretch.detach().requires_grad_()))
+    offset = layer.log_scale_offset.detach().requires_grad_()
+    assert torch.autograd.gradcheck(output, (rounding, offset))
 
 
 def test_rounding_starts_at_the_float_weight() -> None:
@@ -93,8 +96,9 @@ def test_rounding_starts_at_the_float_weight() -> None:
     conv = nn.Conv2d(4, 8, 3)
     layer = QuantLayer(conv, 8)
     layer.calibrate(2.4)
-    layer.soften()
-    inside = (layer._floor >= 0) & (layer._floor + 1 <= 255)
+    layer.learned_integers = SoftRounding().start(layer, conv.weight.detach())
+    floor = layer.learned_integers._floor
+    inside = (floor >= 0) & (floor + 1 <= 255)
     difference = (layer.trained_weight() - conv.weight)[inside]
     assert float(difference.detach().abs().max()) < 1e-6
 
@@ -105,16 +109,16 @@ def test_untouched_rounding_hardens_to_nearest() -> None:
     nearest.layer.load_state_dict(soft.layer.state_dict())
     for layer in (soft, nearest):
         layer.calibrate(2.4)
-    soft.soften()
-    soft.harden()
-    nearest.harden()
+    soft.learned_integers = SoftRounding().start(soft, soft.weight.detach())
+    soft.freeze()
+    nearest.freeze()
     assert soft.integers is not None
     assert nearest.integers is not None
     assert float((soft.integers != nearest.integers).float().mean()) < 0.02  # exact halves only
 
 
 def test_every_consumer_sees_the_quantized_input(module: fx.GraphModule, images: Tensor) -> None:
-    attached = attach(module, [Bits(4, 4), Bits(4, 4)])
+    attached = insert_quantizers(module, [Bits(4, 4), Bits(4, 4)])
     names = [str(node.target) for node in attached.graph.nodes if node.op == "call_module"]
     assert names.count("input_quantizer_0") == 1
     _, activations = quantizers(attached)
@@ -140,14 +144,14 @@ def test_layers_of_different_bits_share_the_larger_width() -> None:
 
     forked = fx.symbolic_trace(Fork().eval())
     for bits in ([Bits(4, 8), Bits(4, 4)], [Bits(4, 4), Bits(4, 8)]):
-        (quantizer,) = quantizers(attach(forked, bits))[1].values()
+        (quantizer,) = quantizers(insert_quantizers(forked, bits))[1].values()
         assert quantizer.bits == 8
 
 
 def test_attached_module_without_quantization_is_the_original(
     module: fx.GraphModule, images: Tensor
 ) -> None:
-    attached = attach(module, [Bits(4, 4), Bits(4, 4)])
+    attached = insert_quantizers(module, [Bits(4, 4), Bits(4, 4)])
     for quantizer in quantizers(attached)[1].values():
         quantizer.enabled = False
     torch.testing.assert_close(attached(images), module(images))
@@ -155,10 +159,10 @@ def test_attached_module_without_quantization_is_the_original(
 
 def test_restored_state_is_bit_equal(module: fx.GraphModule, images: Tensor) -> None:
     bits = [Bits(2, 4), Bits(3, 5)]
-    attached = attach(module, bits)
+    attached = insert_quantizers(module, bits)
     calibrate([attached], images, 2.4)
-    harden([attached])
-    again = attach(module, bits)
+    freeze([attached])
+    again = insert_quantizers(module, bits)
     restore(again, dict(state_of(attached)))
     assert torch.equal(attached(images), again(images))
     integers = dict(state_of(attached))["first.integers"]
@@ -167,9 +171,9 @@ def test_restored_state_is_bit_equal(module: fx.GraphModule, images: Tensor) -> 
 
 def test_original_is_untouched(module: fx.GraphModule, images: Tensor) -> None:
     before = module(images)
-    attached = attach(module, [Bits(2, 2), Bits(2, 2)])
+    attached = insert_quantizers(module, [Bits(2, 2), Bits(2, 2)])
     calibrate([attached], images, 2.4)
-    harden([attached])
+    freeze([attached])
     assert torch.equal(module(images), before)
 
 
@@ -177,6 +181,6 @@ def test_transposed_convolution_is_quantized_per_output_channel() -> None:
     layer = QuantLayer(nn.ConvTranspose2d(3, 5, 2), 4)
     layer.calibrate(2.4)
     assert layer.scale.shape == (5,)
-    layer.harden()
+    layer.freeze()
     assert layer.integers is not None
     assert layer.integers.shape == (3, 5, 2, 2)

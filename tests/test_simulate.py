@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modcap.jobs.job import Job, Kind
+from modcap.jobs.job import Job
+from modcap.jobs.kinds.select import SelectExplicit
 from modcap.jobs.simulate import critical_path, simulate
 
 
 def graph(before: Mapping[str, str]) -> tuple[list[Job], dict[str, str], dict[str, list[str]]]:
     """Jobs by name, each with the names of those it follows; their keys, and what they wait for."""
-    jobs = {name: Job(Kind.TUNE, {"name": name}, {}, label=name) for name in before}
+    jobs = {name: Job(SelectExplicit(groups=((name,),)), {}, label=name) for name in before}
     keys = {name: job.key for name, job in jobs.items()}
     waits = {keys[name]: [keys[n] for n in names] for name, names in before.items()}
     return list(jobs.values()), keys, waits

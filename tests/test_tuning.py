@@ -9,6 +9,7 @@ from torch.func import functional_call
 from modcap.graph.forward import run_batched
 from modcap.ptq.finetune import tune
 from modcap.ptq.relative_error import relative_error
+from modcap.ptq.rounding import StraightThroughRounding
 from modcap.quantization.insert import quantizers, state_of
 from modcap.quantization.layers import QuantLayer
 from tests.networks import convolutions, rounded
@@ -56,22 +57,21 @@ def test_a_freed_layer_starts_from_its_integers() -> None:
     weight = conv.weight.detach().clone()
     layer = QuantLayer(conv, 2)
     layer.calibrate(2.4)
-    layer.harden()
+    layer.freeze()
     assert layer.integers is not None
     chosen = (layer.integers.float() + torch.randint(-1, 2, weight.shape)).clamp(0, 3)
     layer.restore(chosen.to(torch.uint8), layer.scale, layer.zero_point, None)
     x = torch.randn(2, 3, 5, 5)
     hard = layer(x)
-    layer.loosen()
-    layer.free(weight)
-    assert layer.latent is not None
-    assert torch.equal(torch.round(layer.latent.detach()).clamp(0, 3), chosen)
+    layer.learned_integers = StraightThroughRounding().start(layer, weight)
+    latent = layer.learned_integers.variable
+    assert torch.equal(torch.round(latent.detach()).clamp(0, 3), chosen)
     torch.testing.assert_close(layer(x), hard)
     exact = weight / layer.scale.reshape(-1, 1, 1, 1) + layer.zero_point.reshape(-1, 1, 1, 1)
     near = (exact - chosen).abs() < 0.49
-    torch.testing.assert_close(layer.latent.detach()[near], exact[near])
-    layer.latent.data += 0.6  # to the next integer, where there is one
-    layer.harden()
+    torch.testing.assert_close(latent.detach()[near], exact[near])
+    latent.data += 0.6  # to the next integer, where there is one
+    layer.freeze()
     assert (layer.integers.float() >= chosen).all()
     assert layer.integers.max() <= 3
     assert not torch.equal(layer.integers.float(), chosen)
@@ -96,25 +96,26 @@ def test_hardening_gives_what_the_loose_layer_computed() -> None:
     torch.manual_seed(0)
     layer = QuantLayer(nn.Conv2d(3, 4, 3), 3)
     layer.calibrate(2.4)
-    layer.harden()
+    layer.freeze()
     integers = layer.integers
-    layer.loosen()
-    assert layer.stretch is not None
+    layer.learn_scales()
+    layer.learn_bias()
+    assert layer.log_scale_offset is not None
     assert layer.bias is not None
     state = {
-        "stretch": torch.tensor([0.1, -0.2, 0.0, 0.3], requires_grad=True),
+        "log_scale_offset": torch.tensor([0.1, -0.2, 0.0, 0.3], requires_grad=True),
         "bias": torch.randn(4, requires_grad=True),
     }
     x = torch.randn(2, 3, 5, 5)
     loose = functional_call(layer, state, (x,))
     loose.sum().backward()
     assert all(tensor.grad is not None for tensor in state.values())
-    layer.stretch.data, layer.bias.data = (tensor.detach() for tensor in state.values())
-    layer.harden()
+    layer.log_scale_offset.data, layer.bias.data = (tensor.detach() for tensor in state.values())
+    layer.freeze()
     torch.testing.assert_close(layer(x), loose.detach())
     assert integers is not None
     assert torch.equal(layer.integers, integers)
-    assert quantizers(nn.Sequential(layer))[0]["0"].stretch is None
+    assert quantizers(nn.Sequential(layer))[0]["0"].log_scale_offset is None
 
 
 def test_what_gets_no_better_stays_as_it_was() -> None:

@@ -12,8 +12,8 @@ from modcap.graph.network import build
 from modcap.jobs.activation_cache import Activations
 from modcap.jobs.job import Cell
 from modcap.jobs.plan import plan
-from modcap.jobs.runners import run
-from modcap.jobs.worker_cache import Workbench
+from modcap.jobs.run_job import run_job
+from modcap.jobs.worker_cache import WorkerCache
 from modcap.zoo import resnet18_narrow
 
 
@@ -32,12 +32,12 @@ def test_results_are_the_same_whatever_is_kept_and_where(schedule: str) -> None:
 
     def all_results(recipe: modcap.Recipe, limit: int) -> dict[str, bytes]:
         cell = Cell(network, images.digest, images.digest, recipe)
-        bench = Workbench.holding(inputs)
+        bench = WorkerCache.holding(inputs)
         bench.activations = Activations(limit)
         results: dict[str, Result] = {}
         while todo := [j for j in plan([cell], results.get).jobs if j.key not in results]:
             for job in todo:
-                results[job.key] = run(job, bench, [results[key] for key in job.needs])
+                results[job.key] = run_job(job, bench, [results[key] for key in job.needs])
         return {key: encode(result)[1] for key, result in results.items()}
 
     assert all_results(recipe, 1 << 30) == all_results(recipe, 0) == all_results(small, 0)

@@ -25,7 +25,8 @@ from modcap.flows.cli.options import (
     parse_k,
     print_report,
 )
-from modcap.recipe import CapacityKind, Homogeneity, Method, Recipe, Schedule, Selection
+from modcap.ptq.methods import MethodName
+from modcap.recipe import CapacityKind, Homogeneity, Recipe, Schedule, Selection
 
 __all__ = ["quantize"]
 
@@ -37,7 +38,7 @@ def quantize(
     w_bits: Annotated[int | None, typer.Option(help="Bits of weights, 2 to 8.")] = None,
     a_bits: Annotated[int | None, typer.Option(help="Bits of activations, 2 to 8.")] = None,
     k: Annotated[str | None, typer.Option(help="Boundaries to select, or 'auto'.")] = None,
-    method: Method | None = None,
+    method: MethodName | None = None,
     capacity: CapacityKind | None = None,
     selection: Selection | None = None,
     homogeneity: Homogeneity | None = None,

@@ -24,7 +24,8 @@ from modcap.flows.cli.options import (
     make_recipe,
     print_report,
 )
-from modcap.recipe import CapacityKind, Homogeneity, Method, Schedule, Selection
+from modcap.ptq.methods import MethodName
+from modcap.recipe import CapacityKind, Homogeneity, Schedule, Selection
 
 __all__ = ["plan", "sweep"]
 
@@ -36,7 +37,7 @@ Archs = Annotated[
 ]
 Axis = Annotated[str | None, typer.Option(help="Values such as 2,3,4 or 0-7.")]
 Ks = Annotated[str | None, typer.Option(help="Values such as 0-7, or auto, or both: 0-3,auto.")]
-Methods = Annotated[list[Method] | None, typer.Option("--method", help="May be repeated.")]
+Methods = Annotated[list[MethodName] | None, typer.Option("--method", help="May be repeated.")]
 MaxDrop = Annotated[float | None, typer.Option(help="Points of top-1 that the best may lose.")]
 MaxBytes = Annotated[int | None, typer.Option(help="Bytes that the best may take.")]
 
@@ -156,7 +157,7 @@ def _print(report: dict[str, Any]) -> None:
         table.add_row(
             row["model_name"],
             row["bits"],
-            row["recipe"]["method"],
+            row["method"],
             row["k_asked"] if row["k_asked"] != "auto" else f"auto: {row['k']}",
             str(row["recipe"]["seed"]),
             f"{row['top1']:.2f}",

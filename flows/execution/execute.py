@@ -225,7 +225,7 @@ def _finished(finished: queue.Queue[str]) -> Iterator[str]:
 def _next_batch(waiting: deque[Job]) -> Batch:
     """The first job that waits; a small one with the small ones behind it."""
     batch = [waiting.popleft()]
-    while batch[0].small and waiting and waiting[0].small and len(batch) < _BATCH:
+    while batch[0].work.small and waiting and waiting[0].work.small and len(batch) < _BATCH:
         batch.append(waiting.popleft())
     return tuple(batch)
 
@@ -275,9 +275,9 @@ def _starter(
 
     def start(batch: Batch) -> Future:
         first = batch[0]
-        label = first.label if len(batch) == 1 else f"{len(batch)} jobs: {first.kind.value}"
+        label = first.label if len(batch) == 1 else f"{len(batch)} jobs: {first.kind}"
         batches[first.key] = batch
-        return job.with_options(name=first.kind.value).submit(label, first.kind.value, first.key)
+        return job.with_options(name=first.kind).submit(label, first.kind, first.key)
 
     return start
 

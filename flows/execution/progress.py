@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from modcap.jobs.job import Job, Kind
+from modcap.jobs.job import Job
 from modcap.jobs.plan import Plan
 
 __all__ = ["Progress"]
@@ -72,7 +72,7 @@ class Progress:
         done = set(done)
         self._total, self._done = len(plan.jobs), sum(job.key in done for job in plan.jobs)
         self._steps_left = {
-            job.key: job.steps for job in plan.jobs if job.key not in done and job.steps
+            job.key: job.work.steps for job in plan.jobs if job.key not in done and job.work.steps
         }
         self._bars.update(self._bar, total=self._total, completed=self._done)
         if self._done < self._total:
@@ -85,7 +85,7 @@ class Progress:
         self._bars.update(self._bar, completed=self._done)
         if meta.get("attempt"):
             self.note(f"{job.label}: its worker was lost, started again {meta['attempt']} time(s)")
-        if job.kind in (Kind.RECONSTRUCT, Kind.TUNE):
+        if job.work.steps and "error" in meta:
             self.note(
                 f"[{self._done}/{self._total}] {job.label}: relative error {meta['error']:.4g} "
                 f"({meta['seconds']:.1f} s{self._left({})})"

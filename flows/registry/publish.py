@@ -95,7 +95,7 @@ class Finished:
             PUBLISH_KEY: self.key,
             "bits": self.recipe.bits,
             "k": str(sum(self.selected)),
-            "method": self.recipe.method.value,
+            "method": self.recipe.method.name,
             "schedule": self.recipe.schedule.value,
             "fp_top1": f"{self.fp_top1:.4f}",
             "top1": f"{self.top1:.4f}",

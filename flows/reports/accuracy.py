@@ -8,7 +8,7 @@ from modcap.core.errors import InputError
 from modcap.data.preprocess import Preprocess
 from modcap.export import artifact
 from modcap.flows.requests.request import evaluation_images, local_path
-from modcap.jobs.runners import top1
+from modcap.jobs.kinds.evaluate import top1
 
 __all__ = ["evaluate_artifact"]
 

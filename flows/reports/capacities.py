@@ -6,10 +6,9 @@ from typing import Any
 
 from modcap.core.serialization import Result
 from modcap.flows.requests.request import Request, prepare
-from modcap.jobs.job import Kind
 from modcap.jobs.plan import plan
-from modcap.jobs.runners import run
-from modcap.jobs.worker_cache import Workbench
+from modcap.jobs.run_job import run_job
+from modcap.jobs.worker_cache import WorkerCache
 
 __all__ = ["measure_capacity"]
 
@@ -18,14 +17,14 @@ def measure_capacity(request: Request) -> dict[str, Any]:
     """Runs the capacity and select jobs of ``request``; no server is needed."""
     prepared = prepare(request)
     cell = prepared.cell
-    bench = Workbench.holding(
+    bench = WorkerCache.holding(
         {cell.network.digest: cell.network, cell.calibration: prepared.calibration}
     )
     planned = plan([cell], lambda _: None)
     results: dict[str, Result] = {}
     for job in planned.jobs:
-        if job.kind in (Kind.CAPACITY, Kind.SELECT):
-            results[job.key] = run(job, bench, [results[key] for key in job.needs])
+        if job.kind in ("capacity", "select"):
+            results[job.key] = run_job(job, bench, [results[key] for key in job.needs])
     selected = results[planned.cells[0].select].meta
     names = cell.network.partition.names
     return {

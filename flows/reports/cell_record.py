@@ -9,7 +9,7 @@ from modcap.core.serialization import canonical, digest
 from modcap.flows.execution.execute import Counts, Results
 from modcap.flows.registry.publish import Finished
 from modcap.flows.requests.request import Prepared
-from modcap.jobs.job import Job, Kind
+from modcap.jobs.job import Job
 from modcap.jobs.plan import CellPlan, Plan
 
 __all__ = ["finished", "jobs_of", "report"]
@@ -23,6 +23,7 @@ def report(prepared: Prepared, cell: CellPlan, results: Results) -> dict[str, An
         "checkpoint": prepared.request.checkpoint,
         "recipe": prepared.request.recipe.model_dump(mode="json"),
         "bits": prepared.request.recipe.bits,
+        "method": prepared.request.recipe.method.name,
         "modules": list(names),
         "groups": [list(names[span.start : span.stop]) for span in cell.groups],
         "k": results[cell.select].meta["k"],
@@ -112,5 +113,4 @@ def finished(
 
 
 def _group_name(job: Job) -> str:
-    assert job.kind is Kind.RECONSTRUCT
     return job.label.split(" ", 2)[2]

@@ -17,21 +17,23 @@ from modcap.flows.reports import plots
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
 from modcap.graph.forward import run_batched
-from modcap.jobs.job import Job, Kind
+from modcap.jobs.cost_model import ModuleTimes
+from modcap.jobs.job import Job
+from modcap.jobs.kinds import KINDS
+from modcap.jobs.kinds.whole import Choose
 from modcap.jobs.plan import Plan, plan
-from modcap.jobs.runners import run
+from modcap.jobs.run_job import run_job
 from modcap.jobs.simulate import critical_path, simulate
-from modcap.jobs.worker_cache import Workbench
-from modcap.ptq import channel_correction as correction
-from modcap.ptq.reconstruct import Inputs, calibrate, reconstruct
-from modcap.quantization.insert import attach, bits_of
+from modcap.jobs.worker_cache import WorkerCache
+from modcap.ptq.optimise import Inputs
+from modcap.ptq.reconstruct import calibrate, reconstruct
+from modcap.quantization.insert import insert_quantizers
 from modcap.recipe import Recipe
 from modcap.tasks.storage.store import Store
 
 __all__ = ["costs_of", "describe_plan", "open_plan"]
 
 _PROBE_STEPS = 3
-_KINDS = tuple(kind.value for kind in Kind)
 
 
 def describe_plan(
@@ -61,13 +63,13 @@ def describe_plan(
     at = simulated[workers]
     if picture is not None:
         picture.write_bytes(plots.png(_draw(made, done)))
-    kinds = Counter(job.kind.value for job in made.jobs)
-    finished = Counter(job.kind.value for job in made.jobs if job.key in done)
+    kinds = Counter(job.kind for job in made.jobs)
+    finished = Counter(job.kind for job in made.jobs if job.key in done)
     report: dict[str, Any] = {
         "cells": len(made.cells),
         "open": made.open,
         "jobs": {
-            kind: {"planned": kinds[kind], "done": finished[kind]} for kind in _KINDS if kinds[kind]
+            kind: {"planned": kinds[kind], "done": finished[kind]} for kind in KINDS if kinds[kind]
         },
         "planned": len(made.jobs),
         "done": len(done),
@@ -101,7 +103,7 @@ def open_plan(prepared: Sequence[Prepared], store: Store | None, known: dict[str
 
     Where several k are to be compared, it goes on with the first: what follows costs the same.
     """
-    bench = Workbench.holding({p.cell.network.digest: p.cell.network for p in prepared})
+    bench = WorkerCache.holding({p.cell.network.digest: p.cell.network for p in prepared})
 
     assumed: dict[str, Result] = {}
 
@@ -115,9 +117,11 @@ def open_plan(prepared: Sequence[Prepared], store: Store | None, known: dict[str
     cells = [p.cell for p in prepared]
     while True:
         current = plan(cells, look)
-        new = [job for job in current.jobs if job.small and job.key not in known]
+        new = [job for job in current.jobs if job.work.small and job.key not in known]
         made = [job for job in new if _run_small(job, bench, look, known)]
-        chooses = [job for job in current.jobs if job.kind is Kind.CHOOSE and not look(job.key)]
+        chooses = [
+            job for job in current.jobs if isinstance(job.work, Choose) and not look(job.key)
+        ]
         assumed |= {job.key: Result(meta={"chosen": 0}) for job in chooses}
         if not made and not chooses:
             return current
@@ -125,7 +129,7 @@ def open_plan(prepared: Sequence[Prepared], store: Store | None, known: dict[str
 
 def _run_small(
     job: Job,
-    bench: Workbench,
+    bench: WorkerCache,
     look: Callable[[str], Result | None],
     known: dict[str, Result],
 ) -> bool:
@@ -133,7 +137,7 @@ def _run_small(
     present = [result for result in needs if result is not None]
     if len(present) < len(needs):
         return False
-    known[job.key] = run(job, bench, present)
+    known[job.key] = run_job(job, bench, present)
     return True
 
 
@@ -153,67 +157,42 @@ def costs_of(
         if meta is not None:
             costs[job.key] = float(meta["seconds"])
     measured = len(costs)
-    probes: dict[str, _Probe] = {}
+    probes: dict[str, ModuleTimes] = {}
     cells = {p.cell.network.digest: p for p in prepared}
     for job in made.jobs:
         if job.key not in costs:
             digest = job.inputs["network"]
             if digest not in probes:
-                probes[digest] = _Probe(cells[digest])
-            costs[job.key] = probes[digest].seconds(job)
+                probes[digest] = _probe(cells[digest])
+            costs[job.key] = job.work.seconds(probes[digest])
     return costs, {"measured": measured, "probed": len(costs) - measured}
 
 
-class _Probe:
+def _probe(prepared: Prepared) -> ModuleTimes:
     """Times a few steps of every module of a network here, and a pass over a few images."""
-
-    def __init__(self, prepared: Prepared) -> None:
-        recipe: Recipe = prepared.request.recipe
-        torch.set_num_threads(recipe.threads)
-        batch = recipe.optimiser.batch_size
-        x = prepared.calibration.normalized(0, batch)
-        modules = prepared.cell.network.partition.modules
-        bits = bits_of(
-            prepared.cell.network.partition, recipe.w_bits, recipe.a_bits, recipe.edge_bits
-        )
-        settings = recipe.optimiser.model_copy(update={"iterations": _PROBE_STEPS})
-        self.images, self.tests = len(prepared.calibration), len(prepared.evaluation)
-        self.step: list[float] = []  # seconds of a step of each module
-        self.forward: list[float] = []  # seconds per image of its forward pass
-        self.search: list[float] = []  # seconds to calibrate it
-        for module, module_bits in zip(modules, bits, strict=True):
-            start = time.perf_counter()
-            y = run_batched([module], x)
-            self.forward.append((time.perf_counter() - start) / batch)
-            quantized = attach(module, module_bits)
-            start = time.perf_counter()
-            calibrate([quantized], x, recipe.scale_exponent)
-            self.search.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            reconstruct([quantized], Inputs(x, x, y), recipe.method, settings, 0)
-            self.step.append((time.perf_counter() - start) / _PROBE_STEPS)
-            x = y
-
-    def seconds(self, job: Job) -> float:
-        """The estimated cost of ``job``."""
-        if job.kind is Kind.RECONSTRUCT:
-            span = slice(job.params["start"], job.params["stop"])
-            prefix = sum(self.forward[: span.stop]) * self.images * 2
-            return float(sum(self.search[span]) + job.steps * sum(self.step[span]) + prefix)
-        if job.kind is Kind.CAPACITY and not job.small:
-            stop = job.params["module"] + 1
-            images: int = job.params["images"]
-            return sum(self.search[:stop]) + 3 * sum(self.forward[:stop]) * images
-        if job.kind is Kind.CORRECT:
-            return 3 * sum(self.forward) * correction.IMAGES
-        if job.kind is Kind.CHOOSE:
-            return sum(self.forward) * self.images * (1 + 2 * len(job.params["candidates"]))
-        if job.kind is Kind.TUNE:
-            passes = 4 * sum(self.forward) * self.images
-            return job.steps * sum(self.step) + passes
-        if job.kind is Kind.EVALUATE:
-            return sum(self.forward) * self.tests * (3 if job.needs else 1)
-        return 0.05
+    recipe: Recipe = prepared.request.recipe
+    torch.set_num_threads(recipe.threads)
+    batch = recipe.optimiser.batch_size
+    settings = recipe.optimiser.model_copy(update={"iterations": _PROBE_STEPS})
+    x = prepared.calibration.normalized(0, batch)
+    step: list[float] = []
+    forward: list[float] = []
+    search: list[float] = []
+    modules = prepared.cell.network.partition.modules
+    for module, bits in zip(modules, prepared.cell.bits, strict=True):
+        start = time.perf_counter()
+        y = run_batched([module], x)
+        forward.append((time.perf_counter() - start) / batch)
+        quantized = insert_quantizers(module, bits)
+        start = time.perf_counter()
+        calibrate([quantized], x, recipe.scale_exponent)
+        search.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        reconstruct([quantized], Inputs(x, x, y), recipe.method, settings, 0)
+        step.append((time.perf_counter() - start) / _PROBE_STEPS)
+        x = y
+    images, tests = len(prepared.calibration), len(prepared.evaluation)
+    return ModuleTimes(tuple(step), tuple(forward), tuple(search), images, tests)
 
 
 def _draw(made: Plan, done: set[str]) -> Any:
@@ -235,7 +214,7 @@ def _draw(made: Plan, done: set[str]) -> Any:
     return plots.plan_graph(
         [levels[k] for k in keys],
         [lanes[k] for k in keys],
-        [job.kind.value for job in made.jobs],
+        [job.kind for job in made.jobs],
         [key in done for key in keys],
         edges,
     )

@@ -22,7 +22,7 @@ from modcap.export.onnx_export import require_onnx
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell
 from modcap.ptq.capacity import signature
-from modcap.recipe import Homogeneity, Method, Recipe, Selection
+from modcap.recipe import Homogeneity, Recipe, Selection
 from modcap.tasks.storage.objects import cache_folder, fetch
 from modcap.tasks.storage.store import Store
 
@@ -173,7 +173,7 @@ def prepare(request: Request) -> Prepared:
     }
     network = build(checkpoint.model, calibration.normalized(0, 2), source)
     _check_selection(network, recipe)
-    name = f"{request.model_name} {recipe.bits} {recipe.method.value}"
+    name = f"{request.model_name} {recipe.bits} {recipe.method.name}"
     pixels = evaluation.pixels.nbytes
     cell = Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels)
     return Prepared(request, cell, calibration, evaluation, source, _fp_bytes(network))
@@ -187,7 +187,7 @@ def _fp_bytes(network: Network) -> int:
 
 def _check_selection(network: Network, recipe: Recipe) -> None:
     """Refuses, before any work is spent, a k that the network's boundaries cannot meet."""
-    if recipe.k is None or recipe.method is Method.RTN or recipe.selection is Selection.EXPLICIT:
+    if recipe.k is None or not recipe.method.learns or recipe.selection is Selection.EXPLICIT:
         return
     marks = [signature(module) for module in network.partition.modules]
     same = [a == b for a, b in itertools.pairwise(marks)]

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from modcap.core.errors import InputError
 from modcap.flows.requests.request import Prepared, Request, prepare
 from modcap.jobs.plan import Plan
-from modcap.recipe import Method, Recipe
+from modcap.ptq.methods import MethodName
+from modcap.recipe import Recipe
 
 __all__ = ["Sweep", "parse_range", "prepare_sweep", "sharing"]
 
@@ -24,7 +25,7 @@ class Sweep(BaseModel):
     w_bits: tuple[int, ...] = ()
     a_bits: tuple[int, ...] = ()
     k: tuple[int | None, ...] = Field((), description="null is auto")
-    method: tuple[Method, ...] = ()
+    method: tuple[MethodName, ...] = ()
     seed: tuple[int, ...] = ()
     max_drop: float | None = Field(None, ge=0, description="top-1 points below full precision")
     max_bytes: int | None = Field(None, ge=1, description="size of the artifact")
@@ -58,7 +59,7 @@ def prepare_sweep(grid: Sweep) -> list[Prepared]:
                 first = request.model_copy(update={"recipe": recipe})
                 bases[recipe.seed] = prepare(first)
             name = (
-                f"{request.model_name} {recipe.bits} {recipe.method.value} "
+                f"{request.model_name} {recipe.bits} {recipe.method.name} "
                 f"k={recipe.k_asked} seed={recipe.seed}"
             )
             prepared.append(bases[recipe.seed].with_recipe(recipe, name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["GateRefused", "InputError", "ModcapError", "Unavailable"]
+__all__ = ["GateRefused", "InputError", "ModcapError", "Notice", "Unavailable"]
 
 
 class ModcapError(Exception):
@@ -35,3 +35,7 @@ class GateRefused(ModcapError):
     """A promotion gate refused; the message is the reason."""
 
     exit_code = 3
+
+
+class Notice(UserWarning):
+    """Something to know that is no error; the command line prints its one line."""

@@ -38,6 +38,9 @@ def wrong_field(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     said = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "union_tag_invalid":
+        names = " or ".join(first["ctx"]["expected_tags"].rsplit(", ", 1))
+        return f"{place}: Input should be {names} (given: {first['ctx']['tag'][:_LONG]!r})"
     plain = isinstance(first["input"], str | int | float | None) and first["type"] != _UNKNOWN
     given = f" (given: {repr(first['input'])[:_LONG]})" if plain and place else ""
     return f"{place}: {said}{given}" if place else said

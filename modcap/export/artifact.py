@@ -27,7 +27,7 @@ from modcap.graph.graph_json import fill, graph_from_json, graph_to_json, tensor
 from modcap.graph.network import Network
 from modcap.graph.nodes import weight_layers
 from modcap.quantization.bit_packing import pack, unpack
-from modcap.quantization.insert import attach, quantizers, restore
+from modcap.quantization.insert import insert_quantizers, quantizers, restore
 from modcap.quantization.layers import Bits
 
 __all__ = ["QuantizedNetwork", "load", "pack_network", "unpack_network"]
@@ -125,7 +125,7 @@ def _rebuild(document: dict[str, Any], bits: list[Bits], own: dict[str, Tensor])
     module = graph_from_json(document)
     floats = _floats(module)
     fill(module, {name: own[name] for name in floats}, strict=False)
-    quantized = attach(module, bits)
+    quantized = insert_quantizers(module, bits)
     for name, layer in quantizers(quantized)[0].items():
         place = f"{name}.integers"
         own[place] = unpack(own[place], layer.bits, tuple(layer.weight.shape))

@@ -26,7 +26,14 @@ from modcap.graph.network import Network
 from modcap.jobs.activation_cache import CACHE
 from modcap.ptq.selection import Span
 
-__all__ = ["KEPT", "Footprint", "evaluation_memory", "footprints", "reconstruction_memory"]
+__all__ = [
+    "KEPT",
+    "Footprint",
+    "ModuleTimes",
+    "evaluation_memory",
+    "footprints",
+    "reconstruction_memory",
+]
 
 KEPT = 4  # tensors of calibration activations that a reconstruction holds: 2 input, 2 output
 _BASE = 512 << 20  # a worker process with torch, 312 MB, and room
@@ -55,6 +62,25 @@ class Footprint:
         within 14 % on average: a constant, operations, values inside and weights.
         """
         return 1.0 + 8.6e-7 * self.operations + 7.0e-5 * self.inside + 5.1e-6 * self.weights
+
+
+@dataclass(frozen=True)
+class ModuleTimes:
+    """Seconds that the modules of a network take, in order, on one worker.
+
+    Attributes:
+        step: of an optimisation step of each.
+        forward: of a forward pass of one image through each.
+        search: of the search for the scales of each.
+        images: of calibration.
+        tests: images of evaluation.
+    """
+
+    step: tuple[float, ...]
+    forward: tuple[float, ...]
+    search: tuple[float, ...]
+    images: int
+    tests: int
 
 
 _KNOWN: WeakKeyDictionary[Network, tuple[Footprint, ...]] = WeakKeyDictionary()

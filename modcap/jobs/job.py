@@ -1,114 +1,149 @@
-"""Jobs: pure, content-addressed units of work, and those that a cell asks for.
+"""Jobs: pure, content-addressed units of work.
 
-What each kind computes is in :mod:`modcap.jobs.runners`; which jobs make a plan, in
+The kinds of work are in :mod:`modcap.jobs.kinds`; which jobs make a plan, in
 :mod:`modcap.jobs.plan`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
-from modcap.core.serialization import canonical, digest
+from modcap.core.named import Frozen, key_fields, sparse
+from modcap.core.serialization import Result, canonical, digest
 from modcap.graph.network import Network
-from modcap.jobs.cost_model import KEPT, evaluation_memory, reconstruction_memory
-from modcap.ptq.selection import Span
-from modcap.quantization.insert import bits_of
+from modcap.jobs.cost_model import KEPT, ModuleTimes
+from modcap.jobs.worker_cache import WorkerCache
 from modcap.quantization.layers import Bits
-from modcap.recipe import Budget, CapacityKind, Device, Method, Recipe, Selection
+from modcap.recipe import Recipe
 
-__all__ = [
-    "Cell",
-    "Job",
-    "Kind",
-    "assemble_job",
-    "capacity_jobs",
-    "choose_job",
-    "correct_job",
-    "evaluate_full_job",
-    "evaluate_job",
-    "reconstruct_job",
-    "select_job",
-    "trial_job",
-    "tune_job",
-]
+__all__ = ["REVISION", "Arithmetic", "Cell", "Job", "Progress", "Room", "Work"]
 
 REVISION = 9
 """Of the algorithm: raise it when the same job would give other bytes than before."""
 
+Progress = Callable[[int, int, float], None]
+"""Told (step, steps, loss) while a job optimises."""
 
-class Kind(str, Enum):
-    """What a job computes."""
 
-    CAPACITY = "capacity"
-    SELECT = "select"
-    RECONSTRUCT = "reconstruct"
-    CORRECT = "correct"
-    CHOOSE = "choose"
-    TUNE = "tune"
-    ASSEMBLE = "assemble"
-    EVALUATE = "evaluate"
+class Work(Frozen):
+    """What a job does: a pure function of its fields, the job's inputs and earlier results.
+
+    A subclass is a kind of job; :mod:`modcap.jobs.kinds` lists them. All fields are part of keys.
+
+    Attributes:
+        kind: its name, for people and in keys.
+        small: whether it takes milliseconds, so that many may go to a worker at once.
+    """
+
+    kind: ClassVar[str]
+    small: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(
+        self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
+    ) -> Result:
+        """Computes it.
+
+        Args:
+            job: whose work it is.
+            cache: where inputs come from.
+            needs: results of ``job.needs``, in that order.
+            progress: told of the loss.
+        """
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps that it takes."""
+        return 0
+
+    def seconds(self, times: ModuleTimes) -> float:
+        """What it takes on one worker, estimated."""
+        return 0.05
+
+    def key_fields(self) -> dict[str, Any]:
+        """The fields as JSON, in keys."""
+        return key_fields(self)
+
+
+class Arithmetic(Frozen):
+    """What decides the order of sums, and so the last bits of results."""
+
+    threads: int
+    device: str = sparse("cpu")
+
+    @classmethod
+    def fields_of(cls, recipe: Recipe) -> dict[str, Any]:
+        return {"threads": recipe.threads, "device": recipe.device.value}
 
 
 @dataclass(frozen=True)
-class Job:
-    """A pure unit of work; equal keys are equal work.
+class Room:
+    """What a job asks of the node that it runs on; no part of keys.
 
     Attributes:
-        kind: what it computes.
-        params: JSON that decides the result.
-        inputs: role (network, calibration, evaluation) to digest.
-        needs: keys of the jobs whose results it reads, in order.
-        label: for people; not part of the key.
-        threads: CPU threads it runs with; part of the key through ``params`` where it matters.
         memory: bytes that it needs at its peak, estimated; 0 where it needs little.
         gpus: share of a GPU that it asks for; None leaves that to its memory.
         activation_bytes: of calibration activations that it holds in memory; None is all.
     """
 
-    kind: Kind
-    params: dict[str, Any]
-    inputs: dict[str, str]
-    needs: tuple[str, ...] = ()
-    label: str = field(default="", compare=False)
-    threads: int = field(default=1, compare=False)
-    memory: int = field(default=0, compare=False)
-    gpus: float | None = field(default=None, compare=False)
-    activation_bytes: int | None = field(default=None, compare=False)
+    memory: int = 0
+    gpus: float | None = None
+    activation_bytes: int | None = None
 
-    @property
-    def device(self) -> str:
-        """Where it computes: cpu or cuda."""
-        device: str = self.params.get("device", "cpu")
-        return device
+    @classmethod
+    def of(cls, recipe: Recipe, memory: int) -> Room:
+        return cls(memory, recipe.gpus, recipe.activation_bytes)
 
     @property
     def activation_limit(self) -> float | None:
         """Bytes of a tensor of activations above which it lies in a file."""
         return None if self.activation_bytes is None else self.activation_bytes / KEPT
 
-    @property
-    def small(self) -> bool:
-        """Whether it takes milliseconds, so that many may go to a worker at once."""
-        free = self.params.get("measure") == CapacityKind.DATA_FREE.value
-        return self.kind is Kind.SELECT or free
+
+@dataclass(frozen=True)
+class Job:
+    """A unit of work on certain inputs; equal keys are equal work.
+
+    Attributes:
+        work: what it does.
+        inputs: role (network, calibration, evaluation) to digest.
+        needs: keys of the jobs whose results it reads, in order.
+        label: for people; not part of the key.
+        room: what it asks of a node; not part of the key.
+    """
+
+    work: Work
+    inputs: dict[str, str]
+    needs: tuple[str, ...] = ()
+    label: str = field(default="", compare=False)
+    room: Room = field(default=Room(), compare=False)
 
     @property
-    def steps(self) -> int:
-        """Optimisation steps that it takes."""
-        settings: dict[str, Any] = self.params.get("optimiser", {})
-        return int(settings.get("iterations", self.params.get("steps", 0)))
+    def kind(self) -> str:
+        """What kind of work it is."""
+        return self.work.kind
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that it runs with."""
+        return self.work.threads if isinstance(self.work, Arithmetic) else 1
+
+    @property
+    def device(self) -> str:
+        """Where it computes: cpu or cuda."""
+        return self.work.device if isinstance(self.work, Arithmetic) else "cpu"
 
     @cached_property
     def key(self) -> str:
-        """sha256 of kind, revision, parameters, inputs and the keys it needs."""
+        """sha256 of kind, revision, fields of the work, inputs and the keys it needs."""
         identity = {
-            "kind": self.kind.value,
+            "kind": self.kind,
             "revision": REVISION,
-            "params": self.params,
+            "params": self.work.key_fields(),
             "inputs": self.inputs,
             "needs": list(self.needs),
         }
@@ -129,189 +164,17 @@ class Cell:
     name: str = ""
     pixels: int = 0
 
+    @property
+    def bits(self) -> list[list[Bits]]:
+        """Of each weight layer of each module."""
+        return self.recipe.bit_policy.resolve(self.network.partition)
 
-def _arithmetic(cell: Cell) -> dict[str, Any]:
-    """What decides the order of sums, and so the last bits of results, as parameters; the device
-    where it is not the usual one."""
-    threads, device = cell.recipe.threads, cell.recipe.device
-    return {"threads": threads} | ({} if device is Device.CPU else {"device": device.value})
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules, in order."""
+        return self.network.partition.names
 
-
-def _room(cell: Cell, memory: int) -> dict[str, Any]:
-    """What a job asks of the node that it runs on."""
-    recipe = cell.recipe
-    return {
-        "threads": recipe.threads,
-        "memory": memory,
-        "gpus": recipe.gpus,
-        "activation_bytes": recipe.activation_bytes,
-    }
-
-
-def _memory(cell: Cell, span: Span, batch: int) -> int:
-    """Of the optimisation of the modules ``span``."""
-    recipe = cell.recipe
-    bound = recipe.activation_bytes
-    return reconstruction_memory(cell.network, span, recipe.calibration, batch, bound)
-
-
-def _bits(cell: Cell) -> list[list[Bits]]:
-    r = cell.recipe
-    return bits_of(cell.network.partition, r.w_bits, r.a_bits, r.edge_bits)
-
-
-def capacity_jobs(cell: Cell) -> list[Job]:
-    recipe, names = cell.recipe, cell.network.partition.names
-    if recipe.capacity is CapacityKind.NONE or recipe.method is Method.RTN:
-        return []
-    bits = _bits(cell)
-    inputs = {"network": cell.network.digest}
-    jobs = []
-    for index, name in enumerate(names):
-        params: dict[str, Any] = {"measure": recipe.capacity.value, "module": index}
-        room: dict[str, Any] = {}
-        if recipe.capacity is CapacityKind.DATA_FREE:
-            params |= {"bits": bits[index], "alpha": recipe.stride_coefficient}
-        else:
-            params |= {
-                "bits": bits[: index + 1],
-                "images": recipe.capacity_images,
-                "p": recipe.scale_exponent,
-            }
-            params |= _arithmetic(cell)
-            inputs = inputs | {"calibration": cell.calibration}
-            images = max(recipe.capacity_images, recipe.optimiser.batch_size)
-            memory = reconstruction_memory(cell.network, Span(index, index + 1), images, 0)
-            room = _room(cell, memory)
-        jobs.append(Job(Kind.CAPACITY, params, inputs, label=f"capacity {name}", **room))
-    return jobs
-
-
-def select_job(cell: Cell, capacities: tuple[str, ...]) -> Job:
-    recipe = cell.recipe
-    params: dict[str, Any] = {"selection": recipe.selection.value, "k": recipe.k}
-    if recipe.selection is Selection.EXPLICIT:
-        params = {"selection": "explicit", "groups": recipe.groups}
-    elif recipe.method is Method.RTN:
-        params = {"selection": Selection.TOP_K.value, "k": 0}
-    else:
-        params["homogeneity"] = recipe.homogeneity.value
-        params["capacity_scale"] = recipe.capacity_scale.value
-        if recipe.selection is Selection.RANDOM:
-            params["seed"] = recipe.seed
-    inputs = {"network": cell.network.digest}
-    return Job(Kind.SELECT, params, inputs, capacities, label=f"select {cell.name}")
-
-
-def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) -> Job:
-    """``needs`` hold the modules from ``first`` to the group, which it sees quantized."""
-    recipe = cell.recipe
-    params: dict[str, Any] = {
-        "start": span.start,
-        "stop": span.stop,
-        "bits": _bits(cell)[span.start : span.stop],
-        "method": recipe.method.value,
-        "p": recipe.scale_exponent,
-    }
-    if recipe.method is not Method.RTN:
-        steps = recipe.optimiser.iterations
-        if recipe.iterations_per is Budget.MODULE:
-            steps *= span.stop - span.start
-        params |= {
-            "optimiser": recipe.optimiser.model_dump(mode="json") | {"iterations": steps},
-            "seed": recipe.seed,
-        }
-    if first < span.start:
-        params |= {"prefix": first, "prefix_bits": _bits(cell)[first : span.start]}
-    names = cell.network.partition.names
-    title = names[span.start]
-    if span.stop - span.start > 1:
-        title += (
-            f"+{names[span.stop - 1]}"
-            if span.stop - span.start == 2
-            else "…" + names[span.stop - 1]
-        )
-    inputs = {"network": cell.network.digest, "calibration": cell.calibration}
-    label = f"{recipe.method.value} {recipe.bits} {title}"
-    batch = recipe.optimiser.batch_size if recipe.method is not Method.RTN else 0
-    memory = _memory(cell, span, batch)
-    params |= _arithmetic(cell)
-    return Job(Kind.RECONSTRUCT, params, inputs, needs, label=label, **_room(cell, memory))
-
-
-def correct_job(cell: Cell, needs: tuple[str, ...]) -> Job:
-    return _whole_job(cell, Kind.CORRECT, {}, needs, evaluation_memory(cell.network))
-
-
-def choose_job(
-    cell: Cell, select: str, ways: Sequence[tuple[Sequence[Span], tuple[str, ...]]]
-) -> Job:
-    """``ways``: groups, and the jobs that say what became of every module. It needs the selection,
-    and those of each way one after another."""
-    candidates = [
-        {"groups": [list(span) for span in groups], "states": len(states)}
-        for groups, states in ways
-    ]
-    needs = (select, *(key for _, states in ways for key in states))
-    memory = evaluation_memory(cell.network)
-    return _whole_job(cell, Kind.CHOOSE, {"candidates": candidates}, needs, memory)
-
-
-def tune_job(cell: Cell, needs: tuple[str, ...]) -> Job:
-    return _tuning(cell, needs, cell.recipe.tuning_steps, f"tune {cell.name}")
-
-
-def trial_job(cell: Cell, needs: tuple[str, ...], k: int) -> Job:
-    """A short tuning, by which ``k`` is compared with others."""
-    return _tuning(cell, needs, cell.recipe.trial_steps, f"try k={k} {cell.name}")
-
-
-def _tuning(cell: Cell, needs: tuple[str, ...], steps: int, label: str) -> Job:
-    recipe = cell.recipe
-    batch, modules = recipe.optimiser.batch_size, len(cell.network.partition.modules)
-    params: dict[str, Any] = {
-        "steps": steps,
-        "rate": recipe.tuning_rate,
-        "rounding_rate": recipe.tuning_rounding_rate,
-        "batch_size": batch,
-        "seed": recipe.seed,
-        "precision": recipe.optimiser.precision.value,
-    }
-    memory = _memory(cell, Span(0, modules), batch)
-    return _whole_job(cell, Kind.TUNE, params, needs, memory, label)
-
-
-def _whole_job(
-    cell: Cell,
-    kind: Kind,
-    params: dict[str, Any],
-    needs: tuple[str, ...],
-    memory: int,
-    label: str = "",
-) -> Job:
-    """A job over the whole quantized network and the calibration images."""
-    common = {"bits": _bits(cell)} | _arithmetic(cell)
-    inputs = {"network": cell.network.digest, "calibration": cell.calibration}
-    label = label or f"{kind.value} {cell.name}"
-    return Job(kind, params | common, inputs, needs, label=label, **_room(cell, memory))
-
-
-def assemble_job(cell: Cell, needs: tuple[str, ...]) -> Job:
-    params: dict[str, Any] = {"bits": _bits(cell)}
-    inputs = {"network": cell.network.digest}
-    return Job(Kind.ASSEMBLE, params, inputs, needs, label=f"assemble {cell.name}")
-
-
-def evaluate_job(cell: Cell, assemble: str) -> Job:
-    images = {"calibration": cell.calibration, "evaluation": cell.evaluation}
-    inputs = {"network": cell.network.digest} | images
-    params = {"of": "quantized"} | _arithmetic(cell)
-    room = _room(cell, evaluation_memory(cell.network, cell.pixels))
-    return Job(Kind.EVALUATE, params, inputs, (assemble,), f"evaluate {cell.name}", **room)
-
-
-def evaluate_full_job(cell: Cell) -> Job:
-    inputs = {"network": cell.network.digest, "evaluation": cell.evaluation}
-    params = {"of": "full precision"} | _arithmetic(cell)
-    room = _room(cell, evaluation_memory(cell.network, cell.pixels))
-    return Job(Kind.EVALUATE, params, inputs, label="evaluate full precision", **room)
+    def inputs(self, *roles: str) -> dict[str, str]:
+        """Digests of what a job reads: the network, and images by their role."""
+        images = {"calibration": self.calibration, "evaluation": self.evaluation}
+        return {"network": self.network.digest} | {role: images[role] for role in roles}

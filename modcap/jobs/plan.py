@@ -14,24 +14,16 @@ from functools import cached_property, partial
 
 from modcap.core.serialization import Result
 from modcap.jobs.cost_model import footprints
-from modcap.jobs.job import (
-    Cell,
-    Job,
-    Kind,
-    assemble_job,
-    capacity_jobs,
-    choose_job,
-    correct_job,
-    evaluate_full_job,
-    evaluate_job,
-    reconstruct_job,
-    select_job,
-    trial_job,
-    tune_job,
-)
+from modcap.jobs.job import Cell, Job
+from modcap.jobs.kinds.assemble import assemble_job
+from modcap.jobs.kinds.capacity import capacity_jobs
+from modcap.jobs.kinds.evaluate import evaluate_full_job, evaluate_job
+from modcap.jobs.kinds.reconstruct import Reconstruct, reconstruct_job
+from modcap.jobs.kinds.select import select_job
+from modcap.jobs.kinds.whole import Choose, choose_job, correct_job, trial_job, tune_job
 from modcap.jobs.waves import segments
 from modcap.ptq.selection import Span
-from modcap.recipe import Method, Schedule
+from modcap.recipe import Schedule
 
 __all__ = ["CellPlan", "Plan", "plan"]
 
@@ -87,7 +79,7 @@ class Plan:
             if key not in found:
                 found.add(key)
                 ahead += by_key[key].needs
-        return {key for key in found if by_key[key].kind is Kind.RECONSTRUCT}
+        return {key for key in found if isinstance(by_key[key].work, Reconstruct)}
 
     @cached_property
     def waits(self) -> dict[str, tuple[str, ...]]:
@@ -99,7 +91,7 @@ class Plan:
             if not cell.assemble:
                 continue
             decision = self._by_key[cell.select]
-            select = decision.needs[0] if decision.kind is Kind.CHOOSE else decision.key
+            select = decision.needs[0] if isinstance(decision.work, Choose) else decision.key
             for key in self.reconstructions(cell):
                 led.setdefault(key, (select,))
             led.setdefault(cell.tune or cell.assemble, (decision.key,))
@@ -135,17 +127,17 @@ def _plan_cell(
     if selected is None:
         return CellPlan(cell, capacities, select)
     full = add(evaluate_full_job(cell))  # from here on: nothing waits for it
-    ways = _ways(cell, selected, add)
-    way = ways[0]
-    corrects = tuple(way.correct for way in ways if way.correct)
+    groupings = _groupings(cell, selected, add)
+    grouping = groupings[0]
+    corrects = tuple(grouping.correct for grouping in groupings if grouping.correct)
     found = CellPlan(cell, capacities, select, corrects=corrects, evaluate_full=full)
-    if len(ways) > 1:
-        found = _compare(found, ways, add)
+    if len(groupings) > 1:
+        found = _compare(found, groupings, add)
         chosen = known(found.select)
         if chosen is None:
             return found
-        way = ways[chosen.meta["chosen"]]
-    states = way.states
+        grouping = groupings[chosen.meta["chosen"]]
+    states = grouping.states
     tune = ""
     if cell.recipe.tuning_steps:
         tune = add(tune_job(cell, states))
@@ -153,30 +145,35 @@ def _plan_cell(
     assemble = add(assemble_job(cell, states))
     return replace(
         found,
-        groups=way.groups,
-        reconstructs=way.reconstructs,
+        groups=grouping.groups,
+        reconstructs=grouping.reconstructs,
         tune=tune,
         assemble=assemble,
         evaluate=add(evaluate_job(cell, assemble)),
     )
 
 
-def _compare(found: CellPlan, ways: Sequence[_Way], add: Callable[[Job], str]) -> CellPlan:
-    """Adds the job that chooses among ``ways``, where a tuning follows after a short one of each:
-    errors before it say little of what it reaches."""
-    cell, ends = found.cell, [way.states for way in ways]
+def _compare(
+    found: CellPlan, groupings: Sequence[_Grouping], add: Callable[[Job], str]
+) -> CellPlan:
+    """Adds the job that chooses among ``groupings``; where a tuning follows, after a short one of
+    each, since errors before it say little of what it reaches."""
+    cell, ends = found.cell, [grouping.states for grouping in groupings]
     trials: tuple[str, ...] = ()
     if cell.recipe.trial_steps:
-        modules = len(cell.network.partition.modules)
-        trials = tuple(add(trial_job(cell, way.states, modules - len(way.groups))) for way in ways)
+        modules = len(cell.modules)
+        trials = tuple(
+            add(trial_job(cell, grouping.states, modules - len(grouping.groups)))
+            for grouping in groupings
+        )
         ends = [(trial,) for trial in trials]
-    compared = [(way.groups, end) for way, end in zip(ways, ends, strict=True)]
+    compared = [(grouping.groups, end) for grouping, end in zip(groupings, ends, strict=True)]
     choose = add(choose_job(cell, found.select, compared))
     return replace(found, select=choose, trials=trials)
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Grouping:
     """One way to group the modules of a cell, reconstructed and, where asked for, corrected."""
 
     groups: tuple[Span, ...]
@@ -189,44 +186,46 @@ class _Way:
         return (self.correct,) if self.correct else self.reconstructs
 
 
-def _ways(cell: Cell, selected: Result, add: Callable[[Job], str]) -> list[_Way]:
+def _groupings(cell: Cell, selected: Result, add: Callable[[Job], str]) -> list[_Grouping]:
     """The groupings to compare: the first one, and those after it as long as the recipe's share of
     work beyond that pays for them, short tunings of all included."""
     jobs: dict[str, Job] = {}
-    ways: list[_Way] = []
+    groupings: list[_Grouping] = []
     step = _TUNING_COST * sum(module.step_cost for module in footprints(cell.network))
     trial = cell.recipe.trial_steps * step
     left = math.inf
     for candidate in selected.meta.get("candidates", [selected.meta["groups"]]):
         new: dict[str, Job] = {}
-        way = _way(cell, candidate, partial(_put, new))
+        grouping = _grouping(cell, candidate, partial(_put, new))
         work = sum(_work(cell, job) for key, job in new.items() if key not in jobs)
         if work + trial > left:
             break
-        if not ways:
+        if not groupings:
             left = cell.recipe.k_search * (work + cell.recipe.tuning_steps * step) - trial
         else:
             left -= work + trial
-        ways.append(way)
+        groupings.append(grouping)
         jobs |= new
     for job in jobs.values():
         add(job)
-    return ways
+    return groupings
 
 
-def _way(cell: Cell, candidate: Sequence[Sequence[int]], add: Callable[[Job], str]) -> _Way:
+def _grouping(
+    cell: Cell, candidate: Sequence[Sequence[int]], add: Callable[[Job], str]
+) -> _Grouping:
     groups = tuple(Span(*span) for span in candidate)
     reconstructs = _add_groups(cell, groups, add)
     correct = add(correct_job(cell, reconstructs)) if cell.recipe.corrects else ""
-    return _Way(groups, reconstructs, correct)
+    return _Grouping(groups, reconstructs, correct)
 
 
 def _work(cell: Cell, job: Job) -> float:
     """Of the optimisation that ``job`` does, in units of a module's ``step_cost``."""
-    if job.kind is not Kind.RECONSTRUCT:
+    if not isinstance(job.work, Reconstruct):
         return 0.0
-    span = slice(job.params["start"], job.params["stop"])
-    return job.steps * sum(module.step_cost for module in footprints(cell.network)[span])
+    modules = footprints(cell.network)[job.work.start : job.work.stop]
+    return job.work.steps * sum(module.step_cost for module in modules)
 
 
 def _add_groups(cell: Cell, groups: Sequence[Span], add: Callable[[Job], str]) -> tuple[str, ...]:
@@ -261,7 +260,7 @@ def _add_groups(cell: Cell, groups: Sequence[Span], add: Callable[[Job], str]) -
 def _first(cell: Cell, start: int) -> int:
     """The first of the modules that the group from module ``start`` sees quantized."""
     recipe = cell.recipe
-    if recipe.method is Method.RTN:
+    if not recipe.method.learns:
         return start
     if recipe.schedule is Schedule.SEQUENTIAL:
         return 0

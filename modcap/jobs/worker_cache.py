@@ -11,16 +11,15 @@ import torch
 from modcap.data.image_set import ImageSet
 from modcap.graph.network import Network
 from modcap.jobs.activation_cache import Activations
-from modcap.jobs.job import Job
 
-__all__ = ["Workbench"]
+__all__ = ["WorkerCache"]
 
 _T = TypeVar("_T")
-_INPUTS = 6  # parsed inputs that a workbench keeps
+_INPUTS = 6  # parsed inputs that a worker keeps
 
 
 @dataclass
-class Workbench:
+class WorkerCache:
     """Reads inputs by digest and keeps the last few in memory, parsed.
 
     ``fetch`` returns the bytes of an input; it is asked once per digest while that is kept.
@@ -31,8 +30,8 @@ class Workbench:
     _kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod
-    def holding(cls, inputs: Mapping[str, Any]) -> Workbench:
-        """A workbench on which a few parsed inputs lie already, and which can fetch no other."""
+    def holding(cls, inputs: Mapping[str, Any]) -> WorkerCache:
+        """One that holds a few parsed inputs already, and which can fetch no other."""
         kept: dict[Hashable, Any] = dict(inputs.items())
         return cls(inputs.__getitem__, _kept=kept)
 
@@ -45,15 +44,13 @@ class Workbench:
         value: _T = self._kept[key]
         return value
 
-    def network(self, job: Job) -> Network:
-        """The network of ``job``, on the device of ``job``."""
-        digest = job.inputs["network"]
+    def network(self, digest: str, device: str = "cpu") -> Network:
+        """The network of this digest, on ``device``."""
         network = self._keep(digest, lambda: Network.from_bytes(self.fetch(digest)))
-        if job.device == "cpu":
+        if device == "cpu":
             return network
-        return self._keep((digest, job.device), lambda: network.to(torch.device(job.device)))
+        return self._keep((digest, device), lambda: network.to(torch.device(device)))
 
-    def images(self, job: Job, role: str) -> ImageSet:
-        """Images of ``job``, in the memory of the host."""
-        digest = job.inputs[role]
+    def images(self, digest: str) -> ImageSet:
+        """The images of this digest, in the memory of the host."""
         return self._keep(digest, lambda: ImageSet.from_bytes(self.fetch(digest)))

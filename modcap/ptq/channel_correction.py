@@ -31,11 +31,11 @@ _FACTORS = 0.5, 2.0  # bounds of a
 def correct(
     floats: Sequence[fx.GraphModule], modules: Sequence[nn.Module], x: Tensor
 ) -> tuple[float, float]:
-    """Corrects the hardened ``modules`` in place, in order, each behind those corrected before.
+    """Corrects the frozen ``modules`` in place, in order, each behind those corrected before.
 
     Args:
         floats: the full-precision modules.
-        modules: the same, quantized and hardened.
+        modules: the same, quantized and frozen.
         x: preprocessed images (N, C, H, W).
 
     Returns:

@@ -23,10 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from modcap.graph.forward import run_batched
-from modcap.ptq.reconstruct import Diverged, Inputs, Progress, harden, optimise
+from modcap.ptq.methods import Brecq
+from modcap.ptq.optimise import Diverged, Inputs, Progress, optimise
+from modcap.ptq.reconstruct import freeze
 from modcap.ptq.relative_error import relative_error
+from modcap.ptq.rounding import StraightThroughRounding
+from modcap.ptq.settings import Optimiser, Precision
 from modcap.quantization.insert import quantizers, restore, state_of
-from modcap.recipe import Method, Optimiser, Precision
 
 __all__ = ["tune"]
 
@@ -44,11 +47,11 @@ def tune(
     precision: Precision = Precision.FLOAT32,
     progress: Progress | None = None,
 ) -> tuple[Tensor, float, float]:
-    """Tunes the hardened ``modules`` in place.
+    """Tunes the frozen ``modules`` in place.
 
     Args:
         floats: the full-precision modules.
-        modules: the same, quantized and hardened.
+        modules: the same, quantized and frozen.
         x: preprocessed images (N, C, H, W).
         target: the logits of full precision on them (N, classes).
         steps: of Adam.
@@ -66,28 +69,28 @@ def tune(
         Loss over steps (points, 2); relative error of the output on ``x`` before and after. Where
         that does not fall, the modules are as they were.
     """
+    rounding = StraightThroughRounding(rate=rounding_rate) if rounding_rate else None
     before = relative_error(run_batched(modules, x), target)
     start = [{n: t.clone() for n, t in state_of(module)} for module in modules]
     for float_module, module in zip(floats, modules, strict=True):
-        for name, layer in quantizers(module)[0].items():
-            layer.loosen()
-            if rounding_rate:
-                layer.free(cast(Tensor, float_module.get_submodule(name).weight).detach())
+        if rounding is not None:
+            for name, layer in quantizers(module)[0].items():
+                weight = cast(Tensor, float_module.get_submodule(name).weight).detach()
+                layer.learned_integers = rounding.start(layer, weight)
     settings = Optimiser(
         iterations=steps,
         batch_size=batch_size,
-        rounding_rate=rounding_rate or 1.0,  # of nothing
+        rounding=rounding or StraightThroughRounding(),  # of nothing
         scale_rate=rate,
         relative_scale_rate=True,
         weight_scale_rate=rate,
         bias_rate=rate,
-        regulariser=0,
         precision=precision,
     )
     curve, after = torch.zeros((0, 2), dtype=torch.float64), math.inf
     with contextlib.suppress(Diverged):
-        curve = optimise(modules, Inputs(x, x, target), Method.BRECQ, settings, seed, progress)
-        harden(modules)
+        curve = optimise(modules, Inputs(x, x, target), Brecq(), settings, seed, progress)
+        freeze(modules)
         after = relative_error(run_batched(modules, x), target)
     if not after < before:
         for module, state in zip(modules, start, strict=True):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GAMMA", "ZETA", "FakeQuantize", "Round", "Soften"]
+__all__ = ["GAMMA", "ZETA", "FakeQuantize", "SoftRound", "StraightThroughRound"]
 
 GAMMA, ZETA = -0.1, 1.1  # stretch of the rectified sigmoid (AdaRound, eq. 23)
 
@@ -28,10 +28,12 @@ class FakeQuantize(torch.autograd.Function):
         steps = torch.clamp(rounded, low, high)
         clipped = rounded.sub_(steps).abs_().clamp_(max=1)  # 1 where the range ends, else 0
         y = steps * scale
-        slope = torch.addcmul(steps.sub_(ratio), ratio, clipped)
+        learns = ctx.needs_input_grad[1]
+        slope = torch.addcmul(steps.sub_(ratio), ratio, clipped) if learns else None
         if keep is not None:
             y = torch.lerp(x, y, keep)
-            slope.mul_(keep)
+            if slope is not None:
+                slope.mul_(keep)
             clipped.mul_(keep)
         ctx.save_for_backward(slope, 1 - clipped)
         return y
@@ -40,10 +42,11 @@ class FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         slope, through = ctx.saved_tensors
         (grad,) = grads
-        return grad * through, (grad * slope).sum(), None, None, None
+        of_scale = None if slope is None else (grad * slope).sum()
+        return grad * through, of_scale, None, None, None
 
 
-class Soften(torch.autograd.Function):
+class SoftRound(torch.autograd.Function):
     """h(V) (AdaRound, eq. 23) and the sum of 1 - |2 h(V) - 1|^beta (eq. 24), with its weight.
 
     Both gradients come from one sigmoid, and the power from one logarithm.
@@ -72,7 +75,7 @@ class Soften(torch.autograd.Function):
         return (grad if pull is None else torch.addcmul(grad, pull, grads[1])), None
 
 
-class Round(torch.autograd.Function):
+class StraightThroughRound(torch.autograd.Function):
     """Rounds to 0 .. top; gradients pass straight through, but where the range ends."""
 
     @staticmethod

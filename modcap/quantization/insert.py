@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from modcap.graph.nodes import weight_layers
-from modcap.graph.partition import Partition
 from modcap.quantization.layers import ActivationQuantizer, Bits, QuantLayer
 
-__all__ = ["attach", "bits_of", "device_of", "layers_of", "quantizers", "restore", "state_of"]
+__all__ = [
+    "device_of",
+    "insert_quantizers",
+    "layers_of",
+    "quantizers",
+    "restore",
+    "state_of",
+]
 
 
-def bits_of(partition: Partition, w_bits: int, a_bits: int, edge_bits: int) -> list[list[Bits]]:
-    """Bits of each weight layer of each module: ``edge_bits`` for the first and last layer."""
-    bits = [[Bits(w_bits, a_bits) for _ in weight_layers(m)] for m in partition.modules]
-    bits[0][0] = bits[-1][-1] = Bits(edge_bits, edge_bits)
-    return bits
-
-
-def attach(module: fx.GraphModule, bits: list[Bits]) -> fx.GraphModule:
+def insert_quantizers(module: fx.GraphModule, bits: Sequence[Bits]) -> fx.GraphModule:
     """A copy of ``module`` with quantizers, in the float state (activation quantizers enabled).
 
     Where layers of different bits share an input, the larger width is taken.

@@ -1,4 +1,4 @@
-"""A module with quantizers: the float graph, its weight layers wrapped, their inputs quantized.
+"""The two parts of a module with quantizers: quantized activations and quantized weights.
 
 Every tensor that a weight layer consumes is quantized once, in front of all of its consumers, so
 the shortcut of a residual block sees what its convolution sees. A module owns the quantizers of
@@ -7,6 +7,7 @@ its weights and of the values that it consumes, its input among them: all of its
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import NamedTuple, cast
 
 import torch
@@ -14,20 +15,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from modcap.quantization.affine import dequantize, levels, quantize
-from modcap.quantization.fake_quantize import GAMMA, ZETA, FakeQuantize, Round, Soften
+from modcap.quantization.fake_quantize import FakeQuantize
 from modcap.quantization.scale_search import search_scale
 
 __all__ = [
     "BFLOAT16_BITS",
     "ActivationQuantizer",
     "Bits",
+    "LearnedIntegers",
     "QuantLayer",
+    "bernoulli_mask",
 ]
 
 BFLOAT16_BITS = 6
 """Bits whose levels bfloat16, with 8 significant ones, still tells apart well."""
-
-_NEARLY_HALF = 0.49  # as far from an integer as a number may be that rounds to it
 
 
 class Bits(NamedTuple):
@@ -37,7 +38,7 @@ class Bits(NamedTuple):
     activation: int
 
 
-def draw(like: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+def bernoulli_mask(like: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
     """A mask with the shape and memory format of ``like``: 1 with ``probability`` (to 1/256).
 
     One 64-bit random number serves eight elements.
@@ -56,7 +57,7 @@ def draw(like: Tensor, probability: float, generator: torch.Generator | None) ->
 class ActivationQuantizer(nn.Module):
     """Per-tensor affine quantization with a learned scale.
 
-    ``enabled`` False passes values through; ``keep_probability`` below 1 leaves each element
+    ``enabled`` False passes values through; ``quantize_probability`` below 1 leaves each element
     unquantized with the remaining probability (QDrop, eq. 8), drawn from ``generator``.
     """
 
@@ -70,7 +71,7 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("zero_point", torch.zeros(()))
         self._range = 0.0, float(levels(bits))
         self.enabled = True
-        self.keep_probability = 1.0
+        self.quantize_probability = 1.0
         self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,8 +82,8 @@ class ActivationQuantizer(nn.Module):
         if self.bits > BFLOAT16_BITS:  # such as those of the first and the last layer
             x = x.float()
         keep = None
-        if self.keep_probability < 1:
-            keep = draw(x, self.keep_probability, self.generator)
+        if self.quantize_probability < 1:
+            keep = bernoulli_mask(x, self.quantize_probability, self.generator)
         fake: Tensor = FakeQuantize.apply(  # type: ignore[no-untyped-call]
             x, self.scale, *self._range, keep
         )
@@ -101,13 +102,32 @@ class ActivationQuantizer(nn.Module):
         self.set(scale[0], zero[0])
 
 
+class LearnedIntegers(nn.Module):
+    """The integers of a weight while they are learned (:mod:`modcap.ptq.rounding` has them).
+
+    Attributes:
+        variable: what learns.
+    """
+
+    variable: nn.Parameter
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """The integers of this step, as floats of the weight's shape; gradients reach
+        ``variable``."""
+
+    @abstractmethod
+    def rounded(self) -> Tensor:
+        """The integers that were learned, as floats."""
+
+
 class QuantLayer(nn.Module):
     """A convolution or linear layer whose weight is quantized per output channel.
 
-    Four states: *float* (``integers`` and ``rounding`` are None), *soft* (``rounding`` holds the
-    variables of the rectified sigmoid), *hard* (``integers`` hold the weight, the ``layer`` its
-    float image) and *loose* (hard, and ``stretch`` holds variables that scale each channel; where
-    integers may change, ``latent`` holds variables that round to them).
+    It computes with the weight in full precision, until :meth:`freeze` or :meth:`restore` makes it
+    hard: then ``integers`` hold the weight, and ``layer`` its float image. While it learns,
+    whatever of these is not None has variables: ``learned_integers``, ``log_scale_offset`` (the
+    logarithm of a factor for each channel's scale) and ``bias``.
     """
 
     scale: Tensor
@@ -122,13 +142,10 @@ class QuantLayer(nn.Module):
         channels = weight.shape[self.axis]
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels))
-        self.rounding: nn.Parameter | None = None
-        self.latent: nn.Parameter | None = None
-        self.stretch: nn.Parameter | None = None
+        self.learned_integers: LearnedIntegers | None = None
+        self.log_scale_offset: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
         self.integers: Tensor | None = None
-        self.beta: float | None = None  # exponent of the regulariser; None leaves it out
-        self.penalty = torch.zeros(())
 
     @property
     def weight(self) -> Tensor:
@@ -139,10 +156,11 @@ class QuantLayer(nn.Module):
         """Weights of each channel."""
         return self.weight.numel() // len(self.scale)
 
-    def _spread(self, per_channel: Tensor) -> Tensor:
+    def per_channel_view(self, values: Tensor) -> Tensor:
+        """``values`` (channels,) in the shape that broadcasts against the weight."""
         shape = [1] * self.weight.ndim
         shape[self.axis] = -1
-        return per_channel.reshape(shape)
+        return values.reshape(shape)
 
     def calibrate(self, p: float) -> None:
         """Searches scale and zero point of each output channel."""
@@ -151,72 +169,55 @@ class QuantLayer(nn.Module):
         self.scale.copy_(scale)
         self.zero_point.copy_(zero)
 
-    def soften(self) -> None:
-        """Creates the rounding variables V with h(V) = the fraction that rounding down drops."""
-        ratio, zero = self.weight.detach() / self._spread(self.scale), self._spread(self.zero_point)
-        self._floor = torch.floor(ratio) + zero
-        share = ratio - torch.floor(ratio)
-        self.rounding = nn.Parameter(-torch.log((ZETA - GAMMA) / (share - GAMMA) - 1))
-        self.loosen()
+    def learn_scales(self) -> None:
+        """Creates variables of the scales."""
+        self.log_scale_offset = nn.Parameter(torch.zeros_like(self.scale))
 
-    def loosen(self) -> None:
-        """Creates variables of the scales, as logarithms of a factor, and of the biases."""
-        self.stretch = nn.Parameter(torch.zeros_like(self.scale))
+    def learn_bias(self) -> None:
+        """Creates a variable of the bias, where there is one."""
         if getattr(self.layer, "bias", None) is not None:
             self.bias = nn.Parameter(cast(Tensor, self.layer.bias).detach().clone())
 
-    def free(self, weight: Tensor) -> None:
-        """Lets the integers of the loose state change: as close to the full-precision ``weight``
-        as they round to what they are."""
-        assert self.integers is not None
-        exact = weight / self._spread(self.scale) + self._spread(self.zero_point)
-        away = torch.clamp(exact - self.integers, -_NEARLY_HALF, _NEARLY_HALF)
-        self.latent = nn.Parameter(self.integers + away)
-
     def trained_weight(self) -> Tensor:
-        """The weight as stretched, and as its variables round it; leaves the regulariser of soft
-        ones in ``penalty``."""
-        assert self.stretch is not None
-        factor = self._spread(torch.exp(self.stretch))
-        if self.rounding is not None:
-            rounding = self.rounding
-            up, self.penalty = Soften.apply(rounding, self.beta)  # type: ignore[no-untyped-call]
-            q = torch.clamp(self._floor + up, 0, levels(self.bits))
-        elif self.latent is not None:
-            q = Round.apply(self.latent, levels(self.bits))  # type: ignore[no-untyped-call]
-        else:
-            return self.weight * factor
-        return dequantize(q, self._spread(self.scale) * factor, self._spread(self.zero_point))
+        """The weight as its variables make it."""
+        scale = self.per_channel_view(self.scale)
+        factor = None
+        if self.log_scale_offset is not None:
+            factor = self.per_channel_view(torch.exp(self.log_scale_offset))
+        if self.learned_integers is None:
+            return self.weight if factor is None else self.weight * factor
+        scale = scale if factor is None else scale * factor
+        return dequantize(self.learned_integers(), scale, self.per_channel_view(self.zero_point))
 
-    def harden(self) -> None:
+    def freeze(self) -> None:
         """Rounds to integers; afterwards ``layer`` computes with their float image."""
-        if self.latent is not None:
-            q = torch.clamp(torch.round(self.latent.detach()), 0, levels(self.bits))
+        if self.learned_integers is not None:
+            q = self.learned_integers.rounded()
         elif self.integers is not None:
             q = self.integers
-        elif self.rounding is not None:
-            q = torch.clamp(self._floor + (self.rounding.detach() >= 0), 0, levels(self.bits))
         else:
-            scale, zero = self._spread(self.scale), self._spread(self.zero_point)
+            scale, zero = (self.per_channel_view(x) for x in (self.scale, self.zero_point))
             q = quantize(self.weight.detach(), scale, zero, self.bits)
-        if self.stretch is not None:
-            self.scale = (self.scale * torch.exp(self.stretch.detach())).contiguous()
+        scale = self.scale
+        if self.log_scale_offset is not None:
+            scale = (scale * torch.exp(self.log_scale_offset.detach())).contiguous()
         bias = None if self.bias is None else self.bias.detach()
-        self.restore(q.to(torch.uint8), self.scale, self.zero_point, bias)
+        self.restore(q.to(torch.uint8), scale, self.zero_point, bias)
 
     def restore(
         self, integers: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None
     ) -> None:
-        """Puts the layer into the hard state with the given integers, scale, zero point, bias."""
+        """Makes the layer hard, with the given integers, scale, zero point and bias."""
         self.integers, self.scale, self.zero_point = integers, scale, zero_point
-        self.rounding = self.latent = self.stretch = self.bias = None
-        image = dequantize(integers.float(), self._spread(scale), self._spread(zero_point))
+        self.learned_integers = self.log_scale_offset = self.bias = None
+        scale, zero = (self.per_channel_view(x) for x in (scale, zero_point))
+        image = dequantize(integers.float(), scale, zero)
         self.layer.weight = nn.Parameter(image, requires_grad=False)
         if bias is not None:
             self.layer.bias = nn.Parameter(bias, requires_grad=False)
 
     def rescale(self, factor: Tensor, shift: Tensor | None) -> None:
-        """Makes its output z in the hard state ``factor`` z + ``shift``, each (channels,)."""
+        """Makes its output z, in the hard state, ``factor`` z + ``shift``, each (channels,)."""
         assert self.integers is not None
         bias = cast("Tensor | None", self.layer.bias)
         if bias is not None:
@@ -224,9 +225,11 @@ class QuantLayer(nn.Module):
         self.restore(self.integers, self.scale * factor, self.zero_point, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stretch is None:
-            return cast(Tensor, self.layer(x))
-        state = {"weight": self.trained_weight()}
+        state: dict[str, Tensor] = {}
+        if self.learned_integers is not None or self.log_scale_offset is not None:
+            state["weight"] = self.trained_weight()
         if self.bias is not None:
             state["bias"] = self.bias
+        if not state:
+            return cast(Tensor, self.layer(x))
         return cast(Tensor, functional_call(self.layer, state, (x,)))

@@ -15,8 +15,8 @@ import torch
 from modcap.core.errors import ModcapError
 from modcap.core.serialization import Result
 from modcap.jobs.job import Job
-from modcap.jobs.runners import run
-from modcap.jobs.worker_cache import Workbench
+from modcap.jobs.run_job import run_job
+from modcap.jobs.worker_cache import WorkerCache
 from modcap.tasks.storage.objects import cache_folder
 from modcap.tasks.storage.store import Store
 
@@ -63,7 +63,7 @@ class _Worker:
     def __init__(self, store: Store) -> None:
         self.store = store
         folder = cache_folder("inputs")
-        self.bench = Workbench(lambda digest: store.fetch_input(digest, folder).read_bytes())
+        self.bench = WorkerCache(lambda digest: store.fetch_input(digest, folder).read_bytes())
         self._results: OrderedDict[str, Result] = OrderedDict()
 
     def result(self, key: str) -> Result:
@@ -141,10 +141,10 @@ def _compute(jobs: Sequence[Job], worker: _Worker, board: Any) -> list[dict[str,
         metas, stored = [], []
         for job in jobs:
             # computed since it was planned? A small job costs less than the question
-            done = None if job.small else store.get(job.key)
+            done = None if job.work.small else store.get(job.key)
             if done is None:
                 needs = [worker.result(key) for key in job.needs]
-                done = run(job, worker.bench, needs, _reporter(board, job.key))
+                done = run_job(job, worker.bench, needs, _reporter(board, job.key))
                 stored.append(pool.submit(store.put, job.key, done))
             worker.keep(job.key, done)
             metas.append(done.meta | {"attempt": attempt()})

@@ -29,9 +29,9 @@ def request(job: Job, growth: int = 1) -> dict[str, Any]:
         job: what will run.
         growth: factor on its estimated memory, once it has run out of it.
     """
-    asked: dict[str, Any] = {"num_cpus": job.threads, "memory": job.memory * growth}
+    asked: dict[str, Any] = {"num_cpus": job.threads, "memory": job.room.memory * growth}
     if job.device == "cuda":
-        asked["num_gpus"] = min(1.0, (job.gpus or _share(job)) * growth)
+        asked["num_gpus"] = min(1.0, (job.room.gpus or _share(job)) * growth)
         asked["memory"] = 0  # what it needs lies on the GPU
     return asked
 
@@ -47,7 +47,7 @@ def in_flight() -> int:
 def _share(job: Job) -> float:
     """The share of a GPU whose memory holds ``job``, in hundredths; the smallest GPU counts."""
     sizes = [node[GPU_MEMORY] for node in _nodes() if node.get(GPU_MEMORY) and node.get("GPU")]
-    return min(1.0, math.ceil(100 * job.memory / min(sizes)) / 100) if sizes else 1.0
+    return min(1.0, math.ceil(100 * job.room.memory / min(sizes)) / 100) if sizes else 1.0
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -16,7 +16,9 @@ from modcap.flows.execution.execute import execute_jobs
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import THREADS
 from modcap.graph.network import build
-from modcap.jobs.job import Job, Kind
+from modcap.jobs.job import Job, Room
+from modcap.jobs.kinds.capacity import DataFreeCapacity
+from modcap.quantization.layers import Bits
 from modcap.tasks.storage.store import Store
 
 LEAST = int(sys.argv[1])
@@ -39,9 +41,9 @@ def body() -> None:
     with connected() as plain, Progress() as progress:
         store = Hungry(plain.bucket, f"hungry-{LEAST}", plain.endpoint)
         store.upload_input(network.digest, network.to_bytes())
-        params = {"measure": "data-free", "module": 1, "bits": [[2, 4]] * 2, "alpha": 1.6}
+        work = DataFreeCapacity(module=1, bits=(Bits(2, 4),) * 2, alpha=1.6)
         inputs = {"network": network.digest}
-        job = Job(Kind.CAPACITY, params, inputs, label="hungry", memory=1 << 28)
+        job = Job(work, inputs, label="hungry", room=Room(memory=1 << 28))
         execute_jobs([job], store, progress)
         assert store.get(job.key) is not None
 

@@ -6,23 +6,25 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
+from modcap.core.named import Frozen
 from modcap.core.serialization import canonical, digest
+from modcap.ptq.bit_policy import BitPolicy
+from modcap.ptq.methods import AnyMethod, QDrop
+from modcap.ptq.settings import Optimiser, Precision, flat_fields
 from modcap.quantization.layers import BFLOAT16_BITS
+from modcap.recipe.overlay import overlay, read_old_names
 
 __all__ = [
-    "PRESETS",
     "Budget",
     "CapacityKind",
+    "CapacityScale",
     "Device",
     "Homogeneity",
-    "Method",
-    "Optimiser",
     "Recipe",
-    "Rounding",
     "Schedule",
     "Selection",
 ]
@@ -30,15 +32,6 @@ __all__ = [
 
 _TUNING = 300  # steps at most, where a recipe leaves it open
 _TRIAL = 4  # tuning is as many times as long as the one by which several k are compared
-
-
-class Method(str, Enum):
-    """How the weights of a group are rounded."""
-
-    RTN = "rtn"
-    ADAROUND = "adaround"
-    BRECQ = "brecq"
-    QDROP = "qdrop"
 
 
 class CapacityKind(str, Enum):
@@ -85,16 +78,6 @@ class Schedule(str, Enum):
     WAVES = "waves"
 
 
-class Rounding(str, Enum):
-    """How weights learn which integers they become."""
-
-    SOFT = "soft"
-    """Up or down, by variables that lie between until the end (AdaRound)."""
-    STRAIGHT_THROUGH = "straight-through"
-    """To any integer: weights move, are rounded in every step, and gradients pass through that
-    (Bengio et al., 2013)."""
-
-
 class Device(str, Enum):
     """Where jobs compute; another device rounds sums otherwise, and gives other bytes."""
 
@@ -102,67 +85,7 @@ class Device(str, Enum):
     CUDA = "cuda"
 
 
-class Precision(str, Enum):
-    """What passes through modules compute in while they are optimised; variables, their gradients
-    and all results are float32."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Optimiser(_Frozen):
-    """The optimisation of one group (defaults: the published experiments)."""
-
-    iterations: int = Field(20_000, ge=0, description="Adam steps per group")
-    batch_size: int = Field(32, ge=1, description="images per step")
-    rounding: Rounding = Field(
-        Rounding.SOFT,
-        description="soft: each weight up or down, as AdaRound does; straight-through: weights "
-        "move, and are rounded in every step",
-    )
-    rounding_rate: float = Field(
-        1e-3,
-        gt=0,
-        description="learning rate of rounding variables; straight-through: of weights, in "
-        "distances of integers, in channels of less than 256 weights slower in proportion",
-    )
-    scale_rate: float = Field(
-        4e-5,
-        ge=0,
-        description="learning rate of activation scales, absolute: a hundredth of one at most",
-    )
-    relative_scale_rate: bool = Field(
-        False, description="scale_rate counts in units of the scale that the search found"
-    )
-    weight_scale_rate: float = Field(
-        0.0, ge=0, description="relative learning rate of weight scales; 0 keeps them as searched"
-    )
-    bias_rate: float = Field(
-        0.0,
-        ge=0,
-        description="learning rate of biases, relative to the root mean square of their layer's "
-        "output; 0 keeps them",
-    )
-    rounding_decay: bool = Field(False, description="cosine decay of rounding_rate too")
-    regulariser: float = Field(0.01, ge=0, description="weight of the regulariser of soft rounding")
-    warm_up: float = Field(0.2, ge=0, lt=1, description="fraction of steps without regulariser")
-    beta_start: float = Field(20.0, gt=0)
-    beta_end: float = Field(2.0, gt=0)
-    keep_probability: float = Field(
-        0.5, ge=0, le=1, description="qdrop: probability that an element is quantized"
-    )
-    precision: Precision = Field(
-        Precision.FLOAT32,
-        description="of passes through modules, in tuning too; bfloat16 is faster where the "
-        "processor has it",
-    )
-
-
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """All that decides the result. Equal recipes, checkpoints and images give equal bytes.
 
     Example:
@@ -174,8 +97,11 @@ class Recipe(_Frozen):
 
     w_bits: int = Field(4, ge=2, le=8, description="bits of weights")
     a_bits: int = Field(4, ge=2, le=8, description="bits of activations")
-    edge_bits: int = Field(8, ge=2, le=8, description="bits of the first and the last layer")
-    method: Method = Method.QDROP
+    first_last_bits: int = Field(8, ge=2, le=8, description="bits of the first and the last layer")
+    method: AnyMethod = Field(
+        QDrop(),
+        description="rtn, adaround, brecq or qdrop; or a mapping of its name and settings",
+    )
     capacity: CapacityKind = CapacityKind.DATA_FREE
     capacity_scale: CapacityScale = CapacityScale.RAW
     capacity_images: int = Field(256, ge=1, description="images for data-dependent capacity")
@@ -261,7 +187,7 @@ class Recipe(_Frozen):
         if (self.selection is Selection.EXPLICIT) != bool(self.groups):
             raise ValueError("selection explicit and groups go together: give both or neither")
         unmeasured = self.selection is Selection.TOP_K and self.capacity is CapacityKind.NONE
-        if self.k and unmeasured and self.method is not Method.RTN:
+        if self.k and unmeasured and self.method.learns:
             raise ValueError("capacity none measures nothing to select by: take k 0, or a capacity")
         if self.optimises and self.optimiser.batch_size > self.calibration:
             raise ValueError(
@@ -273,13 +199,13 @@ class Recipe(_Frozen):
     @property
     def optimises(self) -> bool:
         """Whether anything is learned in steps over batches of images."""
-        return self.method is not Method.RTN or self.tuning_steps > 0
+        return self.method.learns or self.tuning_steps > 0
 
     @property
     def corrects(self) -> bool:
         """Whether a correction ends the run."""
         if self.correction is None:
-            return self.schedule is Schedule.WAVES and self.method is not Method.RTN
+            return self.schedule is Schedule.WAVES and self.method.learns
         return self.correction
 
     @property
@@ -287,7 +213,7 @@ class Recipe(_Frozen):
         """How many steps of tuning end the run, after the correction."""
         if self.tuning is not None:
             return self.tuning
-        learns = self.method is not Method.RTN and self.optimiser.weight_scale_rate > 0
+        learns = self.method.learns and self.optimiser.weight_scale_rate > 0
         return min(3 * self.optimiser.iterations, _TUNING) if learns else 0
 
     @property
@@ -308,9 +234,14 @@ class Recipe(_Frozen):
         return "auto" if self.k is None else str(self.k)
 
     @property
+    def bit_policy(self) -> BitPolicy:
+        """Which layer gets how many bits."""
+        return BitPolicy(self.w_bits, self.a_bits, self.first_last_bits)
+
+    @property
     def bits(self) -> str:
         """Such as ``W4A8``."""
-        return f"W{self.w_bits}A{self.a_bits}"
+        return self.bit_policy.label
 
     @property
     def digest(self) -> str:
@@ -318,9 +249,16 @@ class Recipe(_Frozen):
 
         Left out is what decides where jobs find room, not what they give.
         """
-        room = {"gpus", "activation_memory"}
-        fields = self.model_dump(mode="json", exclude_defaults=True, exclude=room)
-        return digest(canonical(fields))
+        usual = _written(Recipe())
+        changed = {n: v for n, v in _written(self).items() if n != "optimiser" and v != usual[n]}
+        mine, theirs = _written(self)["optimiser"], usual["optimiser"]
+        optimiser = {n: v for n, v in mine.items() if n not in theirs or v != theirs[n]}
+        return digest(canonical(changed | ({"optimiser": optimiser} if optimiser else {})))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, values: Any) -> Any:
+        return read_old_names(values) if isinstance(values, Mapping) else values
 
     @classmethod
     def make(cls, values: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
@@ -330,38 +268,22 @@ class Recipe(_Frozen):
             InputError: a field is unknown or out of range; the message names field and bounds.
         """
         start = base.model_dump(mode="json") if base else {}
-        return parse(cls, _overlay(start, values), "recipe")
+        return parse(cls, overlay(start, read_old_names(values)), "recipe")
 
     @classmethod
     def preset(cls, name: str, /, **values: Any) -> Recipe:
         """The preset ``name`` (``paper`` or ``quick``) with ``values`` laid over it."""
+        from modcap.recipe.presets import PRESETS
+
         if name not in PRESETS:
             raise InputError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
         return cls.make(values, PRESETS[name])
 
 
-def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in values.items():
-        below = merged.get(name)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[name] = _overlay(below, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
-PRESETS: dict[str, Recipe] = {
-    "paper": Recipe(),
-    "quick": Recipe(
-        schedule=Schedule.WAVES,
-        optimiser=Optimiser(
-            iterations=100,
-            rounding=Rounding.STRAIGHT_THROUGH,
-            rounding_rate=1e-1,
-            scale_rate=1e-3,
-            relative_scale_rate=True,
-            weight_scale_rate=1e-3,
-            bias_rate=1e-3,
-            rounding_decay=True,
-        ),
-    ),
-}
+def _written(recipe: Recipe) -> dict[str, Any]:
+    """The fields of ``recipe`` as digests have always had them."""
+    fields = recipe.model_dump(mode="json", exclude={"gpus", "activation_memory"})
+    fields["edge_bits"] = fields.pop("first_last_bits")
+    optimiser = flat_fields(recipe.optimiser, recipe.method)
+    decays = {"rounding_decay": recipe.optimiser.rounding.decays}
+    return fields | {"method": recipe.method.name, "optimiser": optimiser | decays}

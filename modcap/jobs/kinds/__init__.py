@@ -1,0 +1,18 @@
+"""The kinds of jobs. A new one is a file here: its fields, what it computes, its memory, time and
+label; and its name in :data:`KINDS`."""
+
+from modcap.jobs.kinds.assemble import Assemble
+from modcap.jobs.kinds.capacity import DataDependentCapacity, DataFreeCapacity
+from modcap.jobs.kinds.evaluate import EvaluateFull, EvaluateQuantized
+from modcap.jobs.kinds.reconstruct import Reconstruct
+from modcap.jobs.kinds.select import Select, SelectExplicit
+from modcap.jobs.kinds.whole import Choose, Correct, Tune
+
+__all__ = ["KINDS"]
+
+_WORK = (
+    *(DataFreeCapacity, DataDependentCapacity, Select, SelectExplicit, Reconstruct),
+    *(Correct, Choose, Tune, Assemble, EvaluateFull, EvaluateQuantized),
+)
+KINDS = tuple(dict.fromkeys(work.kind for work in _WORK))
+"""Their names, in the order of a run."""

@@ -1,0 +1,90 @@
+"""Soft rounding: each weight up or down, by variables that lie between until the end.
+
+The rounding of AdaRound (Nagel et al., 2020, arXiv 2004.10568, section 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from modcap.ptq.rounding.rounding import Rounding
+from modcap.quantization.affine import levels
+from modcap.quantization.fake_quantize import GAMMA, ZETA, SoftRound
+from modcap.quantization.layers import LearnedIntegers, QuantLayer
+
+__all__ = ["SoftIntegers", "SoftRounding"]
+
+
+class SoftIntegers(LearnedIntegers):
+    """floor(w / s) + z + h(V), with h(V) in [0, 1] (AdaRound, eq. 22 and 23).
+
+    Attributes:
+        beta: exponent of the regulariser in the next forward pass; None leaves it out.
+        penalty: sum of 1 - |2 h(V) - 1|^beta (eq. 24), of the last forward pass.
+    """
+
+    def __init__(self, layer: QuantLayer, weight: Tensor) -> None:
+        super().__init__()
+        zero = layer.per_channel_view(layer.zero_point)
+        ratio = weight / layer.per_channel_view(layer.scale)
+        self._floor = torch.floor(ratio) + zero
+        share = ratio - torch.floor(ratio)  # which h(V) is at the start
+        self.variable = nn.Parameter(-torch.log((ZETA - GAMMA) / (share - GAMMA) - 1))
+        self._top = levels(layer.bits)
+        self.beta: float | None = None
+        self.penalty = torch.zeros(())
+
+    def forward(self) -> Tensor:
+        up, self.penalty = SoftRound.apply(self.variable, self.beta)  # type: ignore[no-untyped-call]
+        return torch.clamp(self._floor + up, 0, self._top)
+
+    def rounded(self) -> Tensor:
+        return torch.clamp(self._floor + (self.variable.detach() >= 0), 0, self._top)
+
+
+class SoftRounding(Rounding):
+    """Up or down, with a regulariser that drives each variable to one of both."""
+
+    name: Literal["soft"] = "soft"
+    rate: float = Field(1e-3, gt=0, description="learning rate of rounding variables")
+    decay: bool = Field(False, description="the learning rate falls to 0 by a cosine")
+    regulariser: float = Field(0.01, ge=0, description="weight of the regulariser")
+    warm_up: float = Field(0.2, ge=0, lt=1, description="fraction of steps without regulariser")
+    beta_start: float = Field(20.0, gt=0, description="exponent of the regulariser, at its start")
+    beta_end: float = Field(2.0, gt=0, description="exponent of the regulariser, at the end")
+
+    def start(self, layer: QuantLayer, weight: Tensor) -> SoftIntegers:
+        return SoftIntegers(layer, weight)
+
+    def learning_rate(self, layer: QuantLayer) -> float:
+        return self.rate
+
+    @property
+    def decays(self) -> bool:
+        return self.decay
+
+    def beta(self, done: float) -> float | None:
+        """The exponent of the regulariser, annealed by a cosine; None during the warm-up."""
+        if done < self.warm_up or not self.regulariser:
+            return None
+        share = (done - self.warm_up) / (1 - self.warm_up)
+        falling = 0.5 * (1 + math.cos(math.pi * share))
+        return self.beta_end + (self.beta_start - self.beta_end) * falling
+
+    def step(self, integers: Sequence[LearnedIntegers], done: float) -> None:
+        beta = self.beta(done)
+        for some in integers:
+            assert isinstance(some, SoftIntegers)
+            some.beta = beta
+
+    def penalty(self, integers: Sequence[LearnedIntegers]) -> Tensor | None:
+        soft = [some for some in integers if isinstance(some, SoftIntegers)]
+        if not soft or soft[0].beta is None:
+            return None
+        return self.regulariser * torch.stack([some.penalty for some in soft]).sum()

@@ -97,21 +97,21 @@ def test_choices_are_written_in_short_and_read_from_both_forms() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ({"edge_bits": 6}, {"first_last_bits": 6}, "edge_bits is called first_last_bits now"),
+        ({"edge_bits": 6}, {"first_last_bits": 6}, r"edge_bits \(now first_last_bits\)"),
         (
             {"optimiser": {"regulariser": 0.1}},
             {"optimiser": {"rounding": {"regulariser": 0.1}}},
-            "optimiser.regulariser is called optimiser.rounding.regulariser now",
+            r"optimiser\.regulariser \(now optimiser\.rounding\.regulariser\)",
         ),
         (
             {"optimiser": {"rounding": "straight-through", "rounding_rate": 0.03, "warm_up": 0.3}},
             {"optimiser": {"rounding": {"name": "straight-through", "rate": 0.03}}},
-            "optimiser.rounding_rate is called",
+            r"rounding_rate \(now .*rate\), optimiser\.warm_up",
         ),
         (
             {"optimiser": {"keep_probability": 0.25}},
             {"method": {"name": "qdrop", "quantize_probability": 0.25}},
-            "optimiser.keep_probability is called method.quantize_probability now",
+            r"keep_probability \(now method\.quantize_probability\)",
         ),
     ],
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import typer
 
-from modcap.core.errors import ModcapError
+from modcap.core.errors import ModcapError, Notice
 from modcap.flows.cli.measure import capacity, evaluate
 from modcap.flows.cli.quantize import quantize
 from modcap.flows.cli.registry import promote, scan
@@ -36,6 +38,7 @@ app.add_typer(stack, name="stack")
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits with its code; errors are one line on stderr."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    warnings.showwarning = _say_notices(warnings.showwarning)
     try:
         code = app(args=arguments, standalone_mode=False)
     except _UsageError as error:
@@ -45,6 +48,18 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted: start the same command again, finished jobs are kept", 1)
     sys.exit(code or 0)
+
+
+def _say_notices(others: Callable[..., None]) -> Callable[..., None]:
+    """Prints what modcap warns of as one line, and leaves warnings of ``others`` to them."""
+
+    def show(message: Any, category: type[Warning], *rest: Any) -> None:
+        if issubclass(category, Notice):
+            print(f"modcap: {message}", file=sys.stderr)
+        else:
+            others(message, category, *rest)
+
+    return show
 
 
 def _fail(message: str, code: int) -> int:

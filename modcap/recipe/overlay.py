@@ -43,36 +43,41 @@ def read_old_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Old ones are named in a :class:`~modcap.core.errors.Notice`.
     """
-    read = dict(values)
+    read, renamed = dict(values), dict[str, str]()
     if "edge_bits" in read:
-        _notice("edge_bits", "first_last_bits")
+        renamed["edge_bits"] = "first_last_bits"
         read["first_last_bits"] = read.pop("edge_bits")
-    optimiser = read.get("optimiser")
-    if isinstance(optimiser, Mapping):
-        read["optimiser"] = _optimiser(dict(optimiser), read)
+    if isinstance(read.get("optimiser"), Mapping):
+        read["optimiser"] = dict(read["optimiser"])
+        renamed |= _move_to_rounding(read["optimiser"])
+        renamed |= _move_to_method(read)
+    if renamed:
+        said = ", ".join(f"{old} (now {new})" for old, new in renamed.items())
+        warnings.warn(f"the recipe has fields under old names: {said}", Notice, stacklevel=4)
     return read
 
 
-def _optimiser(fields: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    moved = {_ROUNDING[name]: fields.pop(name) for name in list(fields) if name in _ROUNDING}
-    if moved:
-        for old, new in _ROUNDING.items():
-            if new in moved:
-                _notice(f"optimiser.{old}", f"optimiser.rounding.{new}")
-        own = fields.get("rounding", {})
-        own = {"name": own} if isinstance(own, str) else dict(own)
-        if own.get("name") == "straight-through":  # which has no other setting
-            moved = {name: value for name, value in moved.items() if name == "rate"}
-        fields["rounding"] = {**own, **moved}
-    if "keep_probability" in fields:
-        _notice("optimiser.keep_probability", "method.quantize_probability")
-        probability = fields.pop("keep_probability")
-        method = recipe.get("method", "qdrop")
-        if method == "qdrop":
-            recipe["method"] = {"name": "qdrop", "quantize_probability": probability}
-    return fields
+def _move_to_rounding(optimiser: dict[str, Any]) -> dict[str, str]:
+    moved = {new: optimiser.pop(old) for old, new in _ROUNDING.items() if old in optimiser}
+    if not moved:
+        return {}
+    renamed = {
+        f"optimiser.{old}": f"optimiser.rounding.{new}"
+        for old, new in _ROUNDING.items()
+        if new in moved
+    }
+    own = optimiser.get("rounding", {})
+    own = {"name": own} if isinstance(own, str) else dict(own)
+    if own.get("name") == "straight-through":  # of which the others never had an effect
+        moved = {name: value for name, value in moved.items() if name == "rate"}
+    optimiser["rounding"] = {**own, **moved}
+    return renamed
 
 
-def _notice(old: str, new: str) -> None:
-    message = f"recipe field {old} is called {new} now, and is still read under its old name"
-    warnings.warn(message, Notice, stacklevel=5)
+def _move_to_method(recipe: dict[str, Any]) -> dict[str, str]:
+    if "keep_probability" not in recipe["optimiser"]:
+        return {}
+    probability = recipe["optimiser"].pop("keep_probability")
+    if recipe.get("method", "qdrop") == "qdrop":  # it never had an effect on the others
+        recipe["method"] = {"name": "qdrop", "quantize_probability": probability}
+    return {"optimiser.keep_probability": "method.quantize_probability"}

@@ -1,0 +1,1 @@
+"""The four products: quantize, sweep, scan and promote, as Prefect flows."""

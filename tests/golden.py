@@ -1,4 +1,4 @@
-"""A small network, recipes over it, and the keys and bytes that they give: what a revision fixes."""
+"""A small network, recipes over it, and the keys and bytes that they give."""
 
 from __future__ import annotations
 

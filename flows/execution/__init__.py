@@ -1,0 +1,1 @@
+"""Plans run: Prefect task runs that wait for Ray tasks."""

@@ -1,0 +1,1 @@
+"""What is said of results: records, plots, estimates."""

@@ -1,0 +1,1 @@
+"""Trained models from files, without running what a file holds."""

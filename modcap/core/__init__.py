@@ -1,0 +1,1 @@
+"""Errors, messages of one line, settings, bytes that verify themselves."""

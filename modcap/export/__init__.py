@@ -1,0 +1,1 @@
+"""The artifact of a quantized network, and other formats of it."""

@@ -1,0 +1,1 @@
+"""A model as a graph: captured, made functional, cut into modules."""

@@ -1,0 +1,1 @@
+"""The plan: pure, content-addressed jobs, and what each computes."""

@@ -1,0 +1,1 @@
+"""The method: capacity, selection, reconstruction, what follows them."""

@@ -1,0 +1,1 @@
+"""Integers for numbers: scales, fake quantization, packed bits."""

@@ -1,0 +1,1 @@
+"""S3: the store of results, objects at addresses, leases."""

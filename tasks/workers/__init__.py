@@ -1,0 +1,1 @@
+"""Ray: jobs as tasks, and what they ask of a node."""

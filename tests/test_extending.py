@@ -1,0 +1,81 @@
+"""The examples of docs/extending.md run as they stand."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import pytest
+import torch
+from pydantic import Field, create_model
+
+from modcap.core.named import reading
+from modcap.data.image_set import ImageSet
+from modcap.jobs.job import Cell
+from modcap.jobs.run_job import run_job
+from modcap.jobs.worker_cache import WorkerCache
+from modcap.ptq.methods import Brecq, Method
+from modcap.ptq.optimise import Inputs
+from modcap.ptq.reconstruct import calibrate, reconstruct
+from modcap.ptq.rounding import Rounding, SoftRounding, StraightThroughRounding
+from modcap.ptq.settings import Optimiser, flat_fields
+from modcap.quantization.insert import insert_quantizers
+from modcap.quantization.layers import Bits
+from modcap.recipe import Recipe
+from tests.golden import small_network
+from tests.rooms import ROOT
+
+
+@pytest.fixture(scope="module")
+def examples() -> dict[str, Any]:
+    text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "examples"}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(code, "docs/extending.md", "exec", dont_inherit=True), names)
+    return names
+
+
+def error_of(method: Method, rounding: Rounding, iterations: int) -> float:
+    network, x = small_network()
+    module = network.partition.modules[1]
+    x = network.partition.modules[0](x)
+    group = [insert_quantizers(module, [Bits(2, 8)] * 2)]
+    calibrate(group, x, 2.4)
+    settings = Optimiser(iterations=iterations, batch_size=8)
+    settings = settings.model_copy(update={"rounding": rounding})
+    with torch.enable_grad():
+        return reconstruct(group, Inputs(x, x, module(x)), method, settings, 0).error
+
+
+def test_a_rounding(examples: dict[str, Any]) -> None:
+    rounding = examples["ChannelOffset"](rate=3e-2)
+    assert error_of(Brecq(), rounding, 60) < error_of(Brecq(), rounding, 0)
+    listed = SoftRounding | type(rounding)
+    union = Annotated[listed, Field(discriminator="name"), reading("soft")]
+    optimiser = create_model("Extended", __base__=Optimiser, rounding=(union, SoftRounding()))
+    assert optimiser(rounding="channel-offset").rounding == type(rounding)()
+    given = optimiser(rounding={"name": "channel-offset", "rate": 3e-2})
+    assert given.rounding == rounding
+    assert given.model_dump(mode="json")["rounding"] == {"name": "channel-offset", "rate": 3e-2}
+    fields = flat_fields(given, Brecq())
+    assert (fields["rounding"], fields["rounding_rate"]) == ("channel-offset", 3e-2)
+    assert "regulariser" not in fields
+
+
+def test_a_method(examples: dict[str, Any]) -> None:
+    method = examples["FullPrecisionInput"]()
+    rounding = StraightThroughRounding()
+    assert error_of(method, rounding, 60) < error_of(method, rounding, 0)
+
+
+def test_a_kind_of_job(examples: dict[str, Any]) -> None:
+    network, x = small_network()
+    images = ImageSet(x, torch.zeros(len(x), dtype=torch.int64), (0.0,), (1.0,))
+    cache = WorkerCache.holding({network.digest: network, images.digest: images})
+    errors = []
+    for bits in (2, 8):
+        cell = Cell(network, images.digest, images.digest, Recipe(w_bits=bits, a_bits=8))
+        job = examples["sensitivity_job"](cell, 2)
+        assert job.kind == "sensitivity"
+        errors.append(run_job(job, cache, []).meta["error"])
+    assert errors[0] > 10 * errors[1]

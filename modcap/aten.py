@@ -6,7 +6,7 @@ a network was captured: the first become functional, the second say what held fo
 
 from __future__ import annotations
 
-__all__ = ["ATEN", "CHECKS", "IN_PLACE"]
+__all__ = ["ATEN", "CHECKS", "IN_PLACE", "NORM"]
 
 
 def _listed(text: str) -> frozenset[str]:
@@ -17,7 +17,6 @@ def _listed(text: str) -> frozenset[str]:
 
 ATEN = _listed("""
 _adaptive_avg_pool2d:default _adaptive_avg_pool3d:default _conj:default _log_softmax:default
-_native_batch_norm_legit_no_training:default _scaled_dot_product_flash_attention_for_cpu:default
 _softmax:default _to_copy:default _unsafe_index:Tensor _unsafe_view:default
 _upsample_bicubic2d_aa:default,vec _upsample_bilinear2d_aa:default,vec
 _upsample_nearest_exact1d:default,vec _upsample_nearest_exact2d:default,vec
@@ -128,3 +127,5 @@ CHECKS = _listed("""
 _assert_async:default,msg _assert_scalar:default _assert_tensor_metadata:default
 lift_fresh:default sym_constrain_range:default sym_constrain_range_for_size:default
 """)
+
+NORM = "aten._native_batch_norm_legit_no_training.default"  # does not check its arguments

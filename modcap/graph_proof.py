@@ -16,7 +16,7 @@ from modcap.leaves import LEAVES, SIZED_LEAVES
 from modcap.names import is_identifier, is_path
 from modcap.operators import ATTRIBUTES, METHODS, SIZED, UNARY, aten, functions
 
-__all__ = ["ATTRIBUTE_OF", "CONSTANTS", "FLOATS", "check_size", "is_device", "prove"]
+__all__ = ["ATTRIBUTE_OF", "CONSTANTS", "FLOATS", "UNCHECKED", "check_size", "is_device", "prove"]
 
 ATTRIBUTE_OF = "getattr"  # the name of the builtin
 FLOATS = ("nan", "inf", "-inf")
@@ -34,6 +34,7 @@ _TEXT = 500  # characters of a string
 _LARGEST = 2**31
 _NO_END = 2**63 - 1  # of a slice
 _ELEMENTS = 2**28  # that are asked for by sizes in the graph: a gigabyte of floats
+UNCHECKED = ("trunc",)  # rounding mode: -2**63 / -1 ends the process
 _JOINED = ("add", "eq", "ne")  # operators that shapes are given to, too
 
 
@@ -137,7 +138,7 @@ class _Values:
 
     def _plain(self, value: Any) -> None:
         if isinstance(value, str):
-            fits = len(value) <= _TEXT
+            fits = len(value) <= _TEXT and value not in UNCHECKED
         elif isinstance(value, int) and not isinstance(value, bool):
             fits = abs(value) <= _LARGEST or value == _NO_END
             self.integers.append(value)
@@ -206,6 +207,8 @@ class _Node:
         if not is_identifier(name) or name in self._known:
             values.refuse(f"a name that is none, or is taken, {_shown(name)}")
         args = _fields(node["args"], ("tuple",), self._where)["tuple"]
+        if not isinstance(args, list):
+            values.refuse(f"value {_shown(args)}")
         values.check(args)
         kwargs = dict(values.pairs(node["kwargs"]))
         for value in kwargs.values():
@@ -257,7 +260,7 @@ class _Node:
             self._check_operator(name, args)
             self._if(not kwargs)
         else:
-            self._check_size(name if library != f"aten.{name}" else target.split(".")[1])
+            self._check_size(name if aten(target) is None else target.split(".")[1])
 
     def _check_operator(self, name: str, args: list[Any]) -> None:
         if name == "getitem":

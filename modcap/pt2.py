@@ -26,6 +26,7 @@ from torch.export import ExportedProgram
 
 from modcap.errors import InputError
 from modcap.messages import first_line, wrong_field
+from modcap.pt2_norms import check_norms
 from modcap.pt2_schema import Graph, Payloads, Program
 from modcap.pt2_tensors import DTYPES, shape_of, tensors_of
 
@@ -174,6 +175,7 @@ def _built(
     module["module_call_graph"] = module["module_call_graph"][:1]  # of the network as a whole
     typed = _dict_to_dataclass(schema.ExportedProgram, document)
     found: ExportedProgram = ExportedProgramDeserializer().deserialize(typed, weights, constants)
+    check_norms(found)
     found._guards_code = []  # compiled as Python by ExportedProgram.module
     return found
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from modcap.aten import ATEN, CHECKS, IN_PLACE
-from modcap.graph_proof import check_size
+from modcap.aten import ATEN, CHECKS, IN_PLACE, NORM
+from modcap.graph_proof import UNCHECKED, check_size
 from modcap.names import is_identifier, is_path
 from modcap.operators import SIZED
 from modcap.pt2_sizes import SYMBOL, check_expression
@@ -30,7 +30,7 @@ _SYMBOLIC = frozenset(
     }.items()
     for name in names.split()
 )
-_TARGETS = _SYMBOLIC | {f"torch.ops.{name}" for name in ATEN | IN_PLACE | CHECKS}
+_TARGETS = _SYMBOLIC | {f"torch.ops.{name}" for name in ATEN | IN_PLACE | CHECKS | {NORM}}
 _WORD = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*|")
 _STACK = re.compile(r"[^\x00-\x1f\\#]*")
 
@@ -50,6 +50,12 @@ def _path(text: str) -> str:
 def _word(text: str) -> str:
     if not _WORD.fullmatch(text):
         raise ValueError(f"the argument {text[:60]!r}")
+    return text
+
+
+def _text(text: str) -> str:
+    if text in UNCHECKED:
+        raise ValueError(f"the argument {text!r}")
     return text
 
 
@@ -77,7 +83,7 @@ Path = Annotated[str, AfterValidator(_path)]
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Size = Annotated[int, Field(ge=0, le=2**40)]
 Number = float | Literal["Infinity", "-Infinity", "NaN"]
-Text = Annotated[str, Field(max_length=500)]
+Text = Annotated[str, Field(max_length=500), AfterValidator(_text)]
 Code = Annotated[int, Field(ge=0, le=100)]  # of a type, a layout, a memory format
 
 

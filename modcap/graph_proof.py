@@ -35,6 +35,7 @@ _LARGEST = 2**31
 _NO_END = 2**63 - 1  # of a slice
 _ELEMENTS = 2**28  # that are asked for by sizes in the graph: a gigabyte of floats
 UNCHECKED = ("trunc",)  # rounding mode: -2**63 / -1 ends the process
+_WORDS = ("padding", "padding_mode", "mode", "approximate")  # arguments of layers
 _JOINED = ("add", "eq", "ne")  # operators that shapes are given to, too
 
 
@@ -81,6 +82,8 @@ def _check_module(target: Any, described: Any) -> None:
     for name, value in values.pairs(described["args"]):
         if name not in LEAVES[kind]:
             _refuse(f"argument {_shown(name)} of {kind}", where)
+        if isinstance(value, str) and name not in _WORDS:  # "%999999999d" % 1, say
+            _refuse(f"argument {_shown(name)} of {kind}, {_shown(value)},", where)
         values.check(value)
     if kind in SIZED_LEAVES:
         check_size(values.integers, where)

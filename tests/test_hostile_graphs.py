@@ -187,6 +187,15 @@ def test_what_networks_are_made_of_is_read(target: str, args: list[Any]) -> None
     assert graph_to_json(graph)["nodes"][2]["target"] == target
 
 
+def test_a_word_in_the_place_of_a_number_formats_nothing() -> None:
+    header = header_of_artifact()
+    layer = next(m for m in header["graphs"][0]["modules"].values() if m["type"] == "Conv2d")
+    pairs = layer["args"]["dict"]
+    pairs[[name for name, _ in pairs].index("in_channels")][1] = "%9999999999d"
+    with pytest.raises(InputError, match="'in_channels' of Conv2d"):
+        unpack_network(artifact_with(header))
+
+
 def changed(**fields: Any) -> bytes:
     return artifact_with(header_of_artifact() | fields)
 

@@ -16,7 +16,8 @@ Room = str
 FLOORS: tuple[tuple[Room, ...], ...] = (
     ("core",),
     ("data",),
-    ("checkpoints", "graph"),
+    ("graph",),
+    ("checkpoints",),
     ("quantization",),
     ("ptq", "export"),
     ("recipe",),

@@ -23,6 +23,7 @@ __all__ = [
     "encode",
     "encode_tensors",
     "header_of",
+    "metadata_of",
 ]
 
 
@@ -89,5 +90,11 @@ def decode(document: bytes, tensors: bytes) -> Result:
 
 def header_of(data: bytes, name: str) -> Any:
     """The JSON value under ``name`` in the metadata of safetensors bytes."""
+    return json.loads(metadata_of(data, name))
+
+
+def metadata_of(data: bytes, name: str) -> str:
+    """The string under ``name`` in the metadata of safetensors bytes."""
     length = int.from_bytes(data[:8], "little")
-    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][name])
+    found: str = json.loads(data[8 : 8 + length])["__metadata__"][name]
+    return found

@@ -9,21 +9,20 @@ and ``i.A.zero_point``; and what stayed float, under its name.
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from pydantic import Field
 from torch import Tensor, fx, nn
 
 from modcap.core.errors import InputError
 from modcap.core.serialization import canonical, encode_tensors
 from modcap.graph.forward import run
-from modcap.graph.graph_json import fill, graph_from_json, graph_to_json, tensors_of
+from modcap.graph.graph_file import GraphFile, inflate, parse_header, read_tensors, split
+from modcap.graph.graph_json import check_tensor, fill, graph_from_json, graph_to_json, tensors_of
 from modcap.graph.network import Network
 from modcap.graph.nodes import weight_layers
 from modcap.quantization.bit_packing import pack, unpack
@@ -33,6 +32,12 @@ from modcap.quantization.layers import Bits
 __all__ = ["QuantizedNetwork", "load", "pack_network", "unpack_network"]
 
 FORMAT = 1
+_Width = Annotated[int, Field(ge=2, le=8)]
+
+
+class _Header(GraphFile):
+    format: Literal[1]
+    bits: list[list[tuple[_Width, _Width]]]
 
 
 class QuantizedNetwork(nn.Module):
@@ -107,30 +112,80 @@ def unpack_network(data: bytes) -> QuantizedNetwork:
         InputError: the bytes are no artifact, or damaged.
     """
     try:
-        tensors = load_tensors(data)
-        header = json.loads(zlib.decompress(tensors.pop("header").numpy().tobytes()))
-    except (SafetensorError, ValueError, KeyError, zlib.error) as error:
+        tensors = read_tensors(data)
+        header = parse_header(_Header, inflate(_compressed(tensors)))
+        parts = split(tensors, len(header.graphs))
+    except (InputError, zlib.error) as error:
         raise InputError(f"not a modcap artifact, or a damaged one ({error})") from None
-    if header["format"] != FORMAT:
-        raise InputError(f"artifact of format {header['format']}: this modcap reads {FORMAT}")
-    modules = []
-    for index, (document, widths) in enumerate(zip(header["graphs"], header["bits"], strict=True)):
-        prefix = f"{index}."
-        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        modules.append(_rebuild(document, [Bits(*pair) for pair in widths], own))
-    return QuantizedNetwork(modules, header["names"], tuple(header["input_shape"]))
+    if len(header.bits) != len(header.graphs):
+        raise InputError("not a modcap artifact, or a damaged one (bits of each module)")
+    given = zip(header.graphs, header.bits, parts, strict=True)
+    modules = [_rebuild(document, [Bits(*b) for b in bits], own) for document, bits, own in given]
+    return QuantizedNetwork(modules, header.names, header.input_shape)
+
+
+def _compressed(tensors: dict[str, Tensor]) -> bytes:
+    header = tensors.pop("header", None)
+    if header is None or header.dtype != torch.uint8:
+        raise InputError("no header")
+    return header.numpy().tobytes()
 
 
 def _rebuild(document: dict[str, Any], bits: list[Bits], own: dict[str, Tensor]) -> fx.GraphModule:
     module = graph_from_json(document)
+    layers = _layer_names(module)
+    if len(set(layers)) != len(bits) or len(layers) != len(bits):
+        raise InputError("an artifact without bits for each of its layers: it is damaged")
     floats = _floats(module)
-    fill(module, {name: own[name] for name in floats}, strict=False)
+    state = {name: own.pop(name) for name in floats if name in own}
+    _check_complete(state.keys(), floats.keys())
+    fill(module, state)
+    for layer, width in zip(layers, bits, strict=True):
+        _unpack(layer, module.get_submodule(layer), width.weight, own)
     quantized = insert_quantizers(module, bits)
-    for name, layer in quantizers(quantized)[0].items():
-        place = f"{name}.integers"
-        own[place] = unpack(own[place], layer.bits, tuple(layer.weight.shape))
+    _check_complete(own.keys(), _state_names(quantized, own))
     restore(quantized, own)
     return quantized
+
+
+def _check_complete(given: Collection[str], expected: Collection[str]) -> None:
+    for name in set(given) ^ set(expected):
+        what = "lacks" if name in expected else "holds an unknown"
+        raise InputError(f"an artifact that {what} tensor '{name[:80]}': it is damaged")
+
+
+def _unpack(name: str, layer: nn.Module, bits: int, own: dict[str, Tensor]) -> None:
+    """Checks the tensors of one weight layer, and unpacks its integers in ``own``."""
+    weight = cast(Tensor, layer.weight)
+    channels = weight.shape[1 if getattr(layer, "transposed", False) else 0]
+    packed = own.get(f"{name}.integers")
+    if packed is None or packed.dtype != torch.uint8 or packed.ndim != 1:
+        raise InputError(f"an artifact without the integers of '{name}': it is damaged")
+    try:
+        own[f"{name}.integers"] = unpack(packed, bits, tuple(weight.shape))
+    except ValueError as error:
+        raise InputError(f"an artifact is damaged at '{name}': {error}") from None
+    for part, kind in (("scale", torch.float32), ("zero_point", torch.uint8)):
+        _check(f"{name}.{part}", own, torch.empty(channels, dtype=kind, device="meta"))
+    if layer.bias is not None:
+        _check(f"{name}.bias", own, torch.empty(channels, device="meta"))
+
+
+def _check(name: str, own: Mapping[str, Tensor], like: Tensor) -> None:
+    if name not in own:
+        raise InputError(f"an artifact that lacks tensor '{name}': it is damaged")
+    check_tensor(name, own[name], like)
+
+
+def _state_names(module: fx.GraphModule, own: Mapping[str, Tensor]) -> set[str]:
+    """The names of what :func:`restore` reads; checks activation quantizers."""
+    layers, activations = quantizers(module)
+    for name in activations:
+        _check(f"{name}.scale", own, torch.empty((), device="meta"))
+        _check(f"{name}.zero_point", own, torch.empty((), dtype=torch.uint8, device="meta"))
+    names = {f"{n}.{part}" for n in (*layers, *activations) for part in ("scale", "zero_point")}
+    names |= {f"{name}.integers" for name in layers}
+    return names | {f"{n}.bias" for n, layer in layers.items() if layer.layer.bias is not None}
 
 
 def load(path: str | Path) -> QuantizedNetwork:

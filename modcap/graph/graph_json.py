@@ -1,8 +1,7 @@
 """A captured graph as JSON, and back, without any code: only tensor operations can be named.
 
-Functions are resolved from a fixed list (torch's overridable functions, ``torch.nn.functional``,
-aten operators that neither change their arguments nor open files, a few of ``operator``), modules
-from the leaf classes of ``torch.nn``. Whatever else a document names is refused.
+What is read is proved first, whole (:mod:`modcap.graph.graph_proof`). Functions are those of
+:mod:`modcap.graph.operators`, layers those of :mod:`modcap.graph.leaves`.
 """
 
 from __future__ import annotations
@@ -10,90 +9,21 @@ from __future__ import annotations
 import builtins
 import inspect
 import math
-import operator
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch.nn import functional as F
-from torch.overrides import get_overridable_functions
 
 from modcap.core.errors import InputError
+from modcap.core.messages import first_line
+from modcap.graph.graph_proof import ATTRIBUTE_OF, CONSTANTS, prove
+from modcap.graph.leaves import leaf
 from modcap.graph.nodes import stored_tensor
+from modcap.graph.operators import METHODS, aten, function_names, functions
 
-__all__ = ["fill", "graph_from_json", "graph_to_json", "tensors_of"]
-
-_OPERATORS = [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "neg",
-    "pos",
-    "abs",
-    "matmul",
-    "getitem",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "and_",
-    "or_",
-    "xor",
-    "invert",
-    "not_",
-]
-_ATTRIBUTES = ("shape", "dtype", "device", "ndim")
-
-
-@cache
-def _functions() -> dict[str, Callable[..., Any]]:
-    """Name to function, for everything that a ``call_function`` node may call."""
-    found: dict[str, Callable[..., Any]] = {
-        f"operator.{n}": getattr(operator, n) for n in _OPERATORS
-    }
-    overridable = get_overridable_functions()
-    for prefix, module in (("torch", torch), ("torch.nn.functional", F)):
-        for function in overridable[module]:
-            name = getattr(function, "__name__", "_")
-            if not name.startswith("_") and getattr(module, name, None) is function:
-                found[f"{prefix}.{name}"] = function
-    for name in ("hardswish", "interpolate", "upsample", "grid_sample", "pixel_shuffle"):
-        found[f"torch.nn.functional.{name}"] = getattr(F, name)
-    return found
-
-
-@cache
-def _function_names() -> dict[Callable[..., Any], str]:
-    return {function: name for name, function in reversed(_functions().items())}
-
-
-@cache
-def _methods() -> frozenset[str]:
-    names = {getattr(f, "__name__", "_") for f in get_overridable_functions()[torch.Tensor]}
-    barred = {"apply_", "map_", "map2_", "backward", "numpy", "register_hook", "share_memory_"}
-    return frozenset(name for name in names - barred if not name.startswith("_"))
-
-
-def _aten(name: str) -> OpOverload | None:
-    """The aten operator ``aten.NAME.OVERLOAD``, if it is a pure function of tensors."""
-    parts = name.split(".")
-    if len(parts) != 3 or parts[0] != "aten" or not all(p.isidentifier() for p in parts):
-        return None
-    found = getattr(getattr(torch.ops.aten, parts[1], None), parts[2], None)
-    if not isinstance(found, OpOverload) or found._schema.is_mutable:
-        return None
-    kinds = {str(argument.type) for argument in found._schema.arguments}
-    names = {argument.name for argument in found._schema.arguments}
-    return found if any("Tensor" in kind for kind in kinds) and "filename" not in names else None
+__all__ = ["check_tensor", "fill", "graph_from_json", "graph_to_json", "tensors_of"]
 
 
 def graph_to_json(module: fx.GraphModule) -> dict[str, Any]:
@@ -119,15 +49,23 @@ def graph_to_json(module: fx.GraphModule) -> dict[str, Any]:
     }
 
 
-def graph_from_json(document: dict[str, Any]) -> fx.GraphModule:
+def graph_from_json(document: Any) -> fx.GraphModule:
     """The graph, its modules on the meta device: :func:`fill` it.
 
     Raises:
-        InputError: the document names something that is not on the list.
+        InputError: the document is no graph, or names something that is not on the lists.
     """
+    prove(document)
+    try:
+        return _built(document)
+    except Exception as error:  # arguments that a layer does not take, say
+        raise InputError(f"a graph cannot be built ({first_line(error)}): it is damaged") from None
+
+
+def _built(document: dict[str, Any]) -> fx.GraphModule:
     root = nn.Module()
     for target, described in document["modules"].items():
-        _put(root, target, _construct(described, target))
+        _put(root, target, _construct(described))
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for entry in document["nodes"]:
@@ -135,28 +73,55 @@ def graph_from_json(document: dict[str, Any]) -> fx.GraphModule:
             owner, name = _owner(root, entry["target"])
             if not hasattr(owner, name):
                 owner.register_buffer(name, torch.empty(0, device="meta"))
-        args = _decode(entry["args"], nodes)
-        target = _resolve(entry, args)
-        kwargs = _decode(entry["kwargs"], nodes)
+        args, kwargs = _decode(entry["args"], nodes), _decode(entry["kwargs"], nodes)
+        target = _resolve(entry["op"], entry["target"])
         node = graph.create_node(entry["op"], target, args, kwargs, name=entry["name"])
         nodes[entry["name"]] = node
     graph.lint()
     return fx.GraphModule(root, graph)
 
 
-def fill(module: fx.GraphModule, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
+def fill(module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
     """Puts ``tensors``, named as by :func:`tensors_of`, in the place of those on the meta device.
 
     Args:
         module: from :func:`graph_from_json`.
-        tensors: they become the module's own.
-        strict: none may be missing.
+        tensors: they become the module's own; layers that are not among them stay empty.
+
+    Raises:
+        InputError: one is of another shape or type than the module's.
     """
+    fetched = _fetched(module)
+    own = dict(module.state_dict())
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor, None if name in fetched else own.get(name))
+    for name in fetched & tensors.keys():
+        owner, _, last = name.rpartition(".")
+        module.get_submodule(owner)._buffers[last] = tensors[name]  # its shape is not known before
+    rest = {name: tensor for name, tensor in tensors.items() if name in own}
+    module.load_state_dict(rest, strict=False, assign=True)
+
+
+def _fetched(module: fx.GraphModule) -> set[str]:
+    """The buffers that nodes fetch: those of the graph alone, and of its layers."""
+    found = set()
     for node in module.graph.nodes:
         owner, _, name = str(node.target).rpartition(".")
-        if node.op == "get_attr" and name in (buffers := module.get_submodule(owner)._buffers):
-            buffers[name] = tensors[str(node.target)]  # its shape is not known before
-    module.load_state_dict(tensors, strict=strict, assign=True)
+        if node.op == "get_attr" and name in module.get_submodule(owner)._buffers:
+            found.add(str(node.target))
+    return found
+
+
+def check_tensor(name: str, tensor: Tensor, like: Tensor | None) -> None:
+    """Refuses a tensor that is not of the shape and the type of ``like``, or of no known type."""
+    known = tensor.dtype in CONSTANTS.values() and tensor.layout == torch.strided
+    if not known or (like is not None and _kind(tensor) != _kind(like)):
+        expected = f", not {_kind(like)}" if like is not None else ""
+        raise InputError(f"tensor '{name}' is {_kind(tensor)}{expected}: the file is damaged")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def tensors_of(module: fx.GraphModule) -> dict[str, Tensor]:
@@ -174,34 +139,27 @@ def _refuse(what: str, where: str) -> InputError:
 
 def _target_name(node: fx.Node) -> str:
     if node.op != "call_function":
-        if node.op == "call_method" and node.target not in _methods():
+        if node.op == "call_method" and node.target not in METHODS:
             raise _refuse(f"method {node.target!r}", f"node '{node.name}'")
         return str(node.target)
     if isinstance(node.target, OpOverload):
         name = str(node.target)
-        known = _aten(name) is node.target
+        known = aten(name) is node.target
     else:
         called = cast(Callable[..., Any], node.target)
-        name = "getattr" if called is getattr else _function_names().get(called, "")
+        name = ATTRIBUTE_OF if called is getattr else function_names().get(called, "")
         known = bool(name)
     if not known:
         raise _refuse(f"operator {node.target}", f"node '{node.name}'")
     return name
 
 
-def _resolve(entry: dict[str, Any], args: tuple[Any, ...]) -> Any:
-    op, target, where = entry["op"], entry["target"], f"node '{entry['name']}'"
-    if op in ("placeholder", "output", "get_attr", "call_module"):
+def _resolve(op: str, target: str) -> Any:
+    if op != "call_function":
         return target
-    if op == "call_method" and target in _methods():
-        return target
-    if op == "call_function":
-        if target == "getattr" and len(args) == 2 and args[1] in _ATTRIBUTES:
-            return builtins.getattr
-        found = _functions().get(target) or _aten(target)
-        if found is not None:
-            return found
-    raise _refuse(f"{op} {target!r}", where)
+    if target == ATTRIBUTE_OF:
+        return builtins.getattr
+    return functions().get(target) or aten(target)
 
 
 def _encode(value: Any) -> Any:
@@ -243,22 +201,19 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
     if kind == "slice":
         return slice(*(_decode(item, nodes) for item in content))
     if kind == "torch":
-        found = getattr(torch, content, None)
-        if isinstance(found, torch.dtype | torch.memory_format | torch.layout):
-            return found
+        return CONSTANTS[content]
     if kind == "device":
         return torch.device(content)
     if kind == "ellipsis":
         return Ellipsis
-    if kind == "float":
-        return float(content)
-    raise _refuse(f"value {content!r}", "a graph's arguments")
+    return float(content)
 
 
 def _describe(module: nn.Module, target: str) -> dict[str, Any]:
     """Class and constructor arguments, read back from the attributes of the same name."""
     kind = type(module).__name__
-    _leaf_class(kind, target, type(module))
+    if leaf(kind) is not type(module):
+        raise _refuse(f"module of type {kind!r}", f"'{target}'")
     arguments: dict[str, Any] = {}
     for name in inspect.signature(type(module).__init__).parameters:
         if name in ("self", "device", "dtype", "inplace", "args", "kwargs") or not hasattr(
@@ -270,27 +225,11 @@ def _describe(module: nn.Module, target: str) -> dict[str, Any]:
     return {"type": kind, "args": _encode(arguments)}
 
 
-def _leaf_class(kind: str, target: str, actual: type[nn.Module] | None = None) -> type[nn.Module]:
-    found = getattr(nn, kind, None)
-    leaf = (
-        inspect.isclass(found)
-        and issubclass(found, nn.Module)
-        and found.__module__.startswith("torch.nn.modules.")
-        and found not in (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
-        and (actual is None or actual is found)
-    )
-    if not leaf:
-        raise _refuse(f"module of type {kind!r}", f"'{target}'")
-    return cast(type[nn.Module], found)
-
-
-def _construct(described: dict[str, Any], target: str) -> nn.Module:
-    kind = _leaf_class(described["type"], target)
-    try:
-        with torch.device("meta"):
-            module = kind(**_decode(described["args"], {}))
-    except TypeError:
-        raise _refuse(f"module of type {described['type']!r}", f"'{target}'") from None
+def _construct(described: dict[str, Any]) -> nn.Module:
+    kind = leaf(described["type"])
+    assert kind is not None
+    with torch.device("meta"):
+        module = kind(**_decode(described["args"], {}))
     return module.eval().requires_grad_(False)
 
 

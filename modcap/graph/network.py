@@ -9,17 +9,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
-from modcap.core.serialization import DamagedResult, canonical, digest, header_of
+from modcap.core.serialization import canonical, digest, metadata_of
 from modcap.data.image_set import as_input
 from modcap.graph.capture import capture, original
 from modcap.graph.fold_batch_norm import fold_batch_norms
+from modcap.graph.graph_file import GraphFile, parse_header, read_tensors, split
 from modcap.graph.graph_json import fill, graph_from_json, graph_to_json, tensors_of
 from modcap.graph.partition import Partition, partition
 from modcap.graph.specialize_shapes import more
@@ -77,24 +77,28 @@ class Network:
         """The inverse of :meth:`to_bytes`, bit-equal in its outputs.
 
         Raises:
-            DamagedResult: the bytes do not parse.
-            InputError: the graph names something other than tensor operations.
+            InputError: the bytes are damaged, or name something other than tensor operations.
         """
         try:
-            header, tensors = header_of(data, "network"), load(data)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise DamagedResult(f"not a network: {error}") from error
-        modules = []
-        for index, document in enumerate(header["graphs"]):
-            prefix = f"{index}."
-            own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            modules.append(_filled(document, own))
-        chain = Partition(tuple(modules), tuple(header["names"]))
-        return cls(chain, tuple(header["input_shape"]))
+            header = parse_header(GraphFile, _header(data))
+            parts = split(read_tensors(data), len(header.graphs))
+        except InputError as error:
+            raise InputError(f"not a network, or a damaged one ({error})") from None
+        modules = [_filled(*given) for given in zip(header.graphs, parts, strict=True)]
+        return cls(Partition(tuple(modules), tuple(header.names)), header.input_shape)
+
+
+def _header(data: bytes) -> str:
+    try:
+        return str(metadata_of(data, "network"))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(first_line(error)) from None
 
 
 def _filled(document: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
     module = graph_from_json(document)
+    if tensors_of(module).keys() != tensors.keys():
+        raise InputError("a network without some of its tensors, or with others: it is damaged")
     fill(module, tensors)
     return module.eval().requires_grad_(False)
 

@@ -59,8 +59,10 @@ def _classes(model: nn.Module, weights: Mapping[str, Tensor]) -> int | None:
     if not matrices or matrices[-1][0] not in weights:
         return None
     key, tensor = matrices[-1]
-    rows = weights[key].shape[:1]
-    return None if rows == tensor.shape[:1] or not rows else int(rows[0])
+    rows, columns = weights[key].shape[:1], weights[key].shape[1:]
+    if columns != tensor.shape[1:] or rows == tensor.shape[:1] or not weights[key].numel():
+        return None  # of another network: what does not fit is named later
+    return int(rows[0])
 
 
 def _takes_classes(source: str, factory: Factory) -> bool:

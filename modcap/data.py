@@ -9,19 +9,19 @@ source gives the same images on every machine.
 from __future__ import annotations
 
 import gzip
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modcap import image_folder
+from modcap import arrays, files, image_folder
 from modcap.errors import InputError
 from modcap.messages import first_line
 from modcap.preprocess import Preprocess
@@ -38,6 +38,7 @@ FLOOR = 16
 
 _INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 _SHIPPED = Path(__file__).parents[1] / "examples" / "fashion_mnist" / "data"
+_LARGEST_IDX = 2**28  # bytes; five times those of the real set
 _LARGEST_FLOAT = 100.0  # float images beyond are on the scale of bytes
 
 
@@ -156,18 +157,18 @@ def _fashion_mnist(folder: str, split: Split) -> Images:
 
 
 def _from_idx(pixels: Path, labels: Path, split: Split) -> Images:
-    images, classes = _read_idx(pixels)[:, None], _read_idx(labels).astype(np.int64)
-    if images.ndim != 4 or len(images) != len(classes):
+    images, classes = _read_idx(pixels), _read_idx(labels).astype(np.int64)
+    if images.ndim != 3 or classes.shape != images.shape[:1]:
         raise InputError(f"{pixels} and {labels} do not belong together: download them again")
-    found = Images(images, classes, "fashion-mnist")
+    found = Images(images[:, None], classes, "fashion-mnist")
     return found.take(_indices(len(found), split)) if split == "calibration" else found
 
 
 def _read_idx(file: Path) -> NDArray[np.uint8]:
     """An array in the idx format of MNIST: two zeros, type, rank, sizes, bytes."""
+    packed = files.read(file, f"data {file}", _LARGEST_IDX)
     try:
-        packed = file.read_bytes()
-        raw = bytearray(gzip.decompress(packed) if file.suffix == ".gz" else packed)  # writable
+        raw = bytearray(_unpacked(packed) if file.suffix == ".gz" else packed)  # writable
         shape = np.frombuffer(raw, ">u4", raw[3], offset=4)
         return np.frombuffer(raw, np.uint8, offset=4 + shape.nbytes).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
@@ -176,17 +177,16 @@ def _read_idx(file: Path) -> NDArray[np.uint8]:
         ) from error
 
 
+def _unpacked(packed: bytes) -> bytes:
+    with gzip.open(BytesIO(packed)) as opened:
+        raw = opened.read(_LARGEST_IDX + 1)
+    if len(raw) > _LARGEST_IDX:
+        raise ValueError(f"it grows to more than {_LARGEST_IDX:,} bytes")
+    return raw
+
+
 def _read_npz(file: Path, source: str) -> Images:
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-    except FileNotFoundError as error:
-        raise InputError(f"data {file} does not exist: check the path") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"data {file} cannot be read ({first_line(error)}): give an .npz with arrays images "
-            f"and labels"
-        ) from error
+    images, labels = arrays.read(file)
     return _checked(images, labels, file, source)
 
 
@@ -201,6 +201,8 @@ def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str
             f"data {file}: labels are {labels.dtype} of shape {labels.shape} for {len(images)} "
             f"images: give one integer for each"
         )
+    if labels.size and int(labels.max()) > np.iinfo(np.int32).max:
+        raise InputError(f"data {file}: label {labels.max()} is the number of no class")
     if images.dtype == np.float32 and images.size:
         largest = float(np.abs(images).max())
         if not largest <= _LARGEST_FLOAT:
@@ -220,11 +222,11 @@ def _folder(folder: Path, split: Split, preprocess: Preprocess, limit: int | Non
     divided = image_folder.splits(folder)
     if divided:
         train, test = divided
-        files = image_folder.listed(train if split == "calibration" else test, train)
-        order = permutation(len(files), 0)
+        found = image_folder.listed(train if split == "calibration" else test, train)
+        order = permutation(len(found), 0)
         chosen = order[:POOL] if split == "calibration" else order
     else:
-        files = image_folder.listed(folder)
-        chosen = _indices(len(files), split)
-    images, labels = image_folder.decoded([files[i] for i in chosen[:limit]], preprocess)
+        found = image_folder.listed(folder)
+        chosen = _indices(len(found), split)
+    images, labels = image_folder.decoded([found[i] for i in chosen[:limit]], preprocess)
     return Images(images, labels, str(folder))

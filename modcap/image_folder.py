@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modcap import image_file
 from modcap.errors import InputError
-from modcap.messages import first_line
 from modcap.preprocess import Preprocess
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 __all__ = ["decoded", "listed", "splits"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-_MODES = {1: "L", 3: "RGB"}
 _TRAINING, _EVALUATION = "train", ("val", "valid", "validation", "test")
+_LEFT_BEHIND = {"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN"}
 _NAMED = 3  # classes to name in an error
 
 
@@ -57,12 +54,7 @@ def listed(folder: Path, trained: Path | None = None) -> list[tuple[Path, int]]:
     Raises:
         InputError: there is none, or one of a class that ``trained`` lacks.
     """
-    named = [
-        (file, name)
-        for name in _classes(folder)
-        for file in sorted((folder / name).rglob("*"))
-        if file.suffix.lower() in _SUFFIXES
-    ]
+    named = [(file, name) for name in _classes(folder) for file in _images(folder / name)]
     numbers = {name: number for number, name in enumerate(_classes(trained or folder))}
     unknown = sorted({name for _, name in named} - numbers.keys())
     if unknown:
@@ -80,7 +72,25 @@ def listed(folder: Path, trained: Path | None = None) -> list[tuple[Path, int]]:
 
 
 def _classes(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _shown(entry.name))
+
+
+def _images(folder: Path) -> list[Path]:
+    """Files that are called images, at any depth; a folder is none, whatever it is called."""
+    found = []
+    for base, folders, names in os.walk(folder):
+        folders[:] = filter(_shown, folders)
+        found += [
+            Path(base, name)
+            for name in filter(_shown, names)
+            if Path(name).suffix.lower() in _SUFFIXES
+        ]
+    return sorted(found)
+
+
+def _shown(name: str) -> bool:
+    """Whether people mean it: not what their tools leave behind, such as ``.ipynb_checkpoints``."""
+    return not name.startswith(".") and name not in _LEFT_BEHIND
 
 
 def decoded(
@@ -94,9 +104,9 @@ def decoded(
     labels = np.array([label for _, label in files], np.int64)
     images: NDArray[np.uint8] | None = None
     for index, (file, _) in enumerate(files):
-        pixels = _pixels(file, preprocess)
+        pixels = image_file.pixels(file, preprocess)
         if images is None:
-            images = np.empty((len(files), *pixels.shape), np.uint8)
+            images = _room(len(files), pixels.shape)
         if pixels.shape != images.shape[1:]:
             raise InputError(
                 f"image {file} is {pixels.shape[1:]} and others {images.shape[2:]} (height, "
@@ -108,43 +118,11 @@ def decoded(
     return images, labels
 
 
-def _pixels(file: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """(C, H, W) of one file."""
+def _room(count: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise InputError("reading image files needs Pillow: run pip install pillow") from error
-    mode = _MODES.get(preprocess.channels)
-    if mode is None:
+        return np.empty((count, *shape), np.uint8)
+    except (MemoryError, ValueError):
         raise InputError(
-            f"image files have 1 or 3 channels, not {preprocess.channels}: use an .npz"
-        )
-    try:
-        with Image.open(file) as opened:
-            image = _cropped(_resized(opened.convert(mode), preprocess), preprocess.crop)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"image {file} cannot be read ({first_line(error)}): repair or remove it"
-        ) from error
-    pixels: NDArray[np.uint8] = np.atleast_3d(np.asarray(image, np.uint8)).transpose(2, 0, 1)
-    return pixels
-
-
-def _resized(image: Image, preprocess: Preprocess) -> Image:
-    from PIL.Image import Resampling
-
-    if preprocess.resize is None:
-        return image
-    shorter = min(image.size)
-    width, height = (int(preprocess.resize * side / shorter) for side in image.size)
-    method: Any = Resampling[preprocess.interpolation.upper()]
-    return image.resize((width, height), method)
-
-
-def _cropped(image: Image, crop: int | None) -> Image:
-    if crop is None:
-        return image
-    if min(image.size) < crop:
-        raise ValueError(f"{image.width} × {image.height} is smaller than crop={crop}")
-    left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
-    return image.crop((left, top, left + crop, top + crop))
+            f"{count:,} images of {' × '.join(map(str, shape))} do not fit into memory: pass "
+            f"--preprocess with a smaller resize=… and crop=…, or --eval-images"
+        ) from None

@@ -7,7 +7,6 @@ one, and is recorded with every result.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor
 
-from modcap import _torchvision
+from modcap import _torchvision, documents
 from modcap.architecture import factory_module, split, timm_library
 from modcap.errors import InputError
 from modcap.messages import wrong_field
@@ -81,7 +80,7 @@ class Preprocess(BaseModel):
         if text == "imagenet":
             return _IMAGENET
         if text.endswith((".json", ".yaml", ".yml")):
-            return _validated(_read(Path(text)), text)
+            return _validated(documents.read(Path(text), f"--preprocess {text}"), text)
         fields = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
         if not fields or len(fields) != text.count(",") + 1:
             raise InputError(f"--preprocess {text!r} is not understood: write {_EXAMPLE}")
@@ -134,18 +133,6 @@ def _validated(fields: Any, text: str) -> Preprocess:
     except ValidationError as error:
         said = wrong_field(error)
         raise InputError(f"--preprocess {text!r}: {said}; write {_EXAMPLE}") from error
-
-
-def _read(file: Path) -> Any:
-    try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".json":
-            return json.loads(text)
-        import yaml
-
-        return yaml.safe_load(text)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"--preprocess {file} cannot be read ({error}): give JSON") from error
 
 
 def _of_torchvision(name: str) -> Preprocess:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from modcap.errors import InputError
 from modcap.messages import first_line
+from modcap.plain import as_plain
 
-__all__ = ["read"]
+__all__ = ["StateDict", "read"]
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -25,7 +28,20 @@ _CODE = re.compile(r"global|reduce|allowlist|build", re.IGNORECASE)  # what torc
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 
 
-def read(file: Path, data: bytes) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class StateDict:
+    """Tensors by name.
+
+    Attributes:
+        versions: what torch keeps beside them for each module, by the module's name: the version
+            of its form, which some modules ask for.
+    """
+
+    tensors: dict[str, Tensor]
+    versions: dict[str, Any] = field(default_factory=dict)
+
+
+def read(file: Path, data: bytes) -> StateDict:
     """The state dict in a file, without the wrappers and prefixes that training scripts add.
 
     Args:
@@ -33,19 +49,25 @@ def read(file: Path, data: bytes) -> dict[str, Tensor]:
         data: its content.
 
     Raises:
-        InputError: the file is damaged, holds code, or no state dict.
+        InputError: the file is damaged, holds code, no state dict, or tensors that are no weights.
     """
     if file.suffix == ".safetensors":
-        return _unprefixed(_read_safetensors(file, data))
-    if file.suffix in _PICKLED:
-        return _unprefixed(_unwrapped(_read_pickled(file, data), file))
-    raise InputError(f"checkpoint {file} has no known suffix: give .pt2, .safetensors, .pt or .pth")
+        found = StateDict(_read_safetensors(file, data))
+    elif file.suffix in _PICKLED:
+        found = _unwrapped(_read_pickled(file, data), file)
+    else:
+        raise InputError(
+            f"checkpoint {file} has no known suffix: give .pt2, .safetensors, .pt or .pth"
+        )
+    where = f"checkpoint {file}"
+    plain = {name: as_plain(name, tensor, where) for name, tensor in found.tensors.items()}
+    return _unprefixed(StateDict(plain, found.versions))
 
 
 def _read_safetensors(file: Path, data: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except Exception as error:  # of the format, of types that torch lacks, of sizes beyond 2^63
         raise InputError(
             f"checkpoint {file} is no valid safetensors file ({first_line(error)}): "
             f"it is damaged or cut short, copy or download it again"
@@ -54,7 +76,10 @@ def _read_safetensors(file: Path, data: bytes) -> dict[str, Tensor]:
 
 def _read_pickled(file: Path, data: bytes) -> Any:
     try:
-        return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+        _check_sizes(data)
+        with warnings.catch_warnings():  # of tensors of kinds that are refused by name
+            warnings.simplefilter("ignore")
+            return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not _CODE.search(str(error)):
             raise _damaged(file, error) from error
@@ -66,6 +91,14 @@ def _read_pickled(file: Path, data: bytes) -> Any:
         raise _damaged(file, error) from error
 
 
+def _check_sizes(data: bytes) -> None:
+    """An archive of torch is not compressed: what inflates is not from torch, and has no bound."""
+    if zipfile.is_zipfile(BytesIO(data)):
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(data):
+                raise ValueError("it holds more than its size, and torch.save does not compress")
+
+
 def _damaged(file: Path, error: Exception) -> InputError:
     return InputError(
         f"checkpoint {file} cannot be read ({first_line(error)}): "
@@ -73,7 +106,7 @@ def _damaged(file: Path, error: Exception) -> InputError:
     )
 
 
-def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
+def _unwrapped(content: Any, file: Path) -> StateDict:
     """The state dict inside what training scripts commonly save around it."""
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -90,11 +123,22 @@ def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
             f"checkpoint {file} is not a state dict ({found}): "
             f"save model.state_dict(), alone or under one of {', '.join(_WRAPPERS)}"
         )
-    return {str(key): value for key, value in content.items()}
+    versions = getattr(content, "_metadata", None)
+    known = versions if isinstance(versions, Mapping) else {}
+    return StateDict(
+        {str(key): value for key, value in content.items()},
+        {str(name): value for name, value in known.items()},
+    )
 
 
-def _unprefixed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unprefixed(found: StateDict) -> StateDict:
+    tensors, versions = found.tensors, found.versions
     for prefix in _PREFIXES * 2:
-        if weights and all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): t for name, t in weights.items()}
-    return weights
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
+            versions = {
+                f"{name}.".removeprefix(prefix).removesuffix("."): version
+                for name, version in versions.items()
+                if f"{name}.".startswith(prefix)
+            }
+    return StateDict(tensors, versions)

@@ -229,9 +229,9 @@ def test_a_limit_takes_the_first_and_decodes_no_more(
     write_npz(tmp_path / "d.npz")
     spec = source if ":" in source else str(tmp_path / source)
     whole = data.load(spec, split=split, preprocess=GRAY)
-    decode, decoded = image_folder._pixels, []
+    decode, decoded = image_folder.image_file.pixels, []
     monkeypatch.setattr(
-        image_folder, "_pixels", lambda *given: decoded.append(given) or decode(*given)
+        image_folder.image_file, "pixels", lambda *given: decoded.append(given) or decode(*given)
     )
     some = data.load(spec, split=split, preprocess=GRAY, limit=3)
     assert some.digest == whole.take(range(3)).digest

@@ -9,9 +9,10 @@ source gives the same images on every machine.
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
@@ -39,7 +40,7 @@ FLOOR = 16
 _INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 _SHIPPED = Path(__file__).parents[1] / "examples" / "fashion_mnist" / "data"
 _LARGEST_IDX = 2**28  # bytes; five times those of the real set
-_LARGEST_FLOAT = 100.0  # float images beyond are on the scale of bytes
+_ROUNDING = 1e-3  # of float images, beyond 0 to 1
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ class Images:
         images: (N, C, H, W) uint8 (0 to 255) or float32 (0 to 1).
         labels: (N,) int64.
         source: where they come from, for people.
+        classes: what labels stand for, in their order; None where images came without names.
     """
 
     images: NDArray[Any]
     labels: NDArray[np.int64]
     source: str
+    classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,7 +65,7 @@ class Images:
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Images:
         """The images at ``indices``, in that order."""
         chosen = np.asarray(indices, np.int64)
-        return Images(self.images[chosen], self.labels[chosen], self.source)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     @cached_property
     def digest(self) -> str:
@@ -73,7 +76,14 @@ class Images:
         return hasher.hexdigest()
 
 
-def load(spec: str, *, split: Split, preprocess: Preprocess, limit: int | None = None) -> Images:
+def load(
+    spec: str,
+    *,
+    split: Split,
+    preprocess: Preprocess,
+    limit: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> Images:
     """Reads images.
 
     Args:
@@ -85,6 +95,7 @@ def load(spec: str, *, split: Split, preprocess: Preprocess, limit: int | None =
             split, or the test split of one that has two.
         preprocess: resize and crop apply to a folder of image files.
         limit: how many images of the split, the first of them, at most; others are not decoded.
+        classes: names that number the folders of classes, in place of those that are found.
 
     Raises:
         InputError: there are no such images, or they do not fit ``preprocess``.
@@ -95,9 +106,10 @@ def load(spec: str, *, split: Split, preprocess: Preprocess, limit: int | None =
             images = images.take(range(min(limit, len(images))))
     elif spec.endswith(".npz"):
         whole = _read_npz(Path(spec), spec)
+        _check_values(whole.images, spec, preprocess)
         images = whole.take(_indices(len(whole), split)[:limit])
     else:
-        images = _folder(Path(spec), split, preprocess, limit)
+        images = _folder(Path(spec), split, preprocess, limit, classes)
     channels = images.images.shape[1]
     if channels != preprocess.channels:
         raise InputError(
@@ -203,30 +215,49 @@ def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str
         )
     if labels.size and int(labels.max()) > np.iinfo(np.int32).max:
         raise InputError(f"data {file}: label {labels.max()} is the number of no class")
-    if images.dtype == np.float32 and images.size:
-        largest = float(np.abs(images).max())
-        if not largest <= _LARGEST_FLOAT:
-            raise InputError(
-                f"data {file}: float32 images reach {largest:g}: "
-                f"scale them to 0 to 1, or store uint8"
-            )
     return Images(images, labels.astype(np.int64), source)
 
 
-def _folder(folder: Path, split: Split, preprocess: Preprocess, limit: int | None) -> Images:
+def _check_values(images: NDArray[Any], spec: str, preprocess: Preprocess) -> None:
+    """Floating-point pixels are of 0 to 1, unless the preprocessing says that they are not."""
+    if images.dtype == np.uint8:
+        if preprocess.range == "any":
+            raise InputError(f"data {spec}: range=any is for float32 images, and these are uint8")
+        return
+    least, most = (float(f(images)) if images.size else 0.0 for f in (np.min, np.max))
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise InputError(f"data {spec}: float32 images reach {most if most != most else least:g}")
+    if preprocess.range == "unit" and (least < -_ROUNDING or most > 1 + _ROUNDING):
+        raise InputError(
+            f"data {spec}: float32 images reach from {least:g} to {most:g}: scale them to 0 to 1, "
+            f"store uint8, or add range=any to --preprocess, whose mean and std then apply to them "
+            f"as they are (mean=0,std=1 where they are normalised)"
+        )
+
+
+def _folder(
+    folder: Path,
+    split: Split,
+    preprocess: Preprocess,
+    limit: int | None,
+    classes: Sequence[str] | None,
+) -> Images:
     if not folder.is_dir():
         raise InputError(
             f"data {folder} does not exist: give fashion-mnist, a directory with one folder of "
             f"images per class, or an .npz"
         )
-    divided = image_folder.splits(folder)
-    if divided:
-        train, test = divided
-        found = image_folder.listed(train if split == "calibration" else test, train)
-        order = permutation(len(found), 0)
-        chosen = order[:POOL] if split == "calibration" else order
-    else:
-        found = image_folder.listed(folder)
-        chosen = _indices(len(found), split)
+    train, test = image_folder.splits(folder) or (folder, folder)
+    names = tuple(image_folder.names(train) if classes is None else classes)
+    whose = str(train) if classes is None else "the network"
+    place = train if split == "calibration" else test
+    found = image_folder.listed(place, names, whose)
+    chosen = _indices(len(found), split) if train == test else _divided(len(found), split)
     images, labels = image_folder.decoded([found[i] for i in chosen[:limit]], preprocess)
-    return Images(images, labels, str(folder))
+    return Images(images, labels, str(folder), names)
+
+
+def _divided(count: int, split: Split) -> NDArray[np.int64]:
+    """Which images of a source with two splits belong to the one that was asked for."""
+    order = permutation(count, 0)
+    return order[:POOL] if split == "calibration" else order

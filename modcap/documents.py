@@ -26,14 +26,16 @@ _DIGITS = 100  # of a number
 _LARGEST = 2**63
 
 
-def read(file: Path, name: str) -> Any:
+def read(file: Path, name: str, limit: int = _BYTES) -> Any:
     """The values in a file, JSON where its suffix says so, else YAML; messages call it ``name``.
+
+    It has ``limit`` bytes at most.
 
     Raises:
         InputError: it cannot be read, holds a key twice, what is no plain value, or too much.
     """
     try:
-        text = files.read(file, name, _BYTES).decode("utf-8-sig")
+        text = files.read(file, name, limit).decode("utf-8-sig")
         values = _json(text) if file.suffix == ".json" else _yaml(text)
         _check(values)
     except InputError:

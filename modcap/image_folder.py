@@ -13,7 +13,7 @@ from modcap import image_file
 from modcap.errors import InputError
 from modcap.preprocess import Preprocess
 
-__all__ = ["decoded", "listed", "splits"]
+__all__ = ["decoded", "listed", "names", "splits"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 _TRAINING, _EVALUATION = "train", ("val", "valid", "validation", "test")
@@ -39,7 +39,7 @@ def splits(folder: Path) -> tuple[Path, Path] | None:
             )
         return train, tests[0]
     for alone in (train, *tests):
-        if alone.is_dir() and _classes(alone):
+        if alone.is_dir() and names(alone):
             other = _EVALUATION[0] if alone == train else _TRAINING
             raise InputError(
                 f"data {folder} has {alone.name}/ and no {other}/: give both, or {alone} alone"
@@ -47,31 +47,34 @@ def splits(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def listed(folder: Path, trained: Path | None = None) -> list[tuple[Path, int]]:
-    """Image files below ``folder`` with their class, sorted; a class's number is the rank of its
-    folder's name, among those in ``trained`` where that is given.
+def listed(folder: Path, classes: Sequence[str], whose: str) -> list[tuple[Path, int]]:
+    """Image files below ``folder`` with their class, sorted by its name and theirs.
+
+    Args:
+        classes: their names; a class's number is its place among them.
+        whose: what messages say that these are.
 
     Raises:
-        InputError: there is none, or one of a class that ``trained`` lacks.
+        InputError: there is no image, or one of a class that has no number.
     """
-    named = [(file, name) for name in _classes(folder) for file in _images(folder / name)]
-    numbers = {name: number for number, name in enumerate(_classes(trained or folder))}
+    named = [(file, name) for name in names(folder) for file in _images(folder / name)]
+    numbers = {name: number for number, name in enumerate(classes)}
     unknown = sorted({name for _, name in named} - numbers.keys())
     if unknown:
         more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
         raise InputError(
-            f"data {folder} has images of {', '.join(unknown[:_NAMED])}{more}, and {trained} no "
-            f"such folder: name classes alike in both; a folder may be empty"
+            f"data {folder} has images of {', '.join(unknown[:_NAMED])}{more}, and {whose} no "
+            f"such class: name folders alike in both; a folder may be empty"
         )
-    files = [(file, numbers[name]) for file, name in named]
-    if not files:
+    if not named:
         raise InputError(
             f"data {folder} has no images: give a directory with one folder of images per class"
         )
-    return files
+    return [(file, numbers[name]) for file, name in named]
 
 
-def _classes(folder: Path) -> list[str]:
+def names(folder: Path) -> list[str]:
+    """The classes that there are folders of, sorted."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _shown(entry.name))
 
 

@@ -24,6 +24,8 @@ from modcap.messages import wrong_field
 
 __all__ = ["Preprocess"]
 
+_BRIGHTEST = 255.0
+_LARGEST = 3.0  # of mean and std for pixels of 0 to 1; those for 0 to 255 are in the tens
 _EXAMPLE = "'mean=0.286,std=0.353' or 'resize=256,crop=224,mean=0.485/0.456/0.406,std=…'"
 
 
@@ -31,7 +33,10 @@ class Preprocess(BaseModel):
     """Resize the shorter side, cut out the centre, scale to 0 to 1, subtract mean, divide by std.
 
     ``resize`` and ``crop`` are in pixels and apply to image files; arrays are taken as they are.
-    ``mean`` and ``std`` have one value per channel.
+    ``mean`` and ``std`` have one value per channel, for pixels of 0 to 1. Those for pixels of 0 to
+    255 are written with ``scale=255``, and become such of 0 to 1. ``range=any`` is for arrays of
+    float32 that are beyond 0 to 1, such as normalised ones: ``mean`` and ``std`` apply to them as
+    they are.
 
     Example:
         >>> str(Preprocess.parse("crop=224,mean=0.5,std=0.25"))
@@ -45,6 +50,20 @@ class Preprocess(BaseModel):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    range: Literal["unit", "any"] = "unit"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_scale(cls, fields: Any) -> Any:
+        """``scale`` is no field: it says what mean and std are for."""
+        if not isinstance(fields, dict) or "scale" not in fields:
+            return fields
+        rest = {name: value for name, value in fields.items() if name != "scale"}
+        if str(fields["scale"]) not in ("1", "255"):
+            raise ValueError("scale is 1 or 255, what the brightest pixel counts for")
+        if str(fields["scale"]) == "255":
+            rest |= {name: _divided(rest[name]) for name in ("mean", "std") if name in rest}
+        return rest
 
     @model_validator(mode="after")
     def _check(self) -> Preprocess:
@@ -54,9 +73,20 @@ class Preprocess(BaseModel):
             raise ValueError("mean must be finite")
         if not all(math.isfinite(s) and s > 0 for s in self.std):
             raise ValueError("std must be finite and above 0")
+        if self.range == "unit":
+            self._check_scale()
         if any(size is not None and size < 1 for size in (self.resize, self.crop)):
             raise ValueError("resize and crop must be at least 1")
         return self
+
+    def _check_scale(self) -> None:
+        beyond = [v for v in (*self.mean, *self.std) if v > _LARGEST]
+        if beyond or min(self.mean) < -_LARGEST:
+            value = beyond[0] if beyond else min(self.mean)
+            raise ValueError(
+                f"{value:g} is no mean or std of pixels of 0 to 1: add scale=255 where it is for "
+                f"pixels of 0 to 255"
+            )
 
     def __str__(self) -> str:
         """As :meth:`parse` takes it."""
@@ -113,7 +143,7 @@ class Preprocess(BaseModel):
         """Images as the network takes them.
 
         Args:
-            images: (N, C, H, W), uint8 (0 to 255) or float32 (0 to 1).
+            images: (N, C, H, W), uint8 (0 to 255) or float32 (0 to 1; with range any, all).
 
         Returns:
             (N, C, H, W) float32.
@@ -122,6 +152,16 @@ class Preprocess(BaseModel):
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (x - mean[:, None, None]) / std[:, None, None]
+
+
+def _divided(values: Any) -> Any:
+    """Of pixels of 0 to 255, for pixels of 0 to 1; what is no number is refused later, by name."""
+    try:
+        if isinstance(values, list | tuple):
+            return [float(value) / _BRIGHTEST for value in values]
+        return float(values) / _BRIGHTEST
+    except (TypeError, ValueError, OverflowError):
+        return values
 
 
 _IMAGENET = Preprocess(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -24,12 +24,12 @@ ARCH = ["--arch", "modcap.zoo:resnet18_narrow"]
 DATA = ["--data", "fashion-mnist"]
 FLAGS = {
     "quantize": (
-        "a-bits arch calibration capacity compare data eval-data eval-images homogeneity "
+        "a-bits arch calibration capacity classes compare data eval-data eval-images homogeneity "
         "iterations json k method name no-compare onnx preprocess preset recipe schedule seed "
         "selection tuning w-bits"
     ),
     "capacity": "arch capacity data json k preprocess preset recipe w-bits",
-    "evaluate": "data eval-images json preprocess",
+    "evaluate": "classes data eval-images json preprocess",
     "plan": (
         "a-bits arch calibration capacity checkpoint data homogeneity iterations json k method "
         "picture preprocess preset price-per-hour recipe schedule seeds selection tuning "

@@ -12,6 +12,7 @@ from rich.table import Table
 from flows.cli.options import (
     Arch,
     Checkpoint,
+    Classes,
     Data,
     Json,
     Preprocess,
@@ -78,6 +79,7 @@ def evaluate(
     data: Data,
     preprocess: Preprocess = None,
     eval_images: int | None = None,
+    classes: Classes = None,
     json_: Json = False,
 ) -> None:
     """Measure the top-1 accuracy of a quantized artifact."""
@@ -86,7 +88,7 @@ def evaluate(
 
     if in_s3(artifact, data):
         find_s3()
-    measure = partial(evaluate_artifact, artifact, data, preprocess, eval_images)
+    measure = partial(evaluate_artifact, artifact, data, preprocess, eval_images, classes)
     print_report(measure, json_, _show_accuracy)
 
 

@@ -199,7 +199,7 @@ def prepare(request: Request) -> Prepared:
     name = f"{request.model_name} {recipe.bits} {recipe.method.value}"
     pixels = evaluation.pixels.nbytes
     cell = Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels)
-    doubts = tuple(filter(None, [names.doubt(tests.classes)]))
+    doubts = tuple(filter(None, [*checkpoint.warnings, names.doubt(tests.classes)]))
     for doubt in doubts:
         _say(doubt)
     return Prepared(

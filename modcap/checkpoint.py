@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from modcap import arch_options, files, pt2, weights
 from modcap import architecture as architectures
-from modcap import files, pt2, weights
 from modcap.errors import InputError
 from modcap.messages import first_line
 from modcap.plain import fitting
@@ -37,6 +37,7 @@ class Checkpoint:
             whatever the path or the format of the file.
         path: as given.
         size_bytes: of the file.
+        warnings: what may not be as it was meant.
     """
 
     model: nn.Module | ExportedProgram = field(repr=False)
@@ -44,6 +45,7 @@ class Checkpoint:
     digest: str
     path: str
     size_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
@@ -51,7 +53,9 @@ def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
 
     Args:
         path: a local file.
-        architecture: for weights; torchvision:NAME, timm:NAME or package.module:factory.
+        architecture: for weights; torchvision:NAME, timm:NAME or package.module:factory, with
+            options that weights do not tell: ``torchvision:googlenet?transform_input=true``. Where
+            a file holds both, ``?weights=ema`` takes the averaged ones.
 
     Raises:
         InputError: the file is missing, damaged, holds code, NaN or infinity, or does not fit the
@@ -60,6 +64,7 @@ def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
     file = Path(path)
     data = _bytes(file)
     graph = ""
+    doubts: tuple[str, ...] = ()
     model: nn.Module | ExportedProgram
     if file.suffix == ".pt2":
         if architecture is not None:
@@ -72,11 +77,23 @@ def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
                 f"{path} holds weights only: say --arch torchvision:NAME, timm:NAME or "
                 f"package.module:factory"
             )
-        found = weights.read(file, data)
+        named = arch_options.parse(architecture)
+        found = weights.read(file, data, named.weights)
+        architecture = str(named)
         model = architectures.build(architecture, found.tensors)
         _fill(model, found, architecture, str(path))
+        if named.weights is None and found.others:
+            doubts = (_both(str(path), architecture, found.others),)
     name = architecture or "pt2"
-    return Checkpoint(model, name, _digest(name, graph, model), str(path), len(data))
+    return Checkpoint(model, name, _digest(name, graph, model), str(path), len(data), doubts)
+
+
+def _both(where: str, architecture: str, others: str) -> str:
+    mark = "&" if "?" in architecture else "?"
+    return (
+        f"checkpoint {where} holds raw and averaged (EMA) weights, and the raw ones are taken: say "
+        f"--arch {architecture}{mark}weights={others} for the others, or weights=raw to agree"
+    )
 
 
 def _bytes(file: Path) -> bytes:

@@ -9,7 +9,6 @@ source gives the same images on every machine.
 from __future__ import annotations
 
 import gzip
-import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +39,6 @@ FLOOR = 16
 _INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 _SHIPPED = Path(__file__).parents[1] / "examples" / "fashion_mnist" / "data"
 _LARGEST_IDX = 2**28  # bytes; five times those of the real set
-_ROUNDING = 1e-3  # of float images, beyond 0 to 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,6 @@ def load(
             images = images.take(range(min(limit, len(images))))
     elif spec.endswith(".npz"):
         whole = _read_npz(Path(spec), spec)
-        _check_values(whole.images, spec, preprocess)
         images = whole.take(_indices(len(whole), split)[:limit])
     else:
         images = _folder(Path(spec), split, preprocess, limit, classes)
@@ -117,6 +114,7 @@ def load(
             f"{preprocess.channels}: pass --preprocess with {channels} values of mean and std, or "
             f"data that the network was trained on"
         )
+    preprocess.check_values(images.images, f"data {spec}")
     return images
 
 
@@ -216,23 +214,6 @@ def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str
     if labels.size and int(labels.max()) > np.iinfo(np.int32).max:
         raise InputError(f"data {file}: label {labels.max()} is the number of no class")
     return Images(images, labels.astype(np.int64), source)
-
-
-def _check_values(images: NDArray[Any], spec: str, preprocess: Preprocess) -> None:
-    """Floating-point pixels are of 0 to 1, unless the preprocessing says that they are not."""
-    if images.dtype == np.uint8:
-        if preprocess.range == "any":
-            raise InputError(f"data {spec}: range=any is for float32 images, and these are uint8")
-        return
-    least, most = (float(f(images)) if images.size else 0.0 for f in (np.min, np.max))
-    if not (math.isfinite(least) and math.isfinite(most)):
-        raise InputError(f"data {spec}: float32 images reach {most if most != most else least:g}")
-    if preprocess.range == "unit" and (least < -_ROUNDING or most > 1 + _ROUNDING):
-        raise InputError(
-            f"data {spec}: float32 images reach from {least:g} to {most:g}: scale them to 0 to 1, "
-            f"store uint8, or add range=any to --preprocess, whose mean and std then apply to them "
-            f"as they are (mean=0,std=1 where they are normalised)"
-        )
 
 
 def _folder(

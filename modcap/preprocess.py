@@ -25,6 +25,7 @@ from modcap.messages import wrong_field
 __all__ = ["Preprocess"]
 
 _BRIGHTEST = 255.0
+_ROUNDING = 1e-3  # of float images, beyond 0 to 1
 _LARGEST = 3.0  # of mean and std for pixels of 0 to 1; those for 0 to 255 are in the tens
 _EXAMPLE = "'mean=0.286,std=0.353' or 'resize=256,crop=224,mean=0.485/0.456/0.406,std=…'"
 
@@ -139,6 +140,27 @@ class Preprocess(BaseModel):
             )
         return found
 
+    def check_values(self, images: NDArray[Any] | Tensor, where: str) -> None:
+        """Refuses pixels that :meth:`normalize` would take for others.
+
+        Raises:
+            InputError: they are beyond 0 to 1 and ``range`` does not say so, or are not finite.
+        """
+        if images.dtype in (np.uint8, torch.uint8):
+            if self.range == "any":
+                raise InputError(f"{where}: range=any is for float32, and these are uint8")
+            return
+        ends = (0.0, 0.0) if 0 in images.shape else (float(images.min()), float(images.max()))
+        for end in ends:
+            if not math.isfinite(end):
+                raise InputError(f"{where}: float32 images reach {end:g}: mend or leave them out")
+        if self.range == "unit" and (ends[0] < -_ROUNDING or ends[1] > 1 + _ROUNDING):
+            raise InputError(
+                f"{where}: float32 images reach from {ends[0]:g} to {ends[1]:g}: scale them to 0 "
+                f"to 1, store uint8, or add range=any to --preprocess, whose mean and std then "
+                f"apply to them as they are (mean=0,std=1 where they are normalised)"
+            )
+
     def normalize(self, images: NDArray[Any] | Tensor) -> Tensor:
         """Images as the network takes them.
 
@@ -148,6 +170,7 @@ class Preprocess(BaseModel):
         Returns:
             (N, C, H, W) float32.
         """
+        self.check_values(images, "these images")
         x = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)

@@ -7,7 +7,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ __all__ = ["StateDict", "read"]
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema")
+_COUNT = "n_averaged"  # which AveragedModel keeps beside its module
 _CODE = re.compile(r"global|reduce|allowlist|build", re.IGNORECASE)  # what torch refuses to call
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 
@@ -35,33 +37,37 @@ class StateDict:
     Attributes:
         versions: what torch keeps beside them for each module, by the module's name: the version
             of its form, which some modules ask for.
+        others: what else there was to choose, for people.
     """
 
     tensors: dict[str, Tensor]
     versions: dict[str, Any] = field(default_factory=dict)
+    others: str = ""
 
 
-def read(file: Path, data: bytes) -> StateDict:
+def read(file: Path, data: bytes, kind: str | None = None) -> StateDict:
     """The state dict in a file, without the wrappers and prefixes that training scripts add.
 
     Args:
         file: decides the format by its suffix, and is named in errors.
         data: its content.
+        kind: ``raw`` or ``ema``, where training kept both; raw ones are taken if it is not said.
 
     Raises:
         InputError: the file is damaged, holds code, no state dict, or tensors that are no weights.
     """
     if file.suffix == ".safetensors":
+        _refuse_choice(kind, "raw", file)
         found = StateDict(_read_safetensors(file, data))
     elif file.suffix in _PICKLED:
-        found = _unwrapped(_read_pickled(file, data), file)
+        found = _chosen(_read_pickled(file, data), file, kind)
     else:
         raise InputError(
             f"checkpoint {file} has no known suffix: give .pt2, .safetensors, .pt or .pth"
         )
     where = f"checkpoint {file}"
     plain = {name: as_plain(name, tensor, where) for name, tensor in found.tensors.items()}
-    return _unprefixed(StateDict(plain, found.versions))
+    return _unprefixed(replace(found, tensors=plain))
 
 
 def _read_safetensors(file: Path, data: bytes) -> dict[str, Tensor]:
@@ -106,10 +112,31 @@ def _damaged(file: Path, error: Exception) -> InputError:
     )
 
 
+def _chosen(content: Any, file: Path, kind: str | None) -> StateDict:
+    """The raw or the averaged weights of what a training script saved."""
+    averaged = [key for key in _AVERAGED if _holds(content, key)]
+    raw = not averaged or any(_holds(content, key) for key in _WRAPPERS)
+    if averaged and (kind == "ema" or not raw):
+        _refuse_choice(kind, "ema", file)
+        found = _unwrapped(content[averaged[0]], file)
+        return replace(found, others="raw" if raw else "")
+    _refuse_choice(kind, "raw", file)
+    return replace(_unwrapped(content, file), others="ema" if averaged else "")
+
+
+def _holds(content: Any, key: str) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+
+
+def _refuse_choice(kind: str | None, there: str, file: Path) -> None:
+    if kind not in (None, there):
+        raise InputError(f"checkpoint {file} holds {there} weights only: leave out weights={kind}")
+
+
 def _unwrapped(content: Any, file: Path) -> StateDict:
     """The state dict inside what training scripts commonly save around it."""
     for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+        if _holds(content, wrapper):
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise InputError(
@@ -132,7 +159,9 @@ def _unwrapped(content: Any, file: Path) -> StateDict:
 
 
 def _unprefixed(found: StateDict) -> StateDict:
-    tensors, versions = found.tensors, found.versions
+    tensors, versions = dict(found.tensors), found.versions
+    if _COUNT in tensors and all(name.startswith(("module.", _COUNT)) for name in tensors):
+        del tensors[_COUNT]
     for prefix in _PREFIXES * 2:
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
@@ -141,4 +170,4 @@ def _unprefixed(found: StateDict) -> StateDict:
                 for name, version in versions.items()
                 if f"{name}.".startswith(prefix)
             }
-    return StateDict(tensors, versions)
+    return replace(found, tensors=tensors, versions=versions)

@@ -28,16 +28,16 @@ FLAGS = {
         "iterations json k method name no-compare onnx preprocess preset recipe schedule seed "
         "selection tuning w-bits"
     ),
-    "capacity": "arch capacity data json k preprocess preset recipe w-bits",
+    "capacity": "arch capacity classes data json k preprocess preset recipe w-bits",
     "evaluate": "classes data eval-images json preprocess",
     "plan": (
-        "a-bits arch calibration capacity checkpoint data homogeneity iterations json k method "
-        "picture preprocess preset price-per-hour recipe schedule seeds selection tuning "
+        "a-bits arch calibration capacity checkpoint classes data homogeneity iterations json k "
+        "method picture preprocess preset price-per-hour recipe schedule seeds selection tuning "
         "w-bits workers"
     ),
     "sweep": (
-        "a-bits arch calibration capacity checkpoint data eval-images homogeneity iterations json "
-        "k max-bytes max-drop method preprocess preset recipe schedule seeds selection tuning "
+        "a-bits arch calibration capacity checkpoint classes data eval-images homogeneity iterations "
+        "json k max-bytes max-drop method preprocess preset recipe schedule seeds selection tuning "
         "w-bits"
     ),
     "scan": "json policy",

@@ -92,7 +92,7 @@ def quantize(
         "recipe": full,
     }
     request = parse(Request, fields)
-    if not in_s3(checkpoint, data, eval_data):
+    if not in_s3(checkpoint, data, eval_data, classes):
         prepare(request)  # bad input is refused before anything starts
     use_services()
     from flows.quantize import quantize as flow

@@ -36,9 +36,9 @@ FLAGS = {
         "w-bits workers"
     ),
     "sweep": (
-        "a-bits arch calibration capacity checkpoint classes data eval-images homogeneity iterations "
-        "json k max-bytes max-drop method preprocess preset recipe schedule seeds selection tuning "
-        "w-bits"
+        "a-bits arch calibration capacity checkpoint classes data eval-images homogeneity "
+        "iterations json k max-bytes max-drop method preprocess preset recipe schedule seeds "
+        "selection tuning w-bits"
     ),
     "scan": "json policy",
     "promote": ("against alias data eval-images json max-bytes max-drop rollback version"),

@@ -88,9 +88,13 @@ def _check_size(size: int, shape: tuple[int, ...], entry: zipfile.ZipInfo, start
             f"{entry.filename} declares shape {shape}, which is {size:,} bytes, and has "
             f"{entry.file_size - start:,}"
         )
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if size > _SMALL else size
-    if size > free:
+    if size > _memory():
         raise ValueError(
-            f"{entry.filename} takes {size / 2**30:.1f} GiB, and {free / 2**30:.1f} are free: "
-            f"keep fewer images in it"
+            f"{entry.filename} takes {size / 2**30:.1f} GiB, and this machine has "
+            f"{_memory() / 2**30:.1f}: keep fewer images in it"
         )
+
+
+def _memory() -> int:
+    """Bytes of this machine, whoever uses them."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

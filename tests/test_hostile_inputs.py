@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flows.documents import read_mapping
 from flows.policy import read_policy
-from modcap import _torchvision, checkpoint, data, zoo
+from modcap import _torchvision, arrays, checkpoint, data, zoo
 from modcap.errors import InputError
 from modcap.preprocess import Preprocess
 from modcap.recipe import Recipe
@@ -237,6 +237,14 @@ def header(descr: Any, shape: tuple[int, ...]) -> bytes:
 def test_arrays_that_declare_what_is_not_there(tmp_path: Path, images: bytes, word: str) -> None:
     spec = npz(tmp_path / "d.npz", images)
     refused(lambda: data.load(spec, split="all", preprocess=GRAY), "d.npz", word)
+
+
+def test_arrays_larger_than_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "d.npz", images=np.zeros((40, 1, 8, 8), np.uint8), labels=np.arange(40))
+    spec = str(tmp_path / "d.npz")
+    assert len(data.load(spec, split="all", preprocess=GRAY)) == 40
+    monkeypatch.setattr(arrays, "_memory", lambda: 2000)
+    refused(lambda: data.load(spec, split="all", preprocess=GRAY), "this machine has", "fewer")
 
 
 def test_labels_beyond_every_class(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-# make quantize | test | faults | bench-… | lint | lock | clean. Needs Python 3.10 or later, and pip.
+# make quantize | test | fuzz | faults | bench-… | lint | lock | clean. Needs Python 3.10 or later, and pip.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 CHECKPOINT ?= examples/fashion_mnist/checkpoints/mobilenet_v2_x0_5.safetensors
 ARCH ?= modcap.zoo:mobilenet_v2_x0_5
 
-.PHONY: help env quantize test faults lint lock clean
+.PHONY: help env quantize test fuzz faults lint lock clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z_-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -32,6 +32,11 @@ quantize: env ## Quantize the shipped MobileNetV2 x0.5 to W2A4, with everything 
 
 test: env ## Run all tests, also those against real servers, but for faults
 	$(BIN)/python -m pytest
+
+fuzz: env ## Read 20,000 mutated files, each within 2 GB and 30 s; INPUTS=, SECONDS=, SEED=, KINDS=
+	$(BIN)/python -m tests.fuzz.run $(if $(INPUTS),--inputs $(INPUTS)) \
+	  $(if $(findstring command,$(origin SECONDS)),--seconds $(SECONDS)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS))
 
 faults: env ## Kill every part of the system in mid-sweep; about ten minutes
 	$(BIN)/python -m pytest -m fault

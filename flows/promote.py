@@ -18,14 +18,17 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from prefect import flow
 
+from modcap.checkpoints.checkpoint import check_input
 from modcap.core.errors import GateRefused, InputError
+from modcap.data import classes
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
 from modcap.data.sources import Split
 from modcap.export import artifact
 from modcap.flows.registry.mlflow_runs import experiment_of, reaching
+from modcap.flows.registry.publish import CLASSES
 from modcap.flows.requests.gate import Gate
-from modcap.flows.requests.request import evaluation_images, pool_of
+from modcap.flows.requests.request import evaluation_images, images_of, pool_of
 from modcap.graph.network import Network
 from modcap.jobs.kinds.evaluate import top1
 from modcap.tasks.storage.lease import lease
@@ -141,28 +144,53 @@ def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None
 def _split(gate: Gate, versions: Sequence[ModelVersion]) -> Split:
     """All images of the gate; those of tests, where a version's calibration drew from them: by
     content, since the same images may lie in several places, and read once for each size."""
-    sizes = {version.tags["preprocess"] for version in versions}
-    pools = {text: pool_of(gate.data, Preprocess.parse(text)).digest for text in sizes}
+    forms = {version.version: (_preprocess(version), _classes(version)) for version in versions}
+    pools = {
+        form: pool_of(gate.data, Preprocess.parse(form[0]), form[1]).digest
+        for form in set(forms.values())
+    }
     for version in versions:
-        pool = pools[version.tags["preprocess"]]
+        pool = pools[forms[version.version]]
         if version.tags.get("data_digest", pool) == pool:
             return "evaluation"
     return "all"
+
+
+def _preprocess(version: ModelVersion) -> str:
+    return str(version.tags["preprocess"])
+
+
+def _classes(version: ModelVersion) -> tuple[str, ...] | None:
+    """The names that number a version's classes, where it was made with such."""
+    wanted = version.tags.get("classes_digest")
+    if wanted is None:
+        return None
+    where = f"models:/{version.name}/{version.version}/{CLASSES}"
+    with TemporaryDirectory() as folder:
+        file = Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=folder))
+        found = classes.of_json(file, where)
+    if classes.digest(found) != wanted:
+        raise InputError(f"{where} was changed since it was registered: register the model again")
+    return found
 
 
 def _measure(
     client: MlflowClient, version: ModelVersion, gate: Gate, split: Split, store: Store
 ) -> _Measured:
     """The accuracy of a version, and of the network that it was made from, on the gate's images."""
-    transform = Preprocess.parse(version.tags["preprocess"])
-    images = evaluation_images(gate.data, transform, gate.eval_images, split)
+    transform = Preprocess.parse(_preprocess(version))
+    tests = evaluation_images(gate.data, transform, gate.eval_images, split, _classes(version))
+    images = images_of(tests, transform)
     with TemporaryDirectory() as folder:
         model = mlflow.artifacts.download_artifacts(
             artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder
         )
         (packed,) = Path(model).rglob("network.safetensors")
         size = packed.stat().st_size
-        accuracy = top1(artifact.load(packed), images)
+        network = artifact.load(packed)
+        outputs = check_input(network, images.normalized(0, 2))
+        classes.check_count(tests.classes, outputs, f"data {gate.data}")
+        accuracy = top1(network, images)
         full = _full_precision(version, images, store, Path(folder))
     return _Measured(version, accuracy, full, len(images), size)
 

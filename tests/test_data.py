@@ -232,9 +232,9 @@ def test_a_limit_takes_the_first_and_decodes_no_more(
     write_npz(tmp_path / "d.npz")
     spec = source if ":" in source else str(tmp_path / source)
     whole = data.load(spec, split=split, preprocess=GRAY)
-    decode, decoded = image_folder._pixels, []
+    decode, decoded = image_folder.image_file.pixels, []
     monkeypatch.setattr(
-        image_folder, "_pixels", lambda *given: decoded.append(given) or decode(*given)
+        image_folder.image_file, "pixels", lambda *given: decoded.append(given) or decode(*given)
     )
     some = data.load(spec, split=split, preprocess=GRAY, limit=3)
     assert some.digest == whole.take(range(3)).digest
@@ -270,6 +270,87 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "bag" / "0.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"bag/0\.png cannot be read"):
         data.load(str(tmp_path), split="all", preprocess=GRAY)
+
+
+# --- pixels of every kind
+
+
+def one_image(folder: Path, image: Image.Image, name: str = "0.png") -> str:
+    (folder / "bag").mkdir()
+    image.save(folder / "bag" / name)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["0.png", "0.tif", "0.pgm"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_scaled_to_8(tmp_path: Path, name: str, channels: int) -> None:
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    spec = one_image(tmp_path, Image.fromarray(eight.astype(np.uint16) * 257), name)
+    plain = Preprocess(mean=(0.5,) * channels, std=(0.25,) * channels)
+    found = data.load(spec, split="all", preprocess=plain).images[0]
+    assert (found == eight).all()
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_32_bits_are_of_no_known_range(tmp_path: Path, kind: type) -> None:
+    one_image(tmp_path, Image.fromarray(np.zeros((4, 4), kind)), "0.tif")
+    with pytest.raises(InputError, match="32 bits per value"):
+        data.load(str(tmp_path), split="all", preprocess=GRAY)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_modes_are_as_torchvision_converts_them(
+    tmp_path: Path, mode: str, channels: int
+) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).convert(mode)
+    name = "0.png" if mode in ("1", "L", "LA", "P", "RGB", "RGBA") else "0.tif"
+    spec = one_image(tmp_path, image, name)
+    plain = Preprocess(mean=(0.5,) * channels, std=(0.25,) * channels)
+    found = data.load(spec, split="all", preprocess=plain).images[0]
+    with Image.open(tmp_path / "bag" / name) as opened:
+        expected = np.atleast_3d(np.asarray(opened.convert("L" if channels == 1 else "RGB")))
+    assert (found == expected.transpose(2, 0, 1)).all()
+
+
+def test_mean_and_std_of_pixels_of_0_to_255() -> None:
+    with pytest.raises(InputError, match=r"123\.7 is no mean or std .*scale=255"):
+        Preprocess.parse("mean=123.7,std=58.4")
+    found = Preprocess.parse("scale=255,mean=123.7,std=58.4")
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    expected = (torch.from_numpy(pixels).float() - 123.7) / 58.4
+    assert torch.allclose(found.normalize(pixels), expected, atol=1e-5)
+    assert Preprocess.parse(str(found)) == found
+    assert Preprocess.parse("scale=1,mean=0.5,std=0.25") == GRAY
+    caffe = Preprocess.parse("scale=255,mean=103.9/116.8/123.7,std=1/1/1")
+    assert caffe.std[0] == pytest.approx(1 / 255)
+    for text in ("scale=2,mean=1,std=1", "scale=255,mean=x,std=1", "scale=255,mean=1"):
+        with pytest.raises(InputError, match="--preprocess"):
+            Preprocess.parse(text)
+
+
+@pytest.mark.parametrize(("least", "most"), [(-2.1, 2.6), (0.0, 1.1), (0.0, 99.0), (-0.1, 1.0)])
+def test_floats_beyond_0_to_1_are_taken_where_it_is_said(
+    tmp_path: Path, least: float, most: float
+) -> None:
+    images = np.linspace(least, most, 40 * 4, dtype=np.float32).reshape(40, 1, 2, 2)
+    spec = write_npz(tmp_path / "d.npz", 40, images=images)
+    with pytest.raises(InputError, match="range=any"):
+        data.load(spec, split="all", preprocess=GRAY)
+    with pytest.raises(InputError, match="range=any"):
+        GRAY.normalize(images)
+    plain = Preprocess.parse("range=any,mean=0,std=1")
+    found = data.load(spec, split="all", preprocess=plain)
+    assert torch.equal(plain.normalize(found.images), torch.from_numpy(found.images))
+    assert Preprocess.parse(str(plain)) == plain
+    refused(write_npz(tmp_path / "e.npz"), "uint8", preprocess=plain)
+
+
+def test_floats_of_0_to_1_are_taken_as_before(tmp_path: Path) -> None:
+    images = np.linspace(-1e-4, 1 + 1e-4, 40 * 4, dtype=np.float32).reshape(40, 1, 2, 2)
+    spec = write_npz(tmp_path / "d.npz", 40, images=images)
+    assert len(data.load(spec, split="all", preprocess=GRAY)) == 40
 
 
 # --- the choice for calibration

@@ -12,6 +12,7 @@ from rich.table import Table
 from modcap.flows.cli.options import (
     Arch,
     Checkpoint,
+    Classes,
     Data,
     Json,
     Preprocess,
@@ -37,6 +38,7 @@ def capacity(
     recipe: RecipeFile = None,
     preset: Preset = "quick",
     preprocess: Preprocess = None,
+    classes: Classes = None,
     json_: Json = False,
 ) -> None:
     """Show the capacity of every module and the boundaries it selects; starts no server."""
@@ -48,7 +50,8 @@ def capacity(
     full = make_recipe(preset, recipe, w_bits=w_bits, capacity=capacity)
     full = Recipe.make(parse_k(k), full)
     fields = {"checkpoint": checkpoint, "arch": arch, "data": data, "preprocess": preprocess}
-    if in_s3(checkpoint, data):
+    fields["classes"] = classes
+    if in_s3(checkpoint, data, classes):
         find_s3()
     request = parse(Request, fields | {"recipe": full})
     print_report(partial(measure_capacity, request), json_, _show_capacities)
@@ -78,15 +81,16 @@ def evaluate(
     data: Data,
     preprocess: Preprocess = None,
     eval_images: int | None = None,
+    classes: Classes = None,
     json_: Json = False,
 ) -> None:
     """Measure the top-1 accuracy of a quantized artifact."""
     from modcap.flows.execution.connect import find_s3
     from modcap.flows.reports.accuracy import evaluate_artifact
 
-    if in_s3(artifact, data):
+    if in_s3(artifact, data, classes):
         find_s3()
-    measure = partial(evaluate_artifact, artifact, data, preprocess, eval_images)
+    measure = partial(evaluate_artifact, artifact, data, preprocess, eval_images, classes)
     print_report(measure, json_, _show_accuracy)
 
 

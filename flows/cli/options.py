@@ -29,6 +29,12 @@ Arch = Annotated[
 Data = Annotated[
     str, typer.Option(help="fashion-mnist[:DIR], an ImageFolder directory or an .npz.")
 ]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="Class names in order: a file (a line each, or JSON), or a folder of classes."
+    ),
+]
 Preprocess = Annotated[str | None, typer.Option(help="Such as 'mean=0.286,std=0.353'.")]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="YAML or JSON with recipe fields; flags win.")

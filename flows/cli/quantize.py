@@ -13,6 +13,7 @@ from modcap.flows.cli.options import (
     Arch,
     Calibration,
     Checkpoint,
+    Classes,
     Data,
     Iterations,
     Json,
@@ -52,6 +53,7 @@ def quantize(
     eval_data: Annotated[str | None, typer.Option(help="Test images, if elsewhere.")] = None,
     eval_images: Annotated[int | None, typer.Option(help="How many; all by default.")] = None,
     preprocess: Preprocess = None,
+    classes: Classes = None,
     name: Annotated[str | None, typer.Option(help="Name of the registered model.")] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Register the ONNX form too.")] = False,
     compare: Annotated[bool, typer.Option(help="Also run rounding to nearest and k = 0.")] = True,
@@ -85,12 +87,13 @@ def quantize(
         "eval_data": eval_data,
         "eval_images": eval_images,
         "preprocess": preprocess,
+        "classes": classes,
         "name": name,
         "onnx": onnx,
         "recipe": full,
     }
     request = parse(Request, fields)
-    if not in_s3(checkpoint, data, eval_data):
+    if not in_s3(checkpoint, data, eval_data, classes):
         prepare(request)  # bad input is refused before anything starts
     use_services()
     from modcap.flows.quantize import quantize as flow

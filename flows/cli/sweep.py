@@ -13,6 +13,7 @@ from rich.table import Table
 from modcap.core.errors import InputError
 from modcap.flows.cli.options import (
     Calibration,
+    Classes,
     Data,
     Iterations,
     Json,
@@ -99,6 +100,7 @@ def sweep(
     preset: Preset = "quick",
     eval_images: Annotated[int | None, typer.Option(help="Test images; all by default.")] = None,
     preprocess: Preprocess = None,
+    classes: Classes = None,
     max_drop: MaxDrop = None,
     max_bytes: MaxBytes = None,
     json_: Json = False,
@@ -119,9 +121,8 @@ def sweep(
         tuning=tuning,
         calibration=calibration,
     )
-    requests = make_requests(
-        checkpoint, arch, recipe=base, data=data, preprocess=preprocess, eval_images=eval_images
-    )
+    images = {"data": data, "preprocess": preprocess, "classes": classes}
+    requests = make_requests(checkpoint, arch, recipe=base, eval_images=eval_images, **images)
     fields = {
         "requests": requests,
         "method": tuple(method or ()),
@@ -196,6 +197,7 @@ def plan(
     recipe: RecipeFile = None,
     preset: Preset = "quick",
     preprocess: Preprocess = None,
+    classes: Classes = None,
     workers: Annotated[int, typer.Option(min=1, help="Jobs at once, in the simulation.")] = 2,
     price_per_hour: Annotated[float | None, typer.Option(help="Of one worker.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write the graph there, as PNG.")] = None,
@@ -217,8 +219,9 @@ def plan(
         tuning=tuning,
         calibration=calibration,
     )
+    images = {"data": data, "preprocess": preprocess, "classes": classes}
     fields = {
-        "requests": make_requests(checkpoint, arch, recipe=base, data=data, preprocess=preprocess),
+        "requests": make_requests(checkpoint, arch, recipe=base, **images),
         "method": tuple(method or ()),
         **parse_axes(w_bits=w_bits, a_bits=a_bits, k=k, seeds=seeds),
     }

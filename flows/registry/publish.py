@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from modcap.core.serialization import canonical, digest
+from modcap.data import classes
 from modcap.export.artifact import unpack_network
 from modcap.export.onnx_export import save_onnx
 from modcap.flows.registry.mlflow_runs import (
@@ -54,6 +55,7 @@ PUBLISH_KEY = "modcap.publish_key"  # of a version: what it is, wherever it was 
 JOBS = "modcap.jobs"  # keys of the last jobs of a cell: all others follow from what they need
 ALIAS = "candidate"
 ONNX = "onnx/network.onnx"  # below the version
+CLASSES = "classes.json"  # below the version
 _BATCH = 900  # metrics per request; the server takes a thousand
 
 
@@ -89,6 +91,15 @@ class Finished:
     onnx: bool
 
     @property
+    def classes(self) -> list[str]:
+        """What outputs stand for, where images came with names."""
+        return list(self.report.get("classes") or [])
+
+    @property
+    def _warns(self) -> bool:
+        return bool(self.report.get("warnings"))
+
+    @property
     def tags(self) -> dict[str, str]:
         """What a consumer of the registry looks for."""
         return {
@@ -112,6 +123,8 @@ class Finished:
             "recipe_digest": self.recipe.digest,
             "modcap_version": _version(),
             **({"onnx": ONNX} if self.onnx else {}),
+            **({"classes_digest": classes.digest(self.classes)} if self.classes else {}),
+            **({"warnings": "; ".join(self.report["warnings"])} if self._warns else {}),
         }
 
 
@@ -271,6 +284,8 @@ def _save_model(folder: Path, finished: Finished) -> None:
             input_example=example,
             pip_requirements=_requirements(),
         )
+    if finished.classes:
+        (folder / CLASSES).write_text(json.dumps(finished.classes))
     if finished.onnx:
         (folder / ONNX).parent.mkdir()
         save_onnx(network, finished.input_shape, folder / ONNX)

@@ -39,6 +39,8 @@ def report(prepared: Prepared, cell: CellPlan, results: Results) -> dict[str, An
         "artifact_digest": assembled["artifact"],
         "fp_bytes": prepared.fp_bytes,
         "source": prepared.source,
+        "classes": None if prepared.classes is None else list(prepared.classes),
+        "warnings": list(prepared.warnings),
     }
 
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from modcap.core import documents
 from modcap.core.errors import InputError
 
 __all__ = ["read_mapping"]
@@ -19,11 +18,7 @@ def read_mapping(path: Path, name: str) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, or holds something else.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name}: cannot be read ({reason}): give YAML or JSON") from None
+    values = documents.read(path, name)
     if not isinstance(values, Mapping):
         raise InputError(f"{name}: give a mapping of fields, such as 'w_bits: 2'")
     return dict(values)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.published_preprocess import published_preprocess
 from modcap.core.errors import InputError, Unavailable
+from modcap.data import classes as names
 from modcap.data import sources as data
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
@@ -47,6 +50,10 @@ class Request(BaseModel):
     eval_data: str | None = Field(None, description="where test images come from, if elsewhere")
     eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
     preprocess: str | None = Field(None, description="such as 'mean=0.286,std=0.353'")
+    classes: str | None = Field(
+        None,
+        description="file or folder of class names; by default the folders of data",
+    )
     name: str | None = Field(None, description="registered model; by default the file's stem")
     onnx: bool = Field(False, description="register the ONNX form too; needs modcap[export]")
     recipe: Recipe = Recipe()
@@ -76,6 +83,8 @@ class Prepared:
     evaluation: ImageSet
     source: dict[str, str]
     fp_bytes: int
+    classes: tuple[str, ...] | None = None
+    warnings: tuple[str, ...] = ()
 
     def upload(self, store: Store) -> None:
         """Puts what jobs read into the store, each once, under its digest."""
@@ -119,20 +128,29 @@ def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
     )
 
 
-def pool_of(spec: str, preprocess: Preprocess) -> data.Images:
+def pool_of(spec: str, preprocess: Preprocess, classes: Sequence[str] | None = None) -> data.Images:
     """The images that calibration draws from."""
     with _blaming_images():
-        return data.load(str(local_path(spec)), split="calibration", preprocess=preprocess)
+        place = str(local_path(spec))
+        return data.load(place, split="calibration", preprocess=preprocess, classes=classes)
 
 
 def evaluation_images(
-    spec: str, preprocess: Preprocess, limit: int | None, split: data.Split = "evaluation"
-) -> ImageSet:
+    spec: str,
+    preprocess: Preprocess,
+    limit: int | None,
+    split: data.Split = "evaluation",
+    classes: Sequence[str] | None = None,
+) -> data.Images:
     """The images, at most ``limit`` of them, that accuracy is measured on."""
     with _blaming_images():
         place = str(local_path(spec))
-        tests = data.load(place, split=split, preprocess=preprocess, limit=limit)
-    return images_of(tests, preprocess)
+        return data.load(place, split=split, preprocess=preprocess, limit=limit, classes=classes)
+
+
+def classes_of(path: str | None) -> tuple[str, ...] | None:
+    """The names of classes in a file or folder, where one is given."""
+    return None if path is None else names.read(local_path(path))
 
 
 def prepare(request: Request) -> Prepared:
@@ -151,18 +169,24 @@ def prepare(request: Request) -> Prepared:
         if request.preprocess
         else published_preprocess(checkpoint.architecture)
     )
-    pool = pool_of(request.data, preprocess)
+    known = classes_of(request.classes)
+    pool = pool_of(request.data, preprocess, known)
+    known = known or pool.classes
     with _blaming_images():
         chosen = data.calibration(pool, recipe.calibration, recipe.seed)
     calibration = images_of(chosen, preprocess)
-    evaluation = (
-        evaluation_images(request.eval_data, preprocess, request.eval_images, split="all")
+    tests = (
+        evaluation_images(request.eval_data, preprocess, request.eval_images, "all", known)
         if request.eval_data
-        else evaluation_images(request.data, preprocess, request.eval_images)
+        else evaluation_images(request.data, preprocess, request.eval_images, classes=known)
     )
-    classes = checkpoints.check_input(checkpoint, calibration.normalized(0, 2))
-    with _blaming_images(f"data {request.eval_data or request.data}: "):
-        evaluation.check_labels(classes)
+    evaluation = images_of(tests, preprocess)
+    outputs = checkpoints.check_input(checkpoint, calibration.normalized(0, 2))
+    measured = f"data {request.eval_data or request.data}"
+    with _blaming_images():
+        names.check_count(tests.classes, outputs, measured)
+    with _blaming_images(f"{measured}: "):
+        evaluation.check_labels(outputs)
     source = {
         "checkpoint": request.checkpoint,
         "checkpoint_digest": checkpoint.digest,
@@ -176,7 +200,20 @@ def prepare(request: Request) -> Prepared:
     name = f"{request.model_name} {recipe.bits} {recipe.method.name}"
     pixels = evaluation.pixels.nbytes
     cell = Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels)
-    return Prepared(request, cell, calibration, evaluation, source, _fp_bytes(network))
+    doubts = tuple(filter(None, [*checkpoint.warnings, names.doubt(tests.classes)]))
+    for doubt in doubts:
+        _say(doubt)
+    return Prepared(
+        *(request, cell, calibration, evaluation, source, _fp_bytes(network)),
+        classes=tests.classes,
+        warnings=doubts,
+    )
+
+
+@functools.cache
+def _say(doubt: str) -> None:
+    """Once, however often the same input is prepared."""
+    logging.getLogger("modcap").warning(doubt)
 
 
 def _fp_bytes(network: Network) -> int:

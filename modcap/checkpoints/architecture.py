@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modcap.checkpoints import _torchvision
+from modcap.checkpoints import _torchvision, arch_options
 from modcap.core.errors import InputError, Unavailable
 from modcap.core.messages import first_line
 
@@ -23,12 +23,11 @@ Factory = Callable[..., nn.Module]
 
 _HOW = "use torchvision:NAME, timm:NAME or package.module:factory"
 _INCEPTION = ("googlenet", "inception_v3")  # torchvision's networks with auxiliary classifiers
-_IMAGENET_CLASSES = 1000
 
 
 def split(architecture: str) -> tuple[str, str]:
-    """``"torchvision:resnet18"`` as ``("torchvision", "resnet18")``."""
-    source, colon, name = architecture.partition(":")
+    """``"torchvision:resnet18"`` as ``("torchvision", "resnet18")``, without options."""
+    source, colon, name = arch_options.parse(architecture).base.partition(":")
     if not (source and colon and name):
         raise InputError(f"--arch {architecture!r} is not an architecture: {_HOW}")
     return source, name
@@ -44,12 +43,15 @@ def build(architecture: str, weights: Mapping[str, Tensor]) -> nn.Module:
         InputError: there is no such architecture, or it cannot be built.
     """
     source, name = split(architecture)
+    named = arch_options.parse(architecture)
     factory = _factory(source, name, weights)
+    arch_options.check(named, source, name, factory)
+    options = dict(named.options)
     with torch.random.fork_rng(devices=[]):
-        model = _call(factory, architecture)
+        model = _call(factory, architecture, **options)
         classes = _classes(model, weights)
         if classes is not None and _takes_classes(source, factory):
-            model = _call(factory, architecture, num_classes=classes)
+            model = _call(factory, architecture, **{"num_classes": classes, **options})
     return model
 
 
@@ -59,8 +61,10 @@ def _classes(model: nn.Module, weights: Mapping[str, Tensor]) -> int | None:
     if not matrices or matrices[-1][0] not in weights:
         return None
     key, tensor = matrices[-1]
-    rows = weights[key].shape[:1]
-    return None if rows == tensor.shape[:1] or not rows else int(rows[0])
+    rows, columns = weights[key].shape[:1], weights[key].shape[1:]
+    if columns != tensor.shape[1:] or rows == tensor.shape[:1] or not weights[key].numel():
+        return None  # of another network: what does not fit is named later
+    return int(rows[0])
 
 
 def _takes_classes(source: str, factory: Factory) -> bool:
@@ -75,7 +79,7 @@ def _call(factory: Factory, architecture: str, **options: Any) -> nn.Module:
     except Exception as error:
         raise InputError(
             f"--arch {architecture} cannot be built ({type(error).__name__}: {first_line(error)}): "
-            f"it must be callable without arguments"
+            f"it must be callable without arguments, or with the options that are given"
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -104,18 +108,11 @@ def _torchvision_factory(name: str, weights: Mapping[str, Tensor]) -> Factory:
             f"--arch torchvision:{name}: torchvision has no such classifier{_hint(name, known)}"
         )
 
-    def build_one(num_classes: int = _IMAGENET_CLASSES) -> nn.Module:
-        options: dict[str, Any] = {}
+    def build_one(**options: Any) -> nn.Module:
         if name in _INCEPTION:
-            # The published ImageNet weights were trained on inputs of another normalisation.
-            published = num_classes == _IMAGENET_CLASSES
             auxiliary = any(key.startswith(("aux", "AuxLogits")) for key in weights)
-            options = {
-                "aux_logits": auxiliary,
-                "transform_input": published,
-                "init_weights": False,
-            }
-        model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
+            options |= {"aux_logits": auxiliary, "init_weights": False}
+        model: nn.Module = models.get_model(name, weights=None, **options)
         return model
 
     return build_one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -11,9 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from modcap.checkpoints import arch_options
 from modcap.checkpoints import architecture as architectures
 from modcap.checkpoints import export_archive as pt2
-from modcap.checkpoints import state_dict as files
+from modcap.checkpoints import state_dict as weights
+from modcap.checkpoints.plain_tensors import fitting
+from modcap.checkpoints.state_dict import StateDict
+from modcap.core import files
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
 
@@ -21,6 +26,7 @@ __all__ = ["Checkpoint", "check_input", "load"]
 
 _UNUSED = "num_batches_tracked"  # no part of inference
 _NAMED = 3  # keys to name in an error
+_LONG = 100  # characters of one
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Checkpoint:
             whatever the path or the format of the file.
         path: as given.
         size_bytes: of the file.
+        warnings: what may not be as it was meant.
     """
 
     model: nn.Module | ExportedProgram = field(repr=False)
@@ -41,6 +48,7 @@ class Checkpoint:
     digest: str
     path: str
     size_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
@@ -48,7 +56,9 @@ def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
 
     Args:
         path: a local file.
-        architecture: for weights; torchvision:NAME, timm:NAME or package.module:factory.
+        architecture: for weights; torchvision:NAME, timm:NAME or package.module:factory, with
+            options that weights do not tell: ``torchvision:googlenet?transform_input=true``. Where
+            a file holds both, ``?weights=ema`` takes the averaged ones.
 
     Raises:
         InputError: the file is missing, damaged, holds code, NaN or infinity, or does not fit the
@@ -57,6 +67,7 @@ def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
     file = Path(path)
     data = _bytes(file)
     graph = ""
+    doubts: tuple[str, ...] = ()
     model: nn.Module | ExportedProgram
     if file.suffix == ".pt2":
         if architecture is not None:
@@ -69,23 +80,29 @@ def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
                 f"{path} holds weights only: say --arch torchvision:NAME, timm:NAME or "
                 f"package.module:factory"
             )
-        weights = files.read(file, data)
-        _check_finite(weights, str(path))
-        model = architectures.build(architecture, weights)
-        _fill(model, weights, f"{path} does not fit --arch {architecture}")
+        named = arch_options.parse(architecture)
+        found = weights.read(file, data, named.weights)
+        architecture = str(named)
+        model = architectures.build(architecture, found.tensors)
+        _fill(model, found, architecture, str(path))
+        if named.weights is None and found.others:
+            doubts = (_both(str(path), architecture, found.others),)
     name = architecture or "pt2"
-    return Checkpoint(model, name, _digest(name, graph, model), str(path), len(data))
+    return Checkpoint(model, name, _digest(name, graph, model), str(path), len(data), doubts)
+
+
+def _both(where: str, architecture: str, others: str) -> str:
+    mark = "&" if "?" in architecture else "?"
+    return (
+        f"checkpoint {where} holds raw and averaged (EMA) weights, and the raw ones are taken: say "
+        f"--arch {architecture}{mark}weights={others} for the others, or weights=raw to agree"
+    )
 
 
 def _bytes(file: Path) -> bytes:
     if file.is_dir():
         raise InputError(f"checkpoint {file} is a directory: give the file of weights inside it")
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"checkpoint {file} cannot be read ({error.strerror}): check the path"
-        ) from error
+    data = files.read(file, f"checkpoint {file}")
     if not data:
         raise InputError(f"checkpoint {file} is empty: copy or download it again")
     return data
@@ -93,7 +110,7 @@ def _bytes(file: Path) -> bytes:
 
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(name[:_LONG] for name in names[:_NAMED]) + more
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -106,22 +123,44 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def _fill(model: nn.Module, weights: dict[str, Tensor], complaint: str) -> None:
-    """Puts ``weights`` into ``model``, which must match them name by name and shape by shape."""
+def _fill(model: nn.Module, found: StateDict, architecture: str, where: str) -> None:
+    """Puts tensors into ``model``, which must match them name by name, in shape and in kind."""
     expected = model.state_dict()
-    missing = [n for n in expected if n not in weights and not n.endswith(_UNUSED)]
-    unexpected = sorted(n for n in weights if n not in expected and not n.endswith(_UNUSED))
+    complaint = f"{where} does not fit --arch {architecture}"
+    _check_names(expected, found.tensors, complaint)
+    state = OrderedDict(
+        (name, fitting(name, found.tensors[name], tensor, f"checkpoint {where}"))
+        for name, tensor in expected.items()
+        if name in found.tensors and not name.endswith(_UNUSED)
+    )
+    counts = [name for name in expected if name.endswith(_UNUSED) and name in found.tensors]
+    state.update((name, found.tensors[name]) for name in counts)  # averages of them are no integers
+    # Files without versions (safetensors has none) are taken to be of today's form.
+    versions = {**getattr(expected, "_metadata", {}), **found.versions}
+    state._metadata = versions  # type: ignore[attr-defined]
+    try:
+        model.load_state_dict(state, strict=False)
+    except Exception as error:  # of the network's own code
+        raise InputError(f"{complaint}: {first_line(error)}") from error
+    model.float().eval().requires_grad_(False)
+    filled = model.state_dict()
+    _check_finite({name: filled[name] for name in state if name in filled}, where)
+
+
+def _check_names(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], complaint: str
+) -> None:
+    missing = [n for n in expected if n not in given and not n.endswith(_UNUSED)]
+    unexpected = sorted(n for n in given if n not in expected and not n.endswith(_UNUSED))
     other = [
-        f"{n} is {tuple(weights[n].shape)} for {tuple(expected[n].shape)}"
+        f"{n} is {tuple(given[n].shape)} for {tuple(expected[n].shape)}"
         for n in expected
-        if n in weights and weights[n].shape != expected[n].shape
+        if n in given and given[n].shape != expected[n].shape
     ]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": other}
     if any(found.values()):
         details = "; ".join(f"{what} {_names(names)}" for what, names in found.items() if names)
         raise InputError(f"{complaint}: {details}; name the architecture that was trained")
-    model.load_state_dict({n: t for n, t in weights.items() if n in expected}, strict=False)
-    model.float().eval().requires_grad_(False)
 
 
 def _check_archive(program: ExportedProgram, where: str) -> None:

@@ -4,48 +4,76 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from modcap.checkpoints.plain_tensors import as_plain
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
 
-__all__ = ["read"]
+__all__ = ["StateDict", "read"]
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema")
+_COUNT = "n_averaged"  # which AveragedModel keeps beside its module
 _CODE = re.compile(r"global|reduce|allowlist|build", re.IGNORECASE)  # what torch refuses to call
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 
 
-def read(file: Path, data: bytes) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class StateDict:
+    """Tensors by name.
+
+    Attributes:
+        versions: what torch keeps beside them for each module, by the module's name: the version
+            of its form, which some modules ask for.
+        others: what else there was to choose, for people.
+    """
+
+    tensors: dict[str, Tensor]
+    versions: dict[str, Any] = field(default_factory=dict)
+    others: str = ""
+
+
+def read(file: Path, data: bytes, kind: str | None = None) -> StateDict:
     """The state dict in a file, without the wrappers and prefixes that training scripts add.
 
     Args:
         file: decides the format by its suffix, and is named in errors.
         data: its content.
+        kind: ``raw`` or ``ema``, where training kept both; raw ones are taken if it is not said.
 
     Raises:
-        InputError: the file is damaged, holds code, or no state dict.
+        InputError: the file is damaged, holds code, no state dict, or tensors that are no weights.
     """
     if file.suffix == ".safetensors":
-        return _unprefixed(_read_safetensors(file, data))
-    if file.suffix in _PICKLED:
-        return _unprefixed(_unwrapped(_read_pickled(file, data), file))
-    raise InputError(f"checkpoint {file} has no known suffix: give .pt2, .safetensors, .pt or .pth")
+        _refuse_choice(kind, "raw", file)
+        found = StateDict(_read_safetensors(file, data))
+    elif file.suffix in _PICKLED:
+        found = _chosen(_read_pickled(file, data), file, kind)
+    else:
+        raise InputError(
+            f"checkpoint {file} has no known suffix: give .pt2, .safetensors, .pt or .pth"
+        )
+    where = f"checkpoint {file}"
+    plain = {name: as_plain(name, tensor, where) for name, tensor in found.tensors.items()}
+    return _unprefixed(replace(found, tensors=plain))
 
 
 def _read_safetensors(file: Path, data: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except Exception as error:  # of the format, of types that torch lacks, of sizes beyond 2^63
         raise InputError(
             f"checkpoint {file} is no valid safetensors file ({first_line(error)}): "
             f"it is damaged or cut short, copy or download it again"
@@ -54,7 +82,10 @@ def _read_safetensors(file: Path, data: bytes) -> dict[str, Tensor]:
 
 def _read_pickled(file: Path, data: bytes) -> Any:
     try:
-        return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+        _check_sizes(data)
+        with warnings.catch_warnings():  # of tensors of kinds that are refused by name
+            warnings.simplefilter("ignore")
+            return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not _CODE.search(str(error)):
             raise _damaged(file, error) from error
@@ -66,6 +97,14 @@ def _read_pickled(file: Path, data: bytes) -> Any:
         raise _damaged(file, error) from error
 
 
+def _check_sizes(data: bytes) -> None:
+    """An archive of torch is not compressed: what inflates is not from torch, and has no bound."""
+    if zipfile.is_zipfile(BytesIO(data)):
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(data):
+                raise ValueError("it holds more than its size, and torch.save does not compress")
+
+
 def _damaged(file: Path, error: Exception) -> InputError:
     return InputError(
         f"checkpoint {file} cannot be read ({first_line(error)}): "
@@ -73,10 +112,31 @@ def _damaged(file: Path, error: Exception) -> InputError:
     )
 
 
-def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
+def _chosen(content: Any, file: Path, kind: str | None) -> StateDict:
+    """The raw or the averaged weights of what a training script saved."""
+    averaged = [key for key in _AVERAGED if _holds(content, key)]
+    raw = not averaged or any(_holds(content, key) for key in _WRAPPERS)
+    if averaged and (kind == "ema" or not raw):
+        _refuse_choice(kind, "ema", file)
+        found = _unwrapped(content[averaged[0]], file)
+        return replace(found, others="raw" if raw else "")
+    _refuse_choice(kind, "raw", file)
+    return replace(_unwrapped(content, file), others="ema" if averaged else "")
+
+
+def _holds(content: Any, key: str) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+
+
+def _refuse_choice(kind: str | None, there: str, file: Path) -> None:
+    if kind not in (None, there):
+        raise InputError(f"checkpoint {file} holds {there} weights only: leave out weights={kind}")
+
+
+def _unwrapped(content: Any, file: Path) -> StateDict:
     """The state dict inside what training scripts commonly save around it."""
     for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+        if _holds(content, wrapper):
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise InputError(
@@ -90,11 +150,24 @@ def _unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
             f"checkpoint {file} is not a state dict ({found}): "
             f"save model.state_dict(), alone or under one of {', '.join(_WRAPPERS)}"
         )
-    return {str(key): value for key, value in content.items()}
+    versions = getattr(content, "_metadata", None)
+    known = versions if isinstance(versions, Mapping) else {}
+    return StateDict(
+        {str(key): value for key, value in content.items()},
+        {str(name): value for name, value in known.items()},
+    )
 
 
-def _unprefixed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unprefixed(found: StateDict) -> StateDict:
+    tensors, versions = dict(found.tensors), found.versions
+    if _COUNT in tensors and all(name.startswith(("module.", _COUNT)) for name in tensors):
+        del tensors[_COUNT]
     for prefix in _PREFIXES * 2:
-        if weights and all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): t for name, t in weights.items()}
-    return weights
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
+            versions = {
+                f"{name}.".removeprefix(prefix).removesuffix("."): version
+                for name, version in versions.items()
+                if f"{name}.".startswith(prefix)
+            }
+    return replace(found, tensors=tensors, versions=versions)

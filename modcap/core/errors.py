@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["GateRefused", "InputError", "ModcapError", "Notice", "Unavailable"]
+__all__ = ["GateRefused", "InputError", "ModcapError", "Notice", "Unavailable", "printable"]
+
+
+def printable(text: str) -> str:
+    """``text`` on one line: what a terminal would obey, and not show, is written out."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)
 
 
 class ModcapError(Exception):
@@ -22,9 +28,15 @@ class ModcapError(Exception):
 
 
 class InputError(ModcapError):
-    """The user's input is wrong. The message is one line: what, where, how to mend it."""
+    """The user's input is wrong. The message is one line: what, where, how to mend it.
+
+    Names in it come from files of anyone; so it is made printable here.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, report: dict[str, Any] | None = None) -> None:
+        super().__init__(printable(message), report)
 
 
 class Unavailable(InputError):

@@ -30,13 +30,15 @@ def parse(model: type[_Model], values: object, name: str = "") -> _Model:
         return model.model_validate(values)
     except ValidationError as error:
         said = wrong_field(error)
-        raise InputError(f"{name}: {said}" if name else said) from None
+    except (ArithmeticError, TypeError, RecursionError) as error:  # of a number, or of a check
+        said = first_line(error)
+    raise InputError(f"{name}: {said}" if name else said) from None
 
 
 def wrong_field(error: ValidationError) -> str:
     """The first field that is wrong, why, and what was given for it."""
     first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
+    place = ".".join(map(str, first["loc"]))[:_LONG]
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "union_tag_invalid":
         names = " or ".join(first["ctx"]["expected_tags"].rsplit(", ", 1))

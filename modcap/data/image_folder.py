@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modcap.core.errors import InputError
-from modcap.core.messages import first_line
+from modcap.data import image_file
 from modcap.data.preprocess import Preprocess
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-__all__ = ["decoded", "listed", "splits"]
+__all__ = ["decoded", "listed", "names", "splits"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-_MODES = {1: "L", 3: "RGB"}
 _TRAINING, _EVALUATION = "train", ("val", "valid", "validation", "test")
+_LEFT_BEHIND = {"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN"}
 _NAMED = 3  # classes to name in an error
 
 
@@ -42,7 +39,7 @@ def splits(folder: Path) -> tuple[Path, Path] | None:
             )
         return train, tests[0]
     for alone in (train, *tests):
-        if alone.is_dir() and _classes(alone):
+        if alone.is_dir() and names(alone):
             other = _EVALUATION[0] if alone == train else _TRAINING
             raise InputError(
                 f"data {folder} has {alone.name}/ and no {other}/: give both, or {alone} alone"
@@ -50,37 +47,53 @@ def splits(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def listed(folder: Path, trained: Path | None = None) -> list[tuple[Path, int]]:
-    """Image files below ``folder`` with their class, sorted; a class's number is the rank of its
-    folder's name, among those in ``trained`` where that is given.
+def listed(folder: Path, classes: Sequence[str], whose: str) -> list[tuple[Path, int]]:
+    """Image files below ``folder`` with their class, sorted by its name and theirs.
+
+    Args:
+        classes: their names; a class's number is its place among them.
+        whose: what messages say that these are.
 
     Raises:
-        InputError: there is none, or one of a class that ``trained`` lacks.
+        InputError: there is no image, or one of a class that has no number.
     """
-    named = [
-        (file, name)
-        for name in _classes(folder)
-        for file in sorted((folder / name).rglob("*"))
-        if file.suffix.lower() in _SUFFIXES
-    ]
-    numbers = {name: number for number, name in enumerate(_classes(trained or folder))}
+    named = [(file, name) for name in names(folder) for file in _images(folder / name)]
+    numbers = {name: number for number, name in enumerate(classes)}
     unknown = sorted({name for _, name in named} - numbers.keys())
     if unknown:
         more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
         raise InputError(
-            f"data {folder} has images of {', '.join(unknown[:_NAMED])}{more}, and {trained} no "
-            f"such folder: name classes alike in both; a folder may be empty"
+            f"data {folder} has images of {', '.join(unknown[:_NAMED])}{more}, and {whose} no "
+            f"such class: name folders alike in both; a folder may be empty"
         )
-    files = [(file, numbers[name]) for file, name in named]
-    if not files:
+    if not named:
         raise InputError(
             f"data {folder} has no images: give a directory with one folder of images per class"
         )
-    return files
+    return [(file, numbers[name]) for file, name in named]
 
 
-def _classes(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+def names(folder: Path) -> list[str]:
+    """The classes that there are folders of, sorted."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _shown(entry.name))
+
+
+def _images(folder: Path) -> list[Path]:
+    """Files that are called images, at any depth; a folder is none, whatever it is called."""
+    found = []
+    for base, folders, names in os.walk(folder):
+        folders[:] = filter(_shown, folders)
+        found += [
+            Path(base, name)
+            for name in filter(_shown, names)
+            if Path(name).suffix.lower() in _SUFFIXES
+        ]
+    return sorted(found)
+
+
+def _shown(name: str) -> bool:
+    """Whether people mean it: not what their tools leave behind, such as ``.ipynb_checkpoints``."""
+    return not name.startswith(".") and name not in _LEFT_BEHIND
 
 
 def decoded(
@@ -94,9 +107,9 @@ def decoded(
     labels = np.array([label for _, label in files], np.int64)
     images: NDArray[np.uint8] | None = None
     for index, (file, _) in enumerate(files):
-        pixels = _pixels(file, preprocess)
+        pixels = image_file.pixels(file, preprocess)
         if images is None:
-            images = np.empty((len(files), *pixels.shape), np.uint8)
+            images = _room(len(files), pixels.shape)
         if pixels.shape != images.shape[1:]:
             raise InputError(
                 f"image {file} is {pixels.shape[1:]} and others {images.shape[2:]} (height, "
@@ -108,43 +121,11 @@ def decoded(
     return images, labels
 
 
-def _pixels(file: Path, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """(C, H, W) of one file."""
+def _room(count: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise InputError("reading image files needs Pillow: run pip install pillow") from error
-    mode = _MODES.get(preprocess.channels)
-    if mode is None:
+        return np.empty((count, *shape), np.uint8)
+    except (MemoryError, ValueError):
         raise InputError(
-            f"image files have 1 or 3 channels, not {preprocess.channels}: use an .npz"
-        )
-    try:
-        with Image.open(file) as opened:
-            image = _cropped(_resized(opened.convert(mode), preprocess), preprocess.crop)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"image {file} cannot be read ({first_line(error)}): repair or remove it"
-        ) from error
-    pixels: NDArray[np.uint8] = np.atleast_3d(np.asarray(image, np.uint8)).transpose(2, 0, 1)
-    return pixels
-
-
-def _resized(image: Image, preprocess: Preprocess) -> Image:
-    from PIL.Image import Resampling
-
-    if preprocess.resize is None:
-        return image
-    shorter = min(image.size)
-    width, height = (int(preprocess.resize * side / shorter) for side in image.size)
-    method: Any = Resampling[preprocess.interpolation.upper()]
-    return image.resize((width, height), method)
-
-
-def _cropped(image: Image, crop: int | None) -> Image:
-    if crop is None:
-        return image
-    if min(image.size) < crop:
-        raise ValueError(f"{image.width} × {image.height} is smaller than crop={crop}")
-    left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
-    return image.crop((left, top, left + crop, top + crop))
+            f"{count:,} images of {' × '.join(map(str, shape))} do not fit into memory: pass "
+            f"--preprocess with a smaller resize=… and crop=…, or --eval-images"
+        ) from None

@@ -9,21 +9,22 @@ source gives the same images on every machine.
 from __future__ import annotations
 
 import gzip
-import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modcap.core import files
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
-from modcap.data import image_folder
+from modcap.data import arrays, image_folder
 from modcap.data.preprocess import Preprocess
 
 __all__ = ["FLOOR", "POOL", "Images", "Split", "calibration", "load", "permutation"]
@@ -38,7 +39,7 @@ FLOOR = 16
 
 _INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 _SHIPPED = Path(__file__).parents[2] / "examples" / "fashion_mnist" / "data"
-_LARGEST_FLOAT = 100.0  # float images beyond are on the scale of bytes
+_LARGEST_IDX = 2**28  # bytes; five times those of the real set
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class Images:
         images: (N, C, H, W) uint8 (0 to 255) or float32 (0 to 1).
         labels: (N,) int64.
         source: where they come from, for people.
+        classes: what labels stand for, in their order; None where images came without names.
     """
 
     images: NDArray[Any]
     labels: NDArray[np.int64]
     source: str
+    classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +64,7 @@ class Images:
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Images:
         """The images at ``indices``, in that order."""
         chosen = np.asarray(indices, np.int64)
-        return Images(self.images[chosen], self.labels[chosen], self.source)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     @cached_property
     def digest(self) -> str:
@@ -72,7 +75,14 @@ class Images:
         return hasher.hexdigest()
 
 
-def load(spec: str, *, split: Split, preprocess: Preprocess, limit: int | None = None) -> Images:
+def load(
+    spec: str,
+    *,
+    split: Split,
+    preprocess: Preprocess,
+    limit: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> Images:
     """Reads images.
 
     Args:
@@ -84,6 +94,7 @@ def load(spec: str, *, split: Split, preprocess: Preprocess, limit: int | None =
             split, or the test split of one that has two.
         preprocess: resize and crop apply to a folder of image files.
         limit: how many images of the split, the first of them, at most; others are not decoded.
+        classes: names that number the folders of classes, in place of those that are found.
 
     Raises:
         InputError: there are no such images, or they do not fit ``preprocess``.
@@ -96,7 +107,7 @@ def load(spec: str, *, split: Split, preprocess: Preprocess, limit: int | None =
         whole = _read_npz(Path(spec), spec)
         images = whole.take(_indices(len(whole), split)[:limit])
     else:
-        images = _folder(Path(spec), split, preprocess, limit)
+        images = _folder(Path(spec), split, preprocess, limit, classes)
     channels = images.images.shape[1]
     if channels != preprocess.channels:
         raise InputError(
@@ -104,6 +115,7 @@ def load(spec: str, *, split: Split, preprocess: Preprocess, limit: int | None =
             f"{preprocess.channels}: pass --preprocess with {channels} values of mean and std, or "
             f"data that the network was trained on"
         )
+    preprocess.check_values(images.images, f"data {spec}")
     return images
 
 
@@ -156,18 +168,18 @@ def _fashion_mnist(folder: str, split: Split) -> Images:
 
 
 def _from_idx(pixels: Path, labels: Path, split: Split) -> Images:
-    images, classes = _read_idx(pixels)[:, None], _read_idx(labels).astype(np.int64)
-    if images.ndim != 4 or len(images) != len(classes):
+    images, classes = _read_idx(pixels), _read_idx(labels).astype(np.int64)
+    if images.ndim != 3 or classes.shape != images.shape[:1]:
         raise InputError(f"{pixels} and {labels} do not belong together: download them again")
-    found = Images(images, classes, "fashion-mnist")
+    found = Images(images[:, None], classes, "fashion-mnist")
     return found.take(_indices(len(found), split)) if split == "calibration" else found
 
 
 def _read_idx(file: Path) -> NDArray[np.uint8]:
     """An array in the idx format of MNIST: two zeros, type, rank, sizes, bytes."""
+    packed = files.read(file, f"data {file}", _LARGEST_IDX)
     try:
-        packed = file.read_bytes()
-        raw = bytearray(gzip.decompress(packed) if file.suffix == ".gz" else packed)  # writable
+        raw = bytearray(_unpacked(packed) if file.suffix == ".gz" else packed)  # writable
         shape = np.frombuffer(raw, ">u4", raw[3], offset=4)
         return np.frombuffer(raw, np.uint8, offset=4 + shape.nbytes).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
@@ -176,17 +188,16 @@ def _read_idx(file: Path) -> NDArray[np.uint8]:
         ) from error
 
 
+def _unpacked(packed: bytes) -> bytes:
+    with gzip.open(BytesIO(packed)) as opened:
+        raw = opened.read(_LARGEST_IDX + 1)
+    if len(raw) > _LARGEST_IDX:
+        raise ValueError(f"it grows to more than {_LARGEST_IDX:,} bytes")
+    return raw
+
+
 def _read_npz(file: Path, source: str) -> Images:
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-    except FileNotFoundError as error:
-        raise InputError(f"data {file} does not exist: check the path") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"data {file} cannot be read ({first_line(error)}): give an .npz with arrays images "
-            f"and labels"
-        ) from error
+    images, labels = arrays.read(file)
     return _checked(images, labels, file, source)
 
 
@@ -201,30 +212,34 @@ def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str
             f"data {file}: labels are {labels.dtype} of shape {labels.shape} for {len(images)} "
             f"images: give one integer for each"
         )
-    if images.dtype == np.float32 and images.size:
-        largest = float(np.abs(images).max())
-        if not largest <= _LARGEST_FLOAT:
-            raise InputError(
-                f"data {file}: float32 images reach {largest:g}: "
-                f"scale them to 0 to 1, or store uint8"
-            )
+    if labels.size and int(labels.max()) > np.iinfo(np.int32).max:
+        raise InputError(f"data {file}: label {labels.max()} is the number of no class")
     return Images(images, labels.astype(np.int64), source)
 
 
-def _folder(folder: Path, split: Split, preprocess: Preprocess, limit: int | None) -> Images:
+def _folder(
+    folder: Path,
+    split: Split,
+    preprocess: Preprocess,
+    limit: int | None,
+    classes: Sequence[str] | None,
+) -> Images:
     if not folder.is_dir():
         raise InputError(
             f"data {folder} does not exist: give fashion-mnist, a directory with one folder of "
             f"images per class, or an .npz"
         )
-    divided = image_folder.splits(folder)
-    if divided:
-        train, test = divided
-        files = image_folder.listed(train if split == "calibration" else test, train)
-        order = permutation(len(files), 0)
-        chosen = order[:POOL] if split == "calibration" else order
-    else:
-        files = image_folder.listed(folder)
-        chosen = _indices(len(files), split)
-    images, labels = image_folder.decoded([files[i] for i in chosen[:limit]], preprocess)
-    return Images(images, labels, str(folder))
+    train, test = image_folder.splits(folder) or (folder, folder)
+    names = tuple(image_folder.names(train) if classes is None else classes)
+    whose = str(train) if classes is None else "the network"
+    place = train if split == "calibration" else test
+    found = image_folder.listed(place, names, whose)
+    chosen = _indices(len(found), split) if train == test else _divided(len(found), split)
+    images, labels = image_folder.decoded([found[i] for i in chosen[:limit]], preprocess)
+    return Images(images, labels, str(folder), names)
+
+
+def _divided(count: int, split: Split) -> NDArray[np.int64]:
+    """Which images of a source with two splits belong to the one that was asked for."""
+    order = permutation(count, 0)
+    return order[:POOL] if split == "calibration" else order

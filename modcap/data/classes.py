@@ -1,0 +1,89 @@
+"""Names of classes: they number the labels of a folder, and belong to the network that was trained.
+
+A folder that lacks a class would number all later ones otherwise. So names are kept with what is
+made of a network, and number its images wherever these lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from modcap.core import documents, files
+from modcap.core.errors import InputError
+from modcap.core.serialization import canonical
+from modcap.data import image_folder
+
+__all__ = ["check_count", "digest", "doubt", "of_json", "read"]
+
+_BYTES = 2**22
+_MOST = 2**16
+
+
+def read(path: Path) -> tuple[str, ...]:
+    """The names in a file (a line each, or a list in JSON, also under ``classes``, as in a report),
+    or those of the class folders in a directory, or in its ``train``.
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
+    name = f"--classes {path}"
+    if path.is_dir():
+        train = path / "train"
+        return _validated(image_folder.names(train if train.is_dir() else path), name)
+    if path.suffix != ".json":
+        text = files.read(path, name, _BYTES).decode("utf-8-sig", "replace")
+        return _validated([line.strip() for line in text.splitlines() if line.strip()], name)
+    return of_json(path, name)
+
+
+def of_json(path: Path, name: str) -> tuple[str, ...]:
+    """The names in a list, also under ``classes``; messages call the file ``name``."""
+    found = documents.read(path, name, _BYTES)
+    return _validated(found.get("classes") if isinstance(found, dict) else found, name)
+
+
+def _validated(found: object, name: str) -> tuple[str, ...]:
+    """``found`` as names of classes.
+
+    Raises:
+        InputError: it is none, or names one twice.
+    """
+    listed = found if isinstance(found, list) else []
+    good = all(isinstance(one, str) for one in listed) and len(set(map(str, listed))) == len(listed)
+    if not listed or not good or len(listed) > _MOST:
+        raise InputError(f"{name}: give the names of all classes in their order, each once")
+    return tuple(map(str, listed))
+
+
+def digest(classes: Sequence[str]) -> str:
+    """sha256 of names and their order."""
+    return sha256(canonical(list(classes))).hexdigest()
+
+
+def check_count(classes: Sequence[str] | None, outputs: int, where: str) -> None:
+    """Refuses names of another number of classes than the network has: they cannot number its own.
+
+    Raises:
+        InputError: that is so.
+    """
+    if classes is not None and len(classes) != outputs:
+        raise InputError(
+            f"{where} names {len(classes)} classes, and the network has {outputs}: which is which "
+            f"is not known; add a folder, which may be empty, for each class that lacks one, or "
+            f"list all with --classes FILE"
+        )
+
+
+def doubt(classes: Sequence[str] | None) -> str | None:
+    """What may be wrong with a numbering by names, where it may be."""
+    if not classes or not all(name.isascii() and name.isdigit() for name in classes):
+        return None
+    if sorted(classes, key=int) == list(classes):
+        return None
+    return (
+        f"class folders are called by numbers, and sorted as text: {classes[1]} is class 1, "
+        f"{classes[2]} is class 2; if the network counts otherwise, pass zeros in front, or "
+        f"--classes FILE"
+    )

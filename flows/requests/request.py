@@ -46,7 +46,7 @@ class Request(BaseModel):
     arch: str | None = Field(
         None, description="torchvision:NAME, timm:NAME or package.module:factory; not for .pt2"
     )
-    data: str = Field(description="fashion-mnist[:DIR], an ImageFolder directory, or an .npz")
+    data: str = Field(description=f"images: {data.HELP}")
     eval_data: str | None = Field(None, description="where test images come from, if elsewhere")
     eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
     preprocess: str | None = Field(None, description="such as 'mean=0.286,std=0.353'")

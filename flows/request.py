@@ -134,6 +134,14 @@ def evaluation_images(
     return images_of(tests, preprocess)
 
 
+def preprocess_of(request: Request, architecture: str) -> Preprocess:
+    """What the request says, also in a file, which may lie in S3; else what is published."""
+    said = request.preprocess
+    if not said:
+        return Preprocess.for_architecture(architecture)
+    return Preprocess.parse(str(local_path(said)) if said.startswith("s3://") else said)
+
+
 def prepare(request: Request) -> Prepared:
     """Reads checkpoint and images and checks that they, and the recipe, fit each other.
 
@@ -145,11 +153,7 @@ def prepare(request: Request) -> Prepared:
     if request.onnx:
         require_onnx()
     checkpoint = checkpoints.load(local_path(request.checkpoint), request.arch)
-    preprocess = (
-        Preprocess.parse(request.preprocess)
-        if request.preprocess
-        else Preprocess.for_architecture(checkpoint.architecture)
-    )
+    preprocess = preprocess_of(request, checkpoint.architecture)
     pool = pool_of(request.data, preprocess)
     with _blaming_images():
         chosen = data.calibration(pool, recipe.calibration, recipe.seed)

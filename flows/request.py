@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modcap import checkpoint as checkpoints
@@ -18,6 +19,7 @@ from modcap.capacity import signature
 from modcap.errors import InputError, Unavailable
 from modcap.images import ImageSet
 from modcap.jobs import Cell
+from modcap.messages import first_line
 from modcap.network import Network, build
 from modcap.onnx_export import require_onnx
 from modcap.preprocess import Preprocess
@@ -25,10 +27,14 @@ from modcap.recipe import Homogeneity, Method, Recipe, Selection
 from tasks.files import cache_folder, fetch
 from tasks.store import Store
 
-__all__ = ["Prepared", "Request", "prepare"]
+__all__ = ["BadImages", "Prepared", "Request", "prepare"]
 
 
 _MODEL_NAME = re.compile(r"(?!\.*$)[^/:'\"`\\]+")  # what MLflow takes and its searches read
+
+
+class BadImages(Unavailable):
+    """Images that were read are not as they must be; better ones may lie there later."""
 
 
 class Request(BaseModel):
@@ -102,11 +108,23 @@ def local_path(address: str) -> Path:
 
 @contextlib.contextmanager
 def _blaming_images(which: str = "") -> Iterator[None]:
-    """Whatever is wrong with images may be mended, and no checkpoint is to blame: Unavailable."""
+    """Whatever is wrong with images may be mended, and no checkpoint is to blame.
+
+    Raises:
+        Unavailable: they cannot be had, now.
+        BadImages: they were had, and are wrong.
+    """
     try:
         yield
+    except Unavailable:
+        raise
     except InputError as error:
-        raise Unavailable(which + str(error)) from None
+        raise BadImages(which + str(error)) from None
+    except (BotoCoreError, ClientError) as error:
+        raise Unavailable(which + first_line(error)) from None
+    except Exception as error:
+        said = f"images cannot be read ({type(error).__name__}: {first_line(error)}): mend them"
+        raise BadImages(which + said) from None
 
 
 def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:

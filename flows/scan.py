@@ -29,14 +29,14 @@ from flows.policy import Choice, Manifest, Policy, Rule
 from flows.progress import Progress
 from flows.quantize import EXPERIMENT, THREADS
 from flows.report import finished, jobs_of, report
-from flows.request import Prepared, Request, local_path, prepare
+from flows.request import BadImages, Prepared, Request, local_path, prepare
 from flows.runs import link_of
 from flows.tracking import publish, sources_of
 from modcap.errors import InputError, ModcapError, Unavailable
 from modcap.messages import first_line, parse
 from modcap.plan import CellPlan, Plan
 from modcap.results import canonical, digest
-from tasks.files import Found, find
+from tasks.files import Found, Missing, find
 from tasks.lease import Lease, lease
 from tasks.store import Store
 
@@ -90,6 +90,13 @@ class _Candidate:
     def name(self) -> str:
         """What its registered models are called, but for the suffix of a recipe."""
         return self.manifest.name or PurePosixPath(self.found.address).stem
+
+    @property
+    def own_images(self) -> bool:
+        """Whether its manifest, not the policy, chose the images."""
+        said, rule = self.manifest, self.rule
+        chosen = {said.data, said.eval_data} - {None}
+        return not chosen <= {rule.data, rule.eval_data}
 
 
 def run_scan(prefix: str, policy: Policy, store: Store, progress: Progress) -> dict[str, Any]:
@@ -176,15 +183,21 @@ def _check_owner(candidate: _Candidate, model_name: str) -> None:
 
 
 def _blamed(candidate: _Candidate, error: Exception) -> Outcome:
-    """``bad`` where the checkpoint is to blame, also by what nobody foresaw; else ``failed``, and
-    the next pass tries again."""
-    if isinstance(error, ModcapError):
+    """``bad`` where the checkpoint is to blame, also by what nobody foresaw; ``waiting`` for what
+    its manifest names and is not there yet; else ``failed``, and the next pass tries again."""
+    if isinstance(error, Missing) and candidate.own_images:
+        state = "waiting"
+    elif isinstance(error, BadImages):
+        state = "bad" if candidate.own_images else "failed"
+    elif isinstance(error, ModcapError):
         own = isinstance(error, InputError) and not isinstance(error, Unavailable)
-        reason = str(error)
+        state = "bad" if own else "failed"
     else:
-        own = not isinstance(error, BotoCoreError | ClientError)
-        reason = f"it cannot be read: {type(error).__name__}: {first_line(error)}"
-    return Outcome(candidate.found.address, "bad" if own else "failed", " ".join(reason.split()))
+        state = "failed" if isinstance(error, BotoCoreError | ClientError) else "bad"
+    said = str(error)
+    if not isinstance(error, ModcapError):
+        said = f"it cannot be used: {type(error).__name__}: {first_line(error)}"
+    return Outcome(candidate.found.address, state, " ".join(said.split()))
 
 
 def _candidates(
@@ -248,8 +261,8 @@ def _whole(candidate: _Candidate) -> bool:
 
 
 def _settled(store: Store, candidate: _Candidate, outcome: Outcome) -> Outcome:
-    """Notes what stays as it is until the object changes: all but a failure."""
-    if outcome.state != "failed":
+    """Notes what stays as it is until the object changes: no failure, and nothing that waits."""
+    if outcome.state not in ("failed", "waiting"):
         noted = asdict(outcome) | {"permissions": candidate.permissions.model_dump(mode="json")}
         store.put_document(candidate.note, json.dumps(noted).encode())
     return outcome

@@ -17,13 +17,17 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from modcap.errors import InputError, Unavailable
-from tasks.s3 import client, endpoint_of_environment, patiently
+from tasks.s3 import GONE, client, code_of, endpoint_of_environment, patiently
 
-__all__ = ["Found", "cache_folder", "fetch", "find", "split_address", "write_whole"]
+__all__ = ["Found", "Missing", "cache_folder", "fetch", "find", "split_address", "write_whole"]
 
 _SCHEME = "s3://"
 _CACHED = timedelta(days=7)
 _LONGEST_NAME = 100  # characters of a key that the name of its copy keeps
+
+
+class Missing(Unavailable):
+    """There is no such object, though S3 answers."""
 
 
 def cache_folder(kind: str) -> Path:
@@ -107,8 +111,9 @@ def _listed(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
 
 
 def _unreadable(address: str, error: Exception) -> Unavailable:
+    gone = isinstance(error, ClientError) and code_of(error) in GONE
     reason, server = str(error).splitlines()[0], endpoint_of_environment() or "AWS"
-    return Unavailable(
+    return (Missing if gone else Unavailable)(
         f"{address}: cannot be read from {server} ({reason}): check address and rights"
     )
 

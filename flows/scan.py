@@ -16,26 +16,28 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from safetensors import SafetensorError, safe_open
 
 from modcap.core.errors import InputError, ModcapError, Unavailable
-from modcap.core.messages import parse
+from modcap.core.messages import first_line, parse
 from modcap.core.serialization import canonical, digest
 from modcap.flows.execution.connect import connected
 from modcap.flows.execution.execute import Counts, Results, execute
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import link_of
-from modcap.flows.registry.publish import publish
+from modcap.flows.registry.publish import publish, sources_of
 from modcap.flows.reports.cell_record import finished, jobs_of, report
 from modcap.flows.requests.documents import read_mapping
-from modcap.flows.requests.request import Prepared, Request, local_path, prepare
+from modcap.flows.requests.permissions import Permissions
+from modcap.flows.requests.request import BadImages, Prepared, Request, local_path, prepare
 from modcap.flows.requests.scan_policy import Choice, Manifest, Policy, Rule
 from modcap.jobs.plan import CellPlan, Plan
 from modcap.tasks.storage.lease import Lease, lease
-from modcap.tasks.storage.objects import Found, find
+from modcap.tasks.storage.objects import Found, Missing, find
 from modcap.tasks.storage.store import Store
 
 __all__ = ["run_scan", "scan"]
@@ -75,18 +77,32 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A checkpoint that this pass works on."""
+    """A checkpoint that this pass works on; ``stems`` are the names that others have by right."""
 
     found: Found
     note: str
     rule: Rule
+    permissions: Permissions
+    stems: frozenset[str]
     manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """What its registered models are called, but for the suffix of a recipe."""
+        return self.manifest.name or PurePosixPath(self.found.address).stem
+
+    @property
+    def own_images(self) -> bool:
+        """Whether its manifest, not the policy, chose the images."""
+        said, rule = self.manifest, self.rule
+        chosen = {said.data, said.eval_data} - {None}
+        return not chosen <= {rule.data, rule.eval_data}
 
 
 def run_scan(prefix: str, policy: Policy, store: Store, progress: Progress) -> dict[str, Any]:
     """The body of the flow. Of two passes at once over one prefix, the second does nothing."""
     start = time.monotonic()
-    name = f"scan-{digest(prefix.encode())[:16]}"
+    name = f"scan-{digest(prefix.rstrip('/').encode())[:16]}"
     with lease(store, name) as mine:
         if mine is None:
             return {"prefix": prefix, "busy": True, "checkpoints": [], "executed": 0}
@@ -134,7 +150,7 @@ def _pass(
 def _prepare(candidate: _Candidate) -> list[Prepared] | Outcome:
     try:
         return [prepare(_request(candidate, choice)) for choice in candidate.rule.recipes]
-    except InputError as error:
+    except Exception as error:
         return _blamed(candidate, error)
 
 
@@ -143,6 +159,8 @@ def _finish(
 ) -> tuple[Outcome, int]:
     """Registers the cells of one checkpoint; computes what the common plan did not."""
     try:
+        for prepared in cells:
+            _check_owner(candidate, prepared.request.model_name)
         plan, results, counts = _compute(cells, store, progress)
         versions = tuple(
             _register(prepared, cell, plan, results, counts, store)
@@ -154,10 +172,32 @@ def _finish(
     return registered, counts.executed
 
 
-def _blamed(candidate: _Candidate, error: ModcapError) -> Outcome:
-    """``bad`` where the checkpoint is to blame; else ``failed``, and the next pass tries again."""
-    own = isinstance(error, InputError) and not isinstance(error, Unavailable)
-    return Outcome(candidate.found.address, "bad" if own else "failed", str(error))
+def _check_owner(candidate: _Candidate, model_name: str) -> None:
+    """Refuses a registered model that was made of another object, or not by modcap."""
+    others = sources_of(model_name) - {candidate.found.address}
+    if others:
+        raise InputError(
+            f"the registered model {model_name!r} belongs to {sorted(others)[0] or 'somebody else'}"
+            ": give this checkpoint another name in its manifest"
+        )
+
+
+def _blamed(candidate: _Candidate, error: Exception) -> Outcome:
+    """``bad`` where the checkpoint is to blame, also by what nobody foresaw; ``waiting`` for what
+    its manifest names and is not there yet; else ``failed``, and the next pass tries again."""
+    if isinstance(error, Missing) and candidate.own_images:
+        state = "waiting"
+    elif isinstance(error, BadImages):
+        state = "bad" if candidate.own_images else "failed"
+    elif isinstance(error, ModcapError):
+        own = isinstance(error, InputError) and not isinstance(error, Unavailable)
+        state = "bad" if own else "failed"
+    else:
+        state = "failed" if isinstance(error, BotoCoreError | ClientError) else "bad"
+    said = str(error)
+    if not isinstance(error, ModcapError):
+        said = f"it cannot be used: {type(error).__name__}: {first_line(error)}"
+    return Outcome(candidate.found.address, state, " ".join(said.split()))
 
 
 def _candidates(
@@ -167,9 +207,9 @@ def _candidates(
     objects = {found.address: found for found in find(prefix)}
     rested = datetime.now(timezone.utc) - timedelta(seconds=policy.settle_seconds)
     new: list[_Candidate] = []
-    for address, found in objects.items():
-        if not address.endswith(_SUFFIXES):
-            continue
+    checkpoints = {a: found for a, found in objects.items() if a.endswith(_SUFFIXES)}
+    stems = frozenset(PurePosixPath(address).stem for address in checkpoints)
+    for address, found in checkpoints.items():
         rule = policy.rule(address.removeprefix(prefix).lstrip("/"))
         if rule is None:
             outcomes.append(Outcome(address, "unmatched", "no rule of the policy matches its name"))
@@ -178,9 +218,10 @@ def _candidates(
         beside = next((objects[stem + s] for s in _MANIFESTS if stem + s in objects), None)
         identity = [address, found.version, beside and beside.version, rule.model_dump(mode="json")]
         note = f"scans/{digest(canonical(identity))}.json"
+        allowed = policy.permissions
         known = store.get_document(note)
-        if known is not None:
-            earlier = Outcome(**json.loads(known[0]))
+        earlier = _noted(known[0], allowed) if known is not None else None
+        if earlier is not None:
             state = "known" if earlier.state == "registered" else earlier.state
             outcomes.append(Outcome(address, state, earlier.reason, tuple(earlier.versions)))
             continue
@@ -188,11 +229,11 @@ def _candidates(
         if youngest > rested:
             outcomes.append(Outcome(address, "waiting", "it may still be uploaded"))
             continue
-        candidate = _Candidate(found, note, rule, Manifest())
+        candidate = _Candidate(found, note, rule, allowed, stems, Manifest())
         try:
             candidate = replace(candidate, manifest=_manifest(beside))
             whole = _whole(candidate)
-        except InputError as error:
+        except Exception as error:
             outcomes.append(_settled(store, candidate, _blamed(candidate, error)))
             continue
         if whole:
@@ -220,33 +261,65 @@ def _whole(candidate: _Candidate) -> bool:
 
 
 def _settled(store: Store, candidate: _Candidate, outcome: Outcome) -> Outcome:
-    """Notes what stays as it is until the object changes: all but a failure."""
-    if outcome.state != "failed":
-        store.put_document(candidate.note, json.dumps(asdict(outcome)).encode())
+    """Notes what stays as it is until the object changes: no failure, and nothing that waits."""
+    if outcome.state not in ("failed", "waiting"):
+        noted = asdict(outcome) | {"permissions": candidate.permissions.model_dump(mode="json")}
+        store.put_document(candidate.note, json.dumps(noted).encode())
     return outcome
+
+
+def _noted(document: bytes, permissions: Permissions) -> Outcome | None:
+    """What an earlier pass made of it; None where it was bad and other things are allowed now."""
+    values = json.loads(document)
+    before = values.pop("permissions", None)
+    earlier = Outcome(**values)
+    same = before == permissions.model_dump(mode="json")
+    return earlier if same or earlier.state == "registered" else None
 
 
 def _request(candidate: _Candidate, choice: Choice) -> Request:
     address, rule, said = candidate.found.address, candidate.rule, candidate.manifest
+    _check_manifest(candidate)
     data = said.data or rule.data
     if data is None:
         raise InputError(f"{address}: neither its manifest nor the policy names images (data)")
-    arch = None
-    if not address.endswith(".pt2"):
-        arch = said.arch or _architecture_tag(local_path(address)) or rule.arch
-    stem = said.name or PurePosixPath(address).stem
     fields = {
         "checkpoint": address,
-        "arch": arch,
+        "arch": None if address.endswith(".pt2") else _architecture(candidate),
         "data": data,
         "eval_data": said.eval_data or rule.eval_data,
         "eval_images": rule.eval_images,
         "preprocess": said.preprocess or rule.preprocess,
-        "name": f"{stem}-{choice.suffix()}",
+        "name": f"{candidate.name}-{choice.suffix()}",
         "onnx": rule.onnx,
         "recipe": choice.recipe(),
     }
     return parse(Request, fields, address)
+
+
+def _check_manifest(candidate: _Candidate) -> None:
+    """Refuses a manifest that names what is not its owner's to choose."""
+    said, rule, allowed = candidate.manifest, candidate.rule, candidate.permissions
+    own = (rule.data, rule.eval_data)
+    for field, place in (("data", said.data), ("eval_data", said.eval_data)):
+        if place:
+            allowed.check_place(place, field, own)
+    if said.preprocess:
+        allowed.check_preprocess(said.preprocess, rule.preprocess)
+    stem = PurePosixPath(candidate.found.address).stem
+    if candidate.name != stem and candidate.name in candidate.stems:
+        raise InputError(
+            f"its manifest's name {candidate.name!r} is that of another checkpoint: choose another"
+        )
+
+
+def _architecture(candidate: _Candidate) -> str | None:
+    """What manifest or weights say, where they may; else what the rule says."""
+    address = candidate.found.address
+    said = candidate.manifest.arch or _architecture_tag(local_path(address))
+    if said and said != candidate.rule.arch:
+        candidate.permissions.check_architecture(said)
+    return said or candidate.rule.arch
 
 
 def _architecture_tag(file: Path) -> str | None:

@@ -49,6 +49,7 @@ __all__ = [
     "Registered",
     "publish",
     "publish_cell",
+    "sources_of",
 ]
 
 PUBLISH_KEY = "modcap.publish_key"  # of a version: what it is, wherever it was logged
@@ -173,6 +174,17 @@ def publish_cell(
             return run
         version = _register(client, finished, model_name, run.run_id)
     return Registered(run.run_id, run.run_url, model_name, version)
+
+
+def sources_of(model_name: str) -> set[str]:
+    """Where the versions of a registered model come from; '' for those that modcap did not make.
+
+    Raises:
+        Unavailable: MLflow cannot be reached.
+    """
+    with reaching() as client:
+        versions = client.search_model_versions(f"name = '{model_name}'")
+    return {version.tags.get("source_uri", "") for version in versions}
 
 
 def _publish_run(

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.published_preprocess import published_preprocess
 from modcap.core.errors import InputError, Unavailable
+from modcap.core.messages import first_line
 from modcap.data import classes as names
 from modcap.data import sources as data
 from modcap.data.image_set import ImageSet
@@ -29,10 +31,14 @@ from modcap.recipe import Homogeneity, Recipe, Selection
 from modcap.tasks.storage.objects import cache_folder, fetch
 from modcap.tasks.storage.store import Store
 
-__all__ = ["Prepared", "Request", "prepare"]
+__all__ = ["BadImages", "Prepared", "Request", "prepare"]
 
 
 _MODEL_NAME = re.compile(r"(?!\.*$)[^/:'\"`\\]+")  # what MLflow takes and its searches read
+
+
+class BadImages(Unavailable):
+    """Images that were read are not as they must be; better ones may lie there later."""
 
 
 class Request(BaseModel):
@@ -112,11 +118,23 @@ def local_path(address: str) -> Path:
 
 @contextlib.contextmanager
 def _blaming_images(which: str = "") -> Iterator[None]:
-    """Whatever is wrong with images may be mended, and no checkpoint is to blame: Unavailable."""
+    """Whatever is wrong with images may be mended, and no checkpoint is to blame.
+
+    Raises:
+        Unavailable: they cannot be had, now.
+        BadImages: they were had, and are wrong.
+    """
     try:
         yield
+    except Unavailable:
+        raise
     except InputError as error:
-        raise Unavailable(which + str(error)) from None
+        raise BadImages(which + str(error)) from None
+    except (BotoCoreError, ClientError) as error:
+        raise Unavailable(which + first_line(error)) from None
+    except Exception as error:
+        said = f"images cannot be read ({type(error).__name__}: {first_line(error)}): mend them"
+        raise BadImages(which + said) from None
 
 
 def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
@@ -153,6 +171,14 @@ def classes_of(path: str | None) -> tuple[str, ...] | None:
     return None if path is None else names.read(local_path(path))
 
 
+def preprocess_of(request: Request, architecture: str) -> Preprocess:
+    """What the request says, also in a file, which may lie in S3; else what is published."""
+    said = request.preprocess
+    if not said:
+        return published_preprocess(architecture)
+    return Preprocess.parse(str(local_path(said)) if said.startswith("s3://") else said)
+
+
 def prepare(request: Request) -> Prepared:
     """Reads checkpoint and images and checks that they, and the recipe, fit each other.
 
@@ -164,11 +190,7 @@ def prepare(request: Request) -> Prepared:
     if request.onnx:
         require_onnx()
     checkpoint = checkpoints.load(local_path(request.checkpoint), request.arch)
-    preprocess = (
-        Preprocess.parse(request.preprocess)
-        if request.preprocess
-        else published_preprocess(checkpoint.architecture)
-    )
+    preprocess = preprocess_of(request, checkpoint.architecture)
     known = classes_of(request.classes)
     pool = pool_of(request.data, preprocess, known)
     known = known or pool.classes

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
 from modcap.flows.requests.documents import read_mapping
+from modcap.flows.requests.permissions import Permissions
 from modcap.recipe import Recipe
 
 __all__ = ["Manifest", "Policy", "Rule", "read_policy"]
@@ -71,8 +72,9 @@ class Rule(_Frozen):
     recipes: tuple[Choice, ...] = Field(min_length=1)
 
 
-class Policy(_Frozen):
-    """Rules, and how long an object must rest before it counts as uploaded."""
+class Policy(Permissions):
+    """Rules, how long an object must rest before it counts as uploaded, and what uploaders may
+    name."""
 
     rules: tuple[Rule, ...] = Field(min_length=1)
     settle_seconds: float = Field(60.0, ge=0, description="younger objects wait for the next pass")
@@ -80,6 +82,10 @@ class Policy(_Frozen):
     def rule(self, name: str) -> Rule | None:
         """The first rule that matches a name below the prefix."""
         return next((rule for rule in self.rules if fnmatch.fnmatch(name, rule.match)), None)
+
+    @property
+    def permissions(self) -> Permissions:
+        return Permissions(factories=self.factories, data_below=self.data_below)
 
 
 def read_policy(path: Path) -> Policy:

@@ -261,7 +261,7 @@ def test_the_baselines_of_a_report_are_plain() -> None:
 
     recipe = make_recipe("quick", None, tuning=7, schedule="waves", w_bits=2)
     nearest = rounding_to_nearest(recipe)
-    assert (nearest.method.value, nearest.k, nearest.w_bits) == ("rtn", 0, 2)
+    assert (nearest.method.name, nearest.k, nearest.w_bits) == ("rtn", 0, 2)
     assert (nearest.corrects, nearest.tuning_steps) == (False, 0)
     assert (unjoined(recipe).k, unjoined(recipe).tuning_steps) == (0, 7)
 

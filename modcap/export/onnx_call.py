@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -12,9 +10,9 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from modcap.errors import InputError
-from modcap.export.onnx_graph import Encoding, Graph
+from modcap.export.onnx_graph import Graph
 
-__all__ = ["OPERATORS", "Call", "Size", "Weight", "Write", "operator"]
+__all__ = ["OPERATORS", "Call", "Size", "Write", "operator"]
 
 Size = int | torch.SymInt
 Write = Callable[[Graph, "Call"], str | list[str]]
@@ -30,19 +28,6 @@ def operator(*targets: OpOverload) -> Callable[[Write], Write]:
         return write
 
     return register
-
-
-class Weight:
-    """The integers of a weight layer: written where they are read, in the layout asked for."""
-
-    def __init__(self, graph: Graph, integers: Tensor, encoding: Encoding) -> None:
-        self._graph, self._integers, self._encoding = graph, integers, encoding
-
-    def read(self, transposed: bool = False) -> str:
-        if not transposed:
-            return self._graph.weight(self._integers, self._encoding)
-        turned = replace(self._encoding, axis=1 - cast(int, self._encoding.axis))
-        return self._graph.weight(self._integers.T, turned)
 
 
 class Call:
@@ -83,7 +68,7 @@ class Call:
         held = self._values[value]
         if isinstance(held, Tensor):
             return self._graph.constant(held.to(dtype) if dtype else _storable(held))
-        name: str = held.read() if isinstance(held, Weight) else held
+        name: str = held
         other = dtype is not None and dtype != value.meta["val"].dtype
         return self._graph.cast(name, cast(torch.dtype, dtype)) if other else name
 
@@ -93,13 +78,6 @@ class Call:
     def held(self, value: Any) -> Any:
         """What is known of a value: a tensor where it depends on no image."""
         return self._values.get(value)
-
-    def transposed(self, argument: str) -> str:
-        """A matrix with its dimensions swapped."""
-        held = self._values[self[argument]]
-        if isinstance(held, Weight):
-            return held.read(transposed=True)
-        return self._graph.add("Transpose", self.name(argument), perm=[1, 0])
 
     @property
     def shape(self) -> tuple[Size, ...]:
@@ -121,8 +99,7 @@ class Call:
     def reshape(self, x: str, shape: Sequence[Size]) -> str:
         """x in another shape: a dimension that grows with the images is left to the runtime."""
         free = [size for size in shape if not isinstance(size, int)]
-        known = math.prod(size for size in shape if isinstance(size, int))
-        if len(free) > 1 or not known:
+        if len(free) > 1 or (free and 0 in shape):
             return self._graph.add("Reshape", x, self.dynamic(shape))
         plain = [size if isinstance(size, int) else -1 for size in shape]
         return self._graph.add("Reshape", x, self._graph.constant(torch.tensor(plain)))

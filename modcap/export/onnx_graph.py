@@ -51,7 +51,8 @@ class Graph:
 
     Args:
         opset: the version of operators that it is written for.
-        has_clip: whether it may hold ``Clip``.
+        octets: whether all integers are stored in 8 bits: runtimes fuse what reads and gives these,
+            and fail on others, see :meth:`activation`.
 
     Attributes:
         opset: as given.
@@ -60,9 +61,9 @@ class Graph:
         cuts: (computed, given) of each activation that is cut, by its path, see :meth:`cut`.
     """
 
-    def __init__(self, opset: int, has_clip: bool = True) -> None:
+    def __init__(self, opset: int, octets: bool = True) -> None:
         self.opset = opset
-        self._has_clip = has_clip
+        self._octets = octets
         self.place = ""
         self.encodings: list[Encoding] = []
         self.cuts: dict[str, tuple[str, str]] = {}
@@ -126,7 +127,7 @@ class Graph:
 
     def clip(self, x: str, low: float | None, high: float | None) -> str:
         """x between two numbers."""
-        if self._has_clip:
+        if self._octets:
             ends = ["" if end is None else self.constant(end) for end in (low, high)]
             return self.add("Clip", x, *ends)
         x = x if low is None else self.add("Max", x, self.constant(low))
@@ -144,15 +145,23 @@ class Graph:
 
     def activation(self, x: str, encoding: Encoding) -> str:
         """x rounded to its levels: ``QuantizeLinear`` saturates it at those of its type, a clip
-        at those of fewer bits."""
+        at those of fewer bits.
+
+        onnxruntime (1.32) takes pairs of any type for 8-bit ones: it fuses operators between them,
+        moves pairs past a pooling, drops a ReLU or a clip in front, and then fails, or gives
+        something else. So around pairs of fewer bits stand ``Max`` and ``Min``, which it leaves.
+        """
         self.encodings.append(encoding)
         width = storage_bits(encoding.bits, self.opset)
-        scale, low = encoding.scale.float(), -encoding.zero_point.float()
-        if width > encoding.bits:
-            high = (low + levels(encoding.bits)) * scale
-            x = self.clip(x, float(low * scale), float(high))
+        scale, steps = encoding.scale.float(), -encoding.zero_point.float()
+        low, high = float(steps * scale), float((steps + levels(encoding.bits)) * scale)
         pair = self.constant(scale), self._zero_point(encoding.zero_point, width)
-        return self.add("DequantizeLinear", self.add("QuantizeLinear", x, *pair), *pair)
+        if self._octets:
+            x = self.clip(x, low, high) if width > encoding.bits else x
+            return self.add("DequantizeLinear", self.add("QuantizeLinear", x, *pair), *pair)
+        above = self.add("Max", x, self.constant(low))
+        y = self.add("DequantizeLinear", self.add("QuantizeLinear", above, *pair), *pair)
+        return self.add("Min", y, self.constant(high))
 
     def _zero_point(self, zero_point: Tensor, width: int) -> str:
         name = f"zero_point_{width}_{int(zero_point)}"

@@ -32,12 +32,20 @@ def convolution(graph: Graph, call: Call) -> str:
 
 @operator(aten.linear.default)
 def linear(graph: Graph, call: Call) -> str:
-    x, bias = call.name("input"), call["bias"]
-    if len(call.shape_of("input")) == 2:
-        biases = [] if bias is None else [call.name("bias")]
-        return graph.add("Gemm", x, call.name("weight"), *biases, transB=1)
-    product = graph.add("MatMul", x, call.transposed("weight"))
-    return product if bias is None else graph.add("Add", product, call.name("bias"))
+    """Always ``Gemm``, over rows: what onnxruntime makes of ``MatMul`` over low-bit weights rounds
+    the other factor, too."""
+    x, shape = call.name("input"), call.shape
+    if len(shape) != 2:
+        x = call.reshape(x, (-1, shape_end(call, "input")))
+    biases = [] if call["bias"] is None else [call.name("bias")]
+    y = graph.add("Gemm", x, call.name("weight"), *biases, transB=1)
+    return y if len(shape) == 2 else call.reshape(y, shape)
+
+
+def shape_end(call: Call, argument: str) -> int:
+    """The size of the last dimension."""
+    (size,) = call.sizes_of(argument, -1)
+    return size
 
 
 @operator(aten.matmul.default, aten.mm.default, aten.bmm.default)
@@ -59,8 +67,7 @@ def addmm(graph: Graph, call: Call) -> str:
 def attention(graph: Graph, call: Call) -> str:
     if call["is_causal"] or call["dropout_p"]:
         raise call.refused("causal, or with dropout")
-    *_, width = call.sizes_of("query", -1)
-    scale = call["scale"] or 1 / math.sqrt(width)
+    scale = call["scale"] or 1 / math.sqrt(shape_end(call, "query"))
     ndim = len(call.shape_of("key"))
     turned = [*range(ndim - 2), ndim - 1, ndim - 2]
     keys = graph.add("Transpose", call.name("key"), perm=turned)

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from modcap.artifact import QuantizedNetwork
 from modcap.export import onnx_elementwise, onnx_layers, onnx_pooling, onnx_shapes
 from modcap.export.lowering import ACTIVATION, WEIGHT, lower
-from modcap.export.onnx_call import OPERATORS, Call, Weight
+from modcap.export.onnx_call import OPERATORS, Call
 from modcap.export.onnx_graph import BATCH, INPUT, Encoding, Graph
 from modcap.export.storage import storage_bits
 from modcap.quantized import ActivationQuantizer, QuantLayer, quantizers
@@ -54,15 +54,15 @@ def write(lowered: Lowered, opset: int, cut: bool = False) -> tuple[Graph, str]:
     Raises:
         InputError: an operator has no ONNX form; the line names it and its place.
     """
-    # onnxruntime (1.32) fails where Clip meets QuantizeLinear to less than 8 bits
-    graph = Graph(opset, has_clip=_in_octets(lowered.network, opset))
+    graph = Graph(opset, octets=_in_octets(lowered.network, opset))
     return graph, _Writer(graph, lowered, cut).run()
 
 
 def _in_octets(network: QuantizedNetwork, opset: int) -> bool:
-    """Whether all activations are stored in 8 bits."""
-    values = [value for module in network.chain for value in quantizers(module)[1].values()]
-    return all(storage_bits(value.bits, opset) == 8 for value in values)
+    """Whether all integers are stored in 8 bits."""
+    found = [quantizers(module) for module in network.chain]
+    widths = [q.bits for layers, values in found for q in (*layers.values(), *values.values())]
+    return all(storage_bits(width, opset) == 8 for width in widths)
 
 
 class _Writer:
@@ -125,12 +125,12 @@ class _Writer:
             arguments = fx.map_arg((node.args, node.kwargs), value)
             return cast(OpOverload, node.target)(*arguments[0], **arguments[1])
 
-    def _weight(self, node: fx.Node) -> Weight:
+    def _weight(self, node: fx.Node) -> str:
         layer = cast(QuantLayer, self.network.get_submodule(str(node.args[1])))
         assert layer.integers is not None
         name = self.graph.name("weight")
         encoding = Encoding(name, layer.bits, layer.scale, layer.zero_point, layer.axis)
-        return Weight(self.graph, layer.integers, encoding)
+        return self.graph.weight(layer.integers, encoding)
 
     def _activation(self, node: fx.Node) -> str:
         path = str(node.args[1])

@@ -1,0 +1,46 @@
+"""What tests of exports share: artifacts of networks, rounded to nearest, and their ONNX form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from modcap.artifact import pack_network
+from modcap.network import build
+from modcap.quantized import attach, bits_of, state_of
+from modcap.reconstruct import calibrate, chain, harden
+
+
+def artifact_of(model: nn.Module | Any, images: Tensor, w_bits: int, a_bits: int) -> bytes:
+    """The artifact of ``model``, all of its layers with the same bits."""
+    network = build(model, images[:2])
+    bits = bits_of(network.partition, w_bits, a_bits, 8)
+    bits[0][0] = bits[-1][-1] = bits[0][0]._replace(weight=w_bits, activation=a_bits)
+    states, full = {}, images
+    for index, (module, widths) in enumerate(zip(network.partition.modules, bits, strict=True)):
+        made = attach(module, widths)
+        calibrate([made], full, 2.4)
+        harden([made])
+        states |= {f"{index}.{name}": tensor for name, tensor in state_of(made)}
+        full = chain([module], full)
+    return pack_network(network, states, bits)
+
+
+def run_onnx(file: Path, images: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    return torch.from_numpy(logits)
+
+
+def initializers(file: Path) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in onnx.load(file).graph.initializer}
+
+
+def operators(file: Path) -> Sequence[str]:
+    return [node.op_type for node in onnx.load(file).graph.node]

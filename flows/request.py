@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from modcap import checkpoint as checkpoints
 from modcap import data
 from modcap.capacity import signature
 from modcap.errors import InputError, Unavailable
+from modcap.export import EXPORTERS, require
 from modcap.images import ImageSet
 from modcap.jobs import Cell
 from modcap.network import Network, build
-from modcap.onnx_export import require_onnx
 from modcap.preprocess import Preprocess
 from modcap.recipe import Homogeneity, Method, Recipe, Selection
 from tasks.files import cache_folder, fetch
@@ -29,6 +29,14 @@ __all__ = ["Prepared", "Request", "prepare"]
 
 
 _MODEL_NAME = re.compile(r"(?!\.*$)[^/:'\"`\\]+")  # what MLflow takes and its searches read
+
+
+def known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    """``names``, if each is that of a format."""
+    for name in names:
+        if name not in EXPORTERS:
+            raise ValueError(f"{name!r} is no format: give {', '.join(EXPORTERS)}")
+    return names
 
 
 class Request(BaseModel):
@@ -47,13 +55,24 @@ class Request(BaseModel):
     eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
     preprocess: str | None = Field(None, description="such as 'mean=0.286,std=0.353'")
     name: str | None = Field(None, description="registered model; by default the file's stem")
-    onnx: bool = Field(False, description="register the ONNX form too; needs modcap[export]")
+    onnx: bool = Field(False, description="the same as exports [onnx]; needs modcap[export]")
+    exports: tuple[str, ...] = Field((), description="formats to register too: onnx, pt2, …")
     recipe: Recipe = Recipe()
 
     @property
     def model_name(self) -> str:
         stem = self.checkpoint.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
         return self.name or stem
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What the version holds beside the artifact, each once."""
+        return tuple(dict.fromkeys((*(("onnx",) if self.onnx else ()), *self.exports)))
+
+    @field_validator("exports")
+    @classmethod
+    def _are_known(cls, exports: tuple[str, ...]) -> tuple[str, ...]:
+        return known_formats(exports)
 
     @model_validator(mode="after")
     def _may_be_registered(self) -> Request:
@@ -142,8 +161,7 @@ def prepare(request: Request) -> Prepared:
         Unavailable: checkpoint or images cannot be had, now.
     """
     recipe = request.recipe
-    if request.onnx:
-        require_onnx()
+    require(request.formats)
     checkpoint = checkpoints.load(local_path(request.checkpoint), request.arch)
     preprocess = (
         Preprocess.parse(request.preprocess)

@@ -30,7 +30,7 @@ from flows.runs import (
     start_run,
 )
 from modcap.artifact import unpack_network
-from modcap.onnx_export import save_onnx
+from modcap.export import EXPORTERS, Export, Known, save
 from modcap.recipe import Recipe
 from modcap.results import canonical, digest
 from modcap.selection import Span
@@ -53,7 +53,6 @@ __all__ = [
 PUBLISH_KEY = "modcap.publish_key"  # of a version: what it is, wherever it was logged
 JOBS = "modcap.jobs"  # keys of the last jobs of a cell: all others follow from what they need
 ALIAS = "candidate"
-ONNX = "onnx/network.onnx"  # below the version
 _BATCH = 900  # metrics per request; the server takes a thousand
 
 
@@ -86,7 +85,7 @@ class Finished:
     jobs: tuple[str, ...]
     network_digest: str
     report: Mapping[str, Any]
-    onnx: bool
+    exports: tuple[str, ...]
 
     @property
     def tags(self) -> dict[str, str]:
@@ -111,7 +110,7 @@ class Finished:
             "preprocess": self.source["preprocess"],
             "recipe_digest": self.recipe.digest,
             "modcap_version": _version(),
-            **({"onnx": ONNX} if self.onnx else {}),
+            **{name: _below(name) for name in self.exports},
         }
 
 
@@ -271,9 +270,23 @@ def _save_model(folder: Path, finished: Finished) -> None:
             input_example=example,
             pip_requirements=_requirements(),
         )
-    if finished.onnx:
-        (folder / ONNX).parent.mkdir()
-        save_onnx(network, finished.input_shape, folder / ONNX)
+    _export(folder, finished)
+
+
+def _below(name: str) -> str:
+    """Where an export lies below its version."""
+    return f"{name}/network{EXPORTERS[name].suffix}"
+
+
+def _export(folder: Path, finished: Finished) -> None:
+    tags = finished.tags
+    digests = {name: value for name, value in tags.items() if name.endswith("_digest") and value}
+    del digests["artifact_digest"]  # which every export holds
+    recipe = finished.recipe.model_dump(mode="json")
+    known = Known(recipe, digests, tags["preprocess"])
+    for name in finished.exports:
+        (folder / name).mkdir()
+        save(Export(finished.artifact, known=known), name, folder / _below(name))
 
 
 def _requirements() -> list[str]:

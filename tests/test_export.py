@@ -117,7 +117,9 @@ def test_names_and_metadata_are_the_models_own(artifacts: Artifacts, tmp_path: P
     assert len(set(nodes)) == len(nodes)
     for name in layers:
         assert any(node.startswith(name) for node in nodes)
-    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [
+    assert [
+        d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim
+    ] == [
         "batch",
         *SHAPE,
     ]
@@ -127,7 +129,10 @@ def test_names_and_metadata_are_the_models_own(artifacts: Artifacts, tmp_path: P
 def test_nothing_tells_of_the_machine(artifacts: Artifacts, tmp_path: Path, name: str) -> None:
     save(Export(artifacts[4, 6]), name, tmp_path / "file")
     data = (tmp_path / "file").read_bytes()
-    assert not re.search(rb"\.py\b|site-packages|/[a-z]+/[a-z]+/[a-z]+/|Traceback|modcap\.\w+\.", data.replace(b"modcap.artifact_digest", b""))
+    assert not re.search(
+        rb"\.py\b|site-packages|/[a-z]+/[a-z]+/[a-z]+/|Traceback|modcap\.\w+\.",
+        data.replace(b"modcap.artifact_digest", b""),
+    )
 
 
 @pytest.mark.parametrize("name", ["onnx", "encodings", "safetensors"])

@@ -20,7 +20,7 @@ ALLOWED = {
 }
 OWN = set(ALLOWED)
 CORE = {"torch", "numpy", "safetensors", "pydantic"} | set(sys.stdlib_module_names)
-LAZY = {"torchvision", "timm", "PIL", "yaml", "onnx", "onnxscript"}  # only where they are needed
+LAZY = {"torchvision", "timm", "PIL", "yaml", "onnx", "onnxruntime"}  # only where they are needed
 MACHINE = re.compile(
     r"(?<![\w.])/(work|home|root|opt|tmp/bash)/|pypi\.|pythonhosted|download\.pytorch|\.internal\b"
 )

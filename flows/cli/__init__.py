@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from flows.cli.export import export
 from flows.cli.measure import capacity, evaluate
 from flows.cli.quantize import quantize
 from flows.cli.registry import promote, scan
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (quantize, capacity, plan, sweep, evaluate, scan, promote):
+for command in (quantize, capacity, plan, sweep, evaluate, export, scan, promote):
     app.command()(command)
 app.add_typer(store, name="store")
 app.add_typer(stack, name="stack")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,10 @@ def program_of(network: QuantizedNetwork) -> ExportedProgram:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shapes = ({0: Dim("batch")},)
-            return torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
+            return cast(
+                ExportedProgram,
+                torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False),
+            )
     except Exception as error:  # whatever torch raises
         raise InputError(
             f"torch.export cannot capture the artifact for any number of images "

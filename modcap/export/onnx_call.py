@@ -58,6 +58,10 @@ class Call:
             "pt2 or safetensors"
         )
 
+    def get(self, argument: str) -> Any:
+        """What is given for an argument; None where the operator has no such."""
+        return self._given.get(argument)
+
     def __contains__(self, argument: str) -> bool:
         return argument in self._given
 

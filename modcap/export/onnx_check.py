@@ -41,8 +41,9 @@ def session_of(data: bytes, where: str, threads: int = 0) -> Any:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own classes, one for each kind of fault
         raise InputError(
-            f"{where}: onnxruntime {onnxruntime.__version__} cannot run it ({first_line(error)}); "
-            "2-bit types (opset 25) need 1.25 or later: update it, or export with --opset 21 or 13"
+            f"{where}: onnxruntime {onnxruntime.__version__} cannot run it ({first_line(error)}): "
+            "it is damaged, or needs a later one (1.25 for the 2-bit types of opset 25; 21 and 13 "
+            "do without)"
         ) from None
 
 

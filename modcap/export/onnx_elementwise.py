@@ -41,8 +41,8 @@ def _pair(kind: str) -> Write:
 
 def _operands(call: Call) -> tuple[str, str]:
     first, second = call.node.args[:2]
-    values = [v.meta["val"] if isinstance(v, fx.Node) else v for v in (first, second)]
-    dtype = torch.result_type(*values)
+    values: Any = [v.meta["val"] if isinstance(v, fx.Node) else v for v in (first, second)]
+    dtype = torch.result_type(values[0], values[1])
     return call.read(first, dtype), call.read(second, dtype)
 
 
@@ -113,7 +113,7 @@ def log1p(graph: Graph, call: Call) -> str:
 @operator(aten.clamp.default, aten.hardtanh.default, aten.clamp_min.default, aten.clamp_max.default)
 def clip(graph: Graph, call: Call) -> str:
     names = ("min_val", "max_val") if "hardtanh" in str(call.node.target) else ("min", "max")
-    ends = [call[name] if name in call else None for name in names]
+    ends = [call.get(name) for name in names]
     if not call.node.meta["val"].is_floating_point():
         raise call.refused("of integers")
     low, high = (None if end is None else float(end) for end in ends)
@@ -127,7 +127,8 @@ def hard_sigmoid(graph: Graph, call: Call) -> str:
 
 @operator(aten.hardswish.default)
 def hard_swish(graph: Graph, call: Call) -> str:
-    return graph.add("Mul", call.name("self"), hard_sigmoid(graph, call))
+    x = call.name("self")
+    return graph.add("Mul", x, graph.add("HardSigmoid", x, alpha=1 / 6, beta=0.5))
 
 
 @operator(aten.silu.default)
@@ -209,10 +210,10 @@ def vector_norm(graph: Graph, call: Call) -> str:
 
 
 def _axes(call: Call) -> list[int]:
-    dims = call["dim"] if "dim" in call else None
+    dims = call.get("dim")
     everything = list(range(len(call.shape_of("self"))))
     return [dims] if isinstance(dims, int) else list(dims or everything)
 
 
 def _keeps(call: Call) -> bool:
-    return "keepdim" in call and bool(call["keepdim"])
+    return bool(call.get("keepdim"))

@@ -51,11 +51,8 @@ def average_pool(graph: Graph, call: Call) -> str:
     factor = _divisors(call, dims, torch.ones(1, 1, *sizes), kernel, strides, pads, after)
     if bool((factor == 1).all()):
         return y
-    return graph.add("Mul", y, graph.constant(factor if factor.unique().numel() > 1 else _one(factor)))
-
-
-def _one(factor: Tensor) -> float:
-    return float(factor.flatten()[0])
+    one = factor if len(factor.unique()) > 1 else factor.max()
+    return graph.add("Mul", y, graph.constant(one))
 
 
 def _divisors(
@@ -108,7 +105,9 @@ def adaptive_average_pool(graph: Graph, call: Call) -> str:
     if len(sizes) > 2:
         raise call.refused("windows of unequal size in 3 dimensions")
     x = graph.add("MatMul", x, graph.constant(_averages(sizes[-1], outs[-1]).T))
-    return x if len(sizes) == 1 else graph.add("MatMul", graph.constant(_averages(sizes[0], outs[0])), x)
+    if len(sizes) == 1:
+        return x
+    return graph.add("MatMul", graph.constant(_averages(sizes[0], outs[0])), x)
 
 
 def _averages(size: int, out: int) -> Tensor:

@@ -61,7 +61,8 @@ def write(lowered: Lowered, opset: int, cut: bool = False) -> tuple[Graph, str]:
 def _in_octets(network: QuantizedNetwork, opset: int) -> bool:
     """Whether all integers are stored in 8 bits."""
     found = [quantizers(module) for module in network.chain]
-    widths = [q.bits for layers, values in found for q in (*layers.values(), *values.values())]
+    widths = {layer.bits for layers, _ in found for layer in layers.values()}
+    widths |= {value.bits for _, values in found for value in values.values()}
     return all(storage_bits(width, opset) == 8 for width in widths)
 
 
@@ -100,8 +101,8 @@ class _Writer:
 
     def _written(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
-            source, index = node.args
-            values = self.values[cast(fx.Node, source)]
+            source, index = cast(tuple[fx.Node, int], node.args)
+            values = self.values[source]
             return values[index] if isinstance(values, list | tuple) else None
         if node.target is WEIGHT:
             return self._weight(node)

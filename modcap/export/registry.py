@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -93,4 +92,3 @@ def _found(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ValueError:  # it was taken out of sys.modules on purpose
         return False
-

@@ -27,7 +27,7 @@ from modcap.export.onnx_check import session_of
 from modcap.export.onnx_graph import INPUT, OUTPUT
 
 WIDTHS = ((8, 8), (4, 8), (4, 4), (3, 3), (2, 4), (2, 2))
-NAMES = ("mobilenet_v2_x0_5", "regnet_tiny", "resnet18_narrow", "vgg_tiny")
+NAMES = ("vgg_tiny", "resnet18_narrow", "regnet_tiny", "mobilenet_v2_x0_5")
 _BATCH = 500
 
 

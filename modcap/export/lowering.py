@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -83,10 +82,7 @@ def program_of(network: QuantizedNetwork) -> ExportedProgram:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shapes = ({0: Dim("batch")},)
-            return cast(
-                ExportedProgram,
-                torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False),
-            )
+            return torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever torch raises
         raise InputError(
             f"torch.export cannot capture the artifact for any number of images "
@@ -107,4 +103,5 @@ def lower(network: QuantizedNetwork, kept: Iterable[OpOverload]) -> ExportedProg
         table.pop(operator, None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return program.run_decompositions(table)
+        lowered: ExportedProgram = program.run_decompositions(table)
+    return lowered

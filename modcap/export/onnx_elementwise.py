@@ -116,8 +116,8 @@ def clip(graph: Graph, call: Call) -> str:
     ends = [call.get(name) for name in names]
     if not call.node.meta["val"].is_floating_point():
         raise call.refused("of integers")
-    low, high = (None if end is None else float(end) for end in ends)
-    return graph.clip(call.name("self"), low, high)
+    inputs = ["" if end is None else graph.constant(float(end)) for end in ends]
+    return graph.add("Clip", call.name("self"), *inputs)
 
 
 @operator(aten.hardsigmoid.default)

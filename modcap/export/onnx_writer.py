@@ -20,8 +20,7 @@ from modcap.export import onnx_elementwise, onnx_layers, onnx_pooling, onnx_shap
 from modcap.export.lowering import ACTIVATION, WEIGHT, lower
 from modcap.export.onnx_call import OPERATORS, Call
 from modcap.export.onnx_graph import BATCH, INPUT, Encoding, Graph
-from modcap.export.storage import storage_bits
-from modcap.quantized import ActivationQuantizer, QuantLayer, quantizers
+from modcap.quantized import ActivationQuantizer, QuantLayer
 
 __all__ = ["WRITERS", "Lowered", "write"]
 
@@ -54,16 +53,8 @@ def write(lowered: Lowered, opset: int, cut: bool = False) -> tuple[Graph, str]:
     Raises:
         InputError: an operator has no ONNX form; the line names it and its place.
     """
-    graph = Graph(opset, octets=_in_octets(lowered.network, opset))
+    graph = Graph(opset)
     return graph, _Writer(graph, lowered, cut).run()
-
-
-def _in_octets(network: QuantizedNetwork, opset: int) -> bool:
-    """Whether all integers are stored in 8 bits."""
-    found = [quantizers(module) for module in network.chain]
-    widths = {layer.bits for layers, _ in found for layer in layers.values()}
-    widths |= {value.bits for _, values in found for value in values.values()}
-    return all(storage_bits(width, opset) == 8 for width in widths)
 
 
 class _Writer:

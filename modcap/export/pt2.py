@@ -54,7 +54,8 @@ class _Layer(nn.Module):
         self.register_buffer("zero_point", source.zero_point.reshape(spread))
 
     def forward(self, x: Tensor) -> Tensor:
-        values = self.packed[:, None] >> self.shifts & levels(self.width)
+        shifted = torch.bitwise_right_shift(self.packed[:, None], self.shifts)
+        values = torch.bitwise_and(shifted, levels(self.width))
         integers = values.flatten()[: math.prod(self.shape)].reshape(self.shape).float()
         weight = dequantize(integers, self.scale, self.zero_point)
         result: Tensor = functional_call(self.layer, {"weight": weight}, (x,))

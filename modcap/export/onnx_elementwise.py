@@ -188,6 +188,13 @@ def reduce(graph: Graph, call: Call) -> str:
     return reduced(graph, kind, call.name("self"), _axes(call), _keeps(call))
 
 
+@operator(aten.any.default, aten.any.dim, aten.any.dims)
+def any_(graph: Graph, call: Call) -> str:
+    x = call.read(call["self"], torch.float32)
+    largest = reduced(graph, "ReduceMax", graph.add("Abs", x), _axes(call), _keeps(call))
+    return graph.cast(largest, torch.bool)
+
+
 @operator(aten.var.correction, aten.var.dim)
 def variance(graph: Graph, call: Call) -> str:
     axes, x = _axes(call), call.name("self")

@@ -30,6 +30,16 @@ def expand(graph: Graph, call: Call) -> str:
     return graph.add("Expand", call.name("self"), call.dynamic(wanted))
 
 
+@operator(aten.full.default, aten.full_like.default, aten.zeros_like.default)
+@operator(aten.ones_like.default)
+def full(graph: Graph, call: Call) -> str:
+    value = call.get("fill_value")
+    if value is None:
+        value = "ones" in str(call.node.target)
+    one = graph.constant(torch.tensor(value, dtype=call.node.meta["val"].dtype))
+    return graph.add("Expand", one, call.dynamic(call.shape))
+
+
 @operator(aten.repeat.default)
 def repeat(graph: Graph, call: Call) -> str:
     times, shape = call["repeats"], call.shape_of("self")

@@ -292,6 +292,7 @@ def _request(candidate: _Candidate, choice: Choice) -> Request:
         "preprocess": said.preprocess or rule.preprocess,
         "name": f"{candidate.name}-{choice.suffix()}",
         "onnx": rule.onnx,
+        "exports": rule.exports,
         "recipe": choice.recipe(),
     }
     return parse(Request, fields, address)

@@ -69,7 +69,7 @@ def _metadata(export: Export) -> dict[str, str]:
         "modcap.artifact_digest": export.digest,
         "modcap.bits": _json(widths_of(export.network)),
         "modcap.recipe": _json(known.recipe) if known.recipe else "",
-        "modcap.data.preprocess": known.preprocess,
+        "modcap.preprocess": known.preprocess,
         "modcap.classes": _json(known.classes) if known.classes else "",
         **{f"modcap.{name}": value for name, value in known.digests.items()},
     }

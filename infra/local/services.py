@@ -29,6 +29,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_enable_metrics_collection": "0",  # they would be everybody's to read
 }
 
 
@@ -277,7 +278,6 @@ _RAY_PORTS = (
     "dashboard-agent-listen-port",
     "dashboard-agent-grpc-port",
     "runtime-env-agent-port",
-    "metrics-export-port",
 )
 _MAKERS: dict[str, Callable[[Home, dict[str, Any], Mapping[str, str]], Service]] = {
     "s3": _s3,

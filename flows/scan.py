@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -142,22 +141,32 @@ def _settle_batch(
             outcomes.append(_outcome(candidate, refused.fault))
         except Exception as error:
             outcomes.append(_outcome(candidate, fault_of(error, own_images=False)))
-    executed = 0
-    link = link_of(EXPERIMENT, {})
-    run = partial(execute, store=store, progress=progress, link=link)
-
-    def counted(cells: Sequence[Cell]) -> tuple[Plan, Results, Counts]:
-        nonlocal executed
-        made = run(cells)
-        executed += made[2].executed
-        return made
-
-    for each in execute_apart(owned, counted, progress):
+    computed, executed = _computed(owned, store, progress)
+    for each in computed:
         if isinstance(each, Computed):
             outcomes.append(_registered(each, store))
         else:
             outcomes.append(_outcome(each[0], _fault_of_work(each[1])))
     return outcomes, executed
+
+
+def _computed(
+    owned: Sequence[Owned[Candidate]], store: Store, progress: Progress
+) -> tuple[list[Computed[Candidate] | tuple[Candidate, Exception]], int]:
+    """The cells of all, computed, and how many jobs ran for it."""
+    executed = 0
+    try:
+        link = link_of(EXPERIMENT, {})
+    except ModcapError as error:  # without MLflow, nothing could be registered
+        return [(each.owner, error) for each in owned], 0
+
+    def run(cells: Sequence[Cell]) -> tuple[Plan, Results, Counts]:
+        nonlocal executed
+        plan, results, counts = execute(cells, store, progress, link)
+        executed += counts.executed
+        return plan, results, counts
+
+    return list(execute_apart(owned, run, progress)), executed
 
 
 class _Refused(Exception):

@@ -46,6 +46,7 @@ bench-fidelity: ## Every selection beside every other, at equal steps; QUICK=1, 
 bench-waves: ## Groups side by side against one after another; QUICK=1, too
 bench-scaling: ## One and two workers, and a simulation of many; QUICK=1, too
 bench-overhead: ## What orchestration costs; QUICK=1, too
+bench-scan: ## A thousand small checkpoints in one scan; QUICK=1, too
 bench-time_to_accuracy: ## Cheap recipes beside the published one, for hours; QUICK=1, too
 bench-%: env
 	$(BIN)/python -m benchmarks.$* $(if $(QUICK),--quick) $(ARGS)

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import PurePosixPath
 from typing import Any
 
+import ray
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from modcap.core.errors import InputError, ModcapError
+from modcap.core.errors import ModcapError
 from modcap.core.serialization import canonical, digest
 from modcap.flows.execution.apart import Computed, Owned, execute_apart
 from modcap.flows.execution.connect import connected
@@ -28,7 +29,8 @@ from modcap.flows.execution.execute import Counts, Results, execute
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import link_of
-from modcap.flows.registry.publish import publish, sources_of
+from modcap.flows.registry.on_ray import register_on_ray
+from modcap.flows.registry.publish import Finished
 from modcap.flows.reports.cell_record import finished, jobs_of, report
 from modcap.flows.requests.blame import Fault, fault_of, said_of
 from modcap.flows.requests.candidate import Candidate
@@ -118,8 +120,7 @@ def _pass(
         mine.check()
         found, done = _settle_batch(batch, stems, store, progress)
         executed += done
-        for outcome in found:
-            outcomes.append(_settled(store, places[outcome.checkpoint], outcome))
+        outcomes += (_settled(store, places[each.checkpoint], each) for each in found)
         settled += len(found)
         progress.note(f"{settled} of {len(new)} checkpoints settled")
     return sorted(outcomes, key=lambda outcome: outcome.checkpoint), executed
@@ -135,18 +136,15 @@ def _settle_batch(
     outcomes: list[Outcome] = []
     owned: list[Owned[Candidate]] = []
     for candidate, found in batch:
-        try:
-            owned.append(Owned(candidate, tuple(_ready(candidate, found, stems))))
-        except _Refused as refused:
-            outcomes.append(_outcome(candidate, refused.fault))
-        except Exception as error:
-            outcomes.append(_outcome(candidate, fault_of(error, own_images=False)))
-    computed, executed = _computed(owned, store, progress)
-    for each in computed:
-        if isinstance(each, Computed):
-            outcomes.append(_registered(each, store))
+        cells = _ready(candidate, found, stems)
+        if isinstance(cells, Fault):
+            outcomes.append(_outcome(candidate, cells))
         else:
-            outcomes.append(_outcome(each[0], _fault_of_work(each[1])))
+            owned.append(Owned(candidate, tuple(cells)))
+    computed, executed = _computed(owned, store, progress)
+    outcomes += (_outcome(e[0], _fault_of_work(e[1])) for e in computed if isinstance(e, tuple))
+    for some in _of_other_names([each for each in computed if isinstance(each, Computed)]):
+        outcomes += _registered(some, store)
     return outcomes, executed
 
 
@@ -169,19 +167,12 @@ def _computed(
     return list(execute_apart(owned, run, progress)), executed
 
 
-class _Refused(Exception):
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.reason)
-        self.fault = fault
-
-
-def _ready(candidate: Candidate, found: Examined, stems: frozenset[str]) -> list[Ready]:
+def _ready(candidate: Candidate, found: Examined, stems: frozenset[str]) -> Sequence[Ready] | Fault:
     if found.fault or found.description is None:
-        raise _Refused(found.fault or Fault(state="failed", reason="nothing was found of it"))
+        return found.fault or Fault(state="failed", reason="nothing was found of it")
     if found.name != candidate.stem and found.name in stems:
-        raise InputError(
-            f"its manifest's name {found.name!r} is that of another checkpoint: choose another"
-        )
+        reason = f"its manifest's name {found.name!r} is that of another checkpoint: choose another"
+        return Fault(state="bad", reason=reason)
     return ready(found.description)
 
 
@@ -197,26 +188,50 @@ def _fault_of_work(error: Exception) -> Fault:
     return Fault(state="failed", reason=said_of(error))
 
 
-def _registered(computed: Computed[Candidate], store: Store) -> Outcome:
-    """Registers the cells of one checkpoint."""
-    candidate = computed.owner
+def _of_other_names(
+    computed: Sequence[Computed[Candidate]],
+) -> Iterator[list[Computed[Candidate]]]:
+    """Lists without a name twice: a name is the first one's who takes it, not of both at once."""
+    left = list(computed)
+    while left:
+        taken: set[str] = set()
+        now: list[Computed[Candidate]] = []
+        later: list[Computed[Candidate]] = []
+        for each in left:
+            own = {cell.request.model_name for cell, _ in each.cells}
+            (later if own & taken else now).append(each)
+            taken |= own
+        yield now
+        left = later
+
+
+def _registered(computed: Sequence[Computed[Candidate]], store: Store) -> list[Outcome]:
+    """Registers the cells of checkpoints, side by side."""
+    started = [(each.owner, _start_to_register(each, store)) for each in computed]
+    return [_awaited(candidate, task) for candidate, task in started]
+
+
+def _awaited(candidate: Candidate, task: Any) -> Outcome:
+    """What the task that registers came to; ``task`` may be what hindered its start."""
     try:
-        for cell, _ in computed.cells:
-            _check_owner(candidate, cell.request.model_name)
-        versions = tuple(_register(computed, *cell, store) for cell in computed.cells)
+        if isinstance(task, Exception):
+            raise task
+        versions = tuple(ray.get(task))
     except Exception as error:
-        return _outcome(candidate, _fault_of_work(error))
+        return _outcome(candidate, _fault_of_work(getattr(error, "cause", error)))
     return Outcome(candidate.address, "registered", versions=versions)
 
 
-def _check_owner(candidate: Candidate, model_name: str) -> None:
-    """Refuses a registered model that was made of another object, or not by modcap."""
-    others = sources_of(model_name) - {candidate.address}
-    if others:
-        raise InputError(
-            f"the registered model {model_name!r} belongs to {sorted(others)[0] or 'somebody else'}"
-            ": give this checkpoint another name in its manifest"
-        )
+def _start_to_register(computed: Computed[Candidate], store: Store) -> Any:
+    """The task that does it, or what is wrong already."""
+    try:
+        cells = [
+            (_finished(computed, cell, planned, store), cell.request.model_name)
+            for cell, planned in computed.cells
+        ]
+        return register_on_ray(computed.owner.address, cells, EXPERIMENT)
+    except Exception as error:
+        return error
 
 
 def _news(
@@ -277,10 +292,11 @@ def _noted(document: bytes, allowed: dict[str, Any]) -> Outcome | None:
     return earlier if same or earlier.state == "registered" else None
 
 
-def _register(computed: Computed[Candidate], cell: Ready, planned: CellPlan, store: Store) -> str:
+def _finished(
+    computed: Computed[Candidate], cell: Ready, planned: CellPlan, store: Store
+) -> Finished:
     results = computed.results
     said = report(cell, planned, results) | {"jobs": jobs_of(computed.counts)}
     done = finished(cell, planned, computed.plan, results, said, {})
     store.put_artifact(said["artifact_digest"], done.artifact)
-    registered = publish(done, experiment=EXPERIMENT, model_name=cell.request.model_name)
-    return f"{registered.model_name}/{registered.model_version}"
+    return done

@@ -1,4 +1,4 @@
-"""Cells of many owners as one plan; where it fails, by halves, until the one to blame stands alone."""
+"""Cells of many owners as one plan; where it fails, by halves, down to the one to blame."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def _wait(references: list[Any], before: int, count: int, progress: Progress) ->
     said = time.monotonic()
     left = references
     while left:
-        done, left = ray.wait(left, num_returns=len(left), timeout=1)
+        _, left = ray.wait(left, num_returns=len(left), timeout=1)
         if time.monotonic() - said > _SAID_SECONDS or not left:
             said = time.monotonic()
             progress.note(f"{before + len(references) - len(left)} of {count} checkpoints examined")

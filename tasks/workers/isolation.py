@@ -1,7 +1,8 @@
 """Work on what is not trusted, in a process of its own, within limits of memory, time and files.
 
 A :class:`Child` runs ``python -m MODULE``, whose main calls ``serve`` of
-:mod:`modcap.tasks.workers.child`. Requests and answers are lines of JSON: nothing that the child sends is ever executed here.
+:mod:`modcap.tasks.workers.child`. Requests and answers are lines of JSON: nothing that the child
+sends is ever executed here.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def _positive(name: str, usual: float) -> float:
     return value
 
 
-class Ended(Exception):  # noqa: N818
+class Ended(Exception):
     """A child ended without an answer.
 
     Attributes:
@@ -134,7 +135,7 @@ class Child:
         command = [sys.executable, "-m", self._module, str(os.getpid())]
         process = subprocess.Popen(
             command,
-            env={**os.environ, **own},
+            env={**_environment(), **own},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -177,6 +178,12 @@ class Child:
         if code < 0:
             return f"its process was ended by {signal.Signals(-code).name}"
         return f"its process ended with {code}"
+
+
+def _environment() -> dict[str, str]:
+    """What a child may know: the store that it reads from and writes to, and no other service."""
+    others = ("MLFLOW_", "PREFECT_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(others)}
 
 
 def _write(process: subprocess.Popen[bytes], value: Any) -> None:

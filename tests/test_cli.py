@@ -30,6 +30,7 @@ FLAGS = {
     ),
     "capacity": "arch capacity classes data json k preprocess preset recipe w-bits",
     "evaluate": "classes data eval-images json preprocess",
+    "export": "format json opset out",
     "plan": (
         "a-bits arch calibration capacity checkpoint classes data homogeneity iterations json k "
         "method picture preprocess preset price-per-hour recipe schedule seeds selection tuning "

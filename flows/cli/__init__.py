@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from modcap.core.errors import ModcapError, Notice
+from modcap.flows.cli.export import export
 from modcap.flows.cli.measure import capacity, evaluate
 from modcap.flows.cli.quantize import quantize
 from modcap.flows.cli.registry import promote, scan
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (quantize, capacity, plan, sweep, evaluate, scan, promote):
+for command in (quantize, capacity, plan, sweep, evaluate, export, scan, promote):
     app.command()(command)
 app.add_typer(store, name="store")
 app.add_typer(stack, name="stack")

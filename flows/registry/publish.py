@@ -19,8 +19,8 @@ from torch import Tensor
 
 from modcap.core.serialization import canonical, digest
 from modcap.data import classes
+from modcap.export import EXPORTERS, Export, Known, save
 from modcap.export.artifact import unpack_network
-from modcap.export.onnx_export import save_onnx
 from modcap.flows.registry.mlflow_runs import (
     PARENT,
     RUN_KEY,
@@ -55,7 +55,6 @@ __all__ = [
 PUBLISH_KEY = "modcap.publish_key"  # of a version: what it is, wherever it was logged
 JOBS = "modcap.jobs"  # keys of the last jobs of a cell: all others follow from what they need
 ALIAS = "candidate"
-ONNX = "onnx/network.onnx"  # below the version
 CLASSES = "classes.json"  # below the version
 _BATCH = 900  # metrics per request; the server takes a thousand
 
@@ -89,7 +88,7 @@ class Finished:
     jobs: tuple[str, ...]
     network_digest: str
     report: Mapping[str, Any]
-    onnx: bool
+    exports: tuple[str, ...]
 
     @property
     def classes(self) -> list[str]:
@@ -123,7 +122,7 @@ class Finished:
             "preprocess": self.source["preprocess"],
             "recipe_digest": self.recipe.digest,
             "modcap_version": _version(),
-            **({"onnx": ONNX} if self.onnx else {}),
+            **{name: _below(name) for name in self.exports},
             **({"classes_digest": classes.digest(self.classes)} if self.classes else {}),
             **({"warnings": "; ".join(self.report["warnings"])} if self._warns else {}),
         }
@@ -298,9 +297,23 @@ def _save_model(folder: Path, finished: Finished) -> None:
         )
     if finished.classes:
         (folder / CLASSES).write_text(json.dumps(finished.classes))
-    if finished.onnx:
-        (folder / ONNX).parent.mkdir()
-        save_onnx(network, finished.input_shape, folder / ONNX)
+    _export(folder, finished)
+
+
+def _below(name: str) -> str:
+    """Where an export lies below its version."""
+    return f"{name}/network{EXPORTERS[name].suffix}"
+
+
+def _export(folder: Path, finished: Finished) -> None:
+    tags = finished.tags
+    digests = {name: value for name, value in tags.items() if name.endswith("_digest") and value}
+    del digests["artifact_digest"]  # which every export holds
+    recipe = finished.recipe.model_dump(mode="json")
+    known = Known(recipe, digests, tags["preprocess"], tuple(finished.classes or ()))
+    for name in finished.exports:
+        (folder / name).mkdir()
+        save(Export(finished.artifact, known=known), name, folder / _below(name))
 
 
 def _requirements() -> list[str]:

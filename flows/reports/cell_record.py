@@ -78,7 +78,7 @@ def finished(
         "recipe": cell.cell.recipe.digest,
         "source": prepared.source["checkpoint_digest"],
         "name": prepared.request.model_name,
-        **({"onnx": True} if prepared.request.onnx else {}),
+        **_published(prepared.request.formats),
     }
     return Finished(
         key=digest(canonical(publication)),
@@ -110,8 +110,14 @@ def finished(
         jobs=(cell.select, cell.assemble, cell.evaluate, cell.evaluate_full),
         network_digest=cell.cell.network.digest,
         report=said,
-        onnx=prepared.request.onnx,
+        exports=prepared.request.formats,
     )
+
+
+def _published(formats: tuple[str, ...]) -> dict[str, Any]:
+    """What exports add to the identity of a publication."""
+    others = [name for name in formats if name != "onnx"]
+    return ({"onnx": True} if "onnx" in formats else {}) | ({"exports": others} if others else {})
 
 
 def _group_name(job: Job) -> str:

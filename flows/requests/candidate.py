@@ -109,6 +109,7 @@ class Claim:
             "preprocess": said.preprocess or rule.preprocess,
             "name": f"{self.name}-{choice.suffix()}",
             "onnx": rule.onnx,
+            "exports": rule.exports,
             "recipe": choice.recipe(),
         }
         return parse(Request, fields, address)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from botocore.exceptions import BotoCoreError, ClientError
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.published_preprocess import published_preprocess
@@ -23,7 +23,7 @@ from modcap.data import classes as names
 from modcap.data import sources as data
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
-from modcap.export.onnx_export import require_onnx
+from modcap.export import EXPORTERS, require
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell
 from modcap.ptq.capacity import signature
@@ -39,6 +39,14 @@ _MODEL_NAME = re.compile(r"(?!\.*$)[^/:'\"`\\]+")  # what MLflow takes and its s
 
 class BadImages(Unavailable):
     """Images that were read are not as they must be; better ones may lie there later."""
+
+
+def known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    """``names``, if each is that of a format."""
+    for name in names:
+        if name not in EXPORTERS:
+            raise ValueError(f"{name!r} is no format: give {', '.join(EXPORTERS)}")
+    return names
 
 
 class Request(BaseModel):
@@ -61,13 +69,24 @@ class Request(BaseModel):
         description="file or folder of class names; by default the folders of data",
     )
     name: str | None = Field(None, description="registered model; by default the file's stem")
-    onnx: bool = Field(False, description="register the ONNX form too; needs modcap[export]")
+    onnx: bool = Field(False, description="the same as exports [onnx]; needs modcap[export]")
+    exports: tuple[str, ...] = Field((), description="formats to register too: onnx, pt2, …")
     recipe: Recipe = Recipe()
 
     @property
     def model_name(self) -> str:
         stem = self.checkpoint.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
         return self.name or stem
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What the version holds beside the artifact, each once."""
+        return tuple(dict.fromkeys((*(("onnx",) if self.onnx else ()), *self.exports)))
+
+    @field_validator("exports")
+    @classmethod
+    def _are_known(cls, exports: tuple[str, ...]) -> tuple[str, ...]:
+        return known_formats(exports)
 
     @model_validator(mode="after")
     def _may_be_registered(self) -> Request:
@@ -211,8 +230,7 @@ def prepare_all(
         Unavailable: checkpoint or images cannot be had, now.
     """
     request = requests[0]
-    if request.onnx:
-        require_onnx()
+    require(request.formats)
     doing("checkpoint")
     checkpoint = checkpoints.load(local_path(request.checkpoint), request.arch)
     preprocess = preprocess_of(request, checkpoint.architecture)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modcap.core.serialization import canonical, digest
 from modcap.flows.execution.execute import Counts, Results
-from modcap.flows.requests.request import Prepared
+from modcap.flows.requests.request import Ready
 from modcap.jobs.job import Job
 from modcap.jobs.plan import CellPlan, Plan
 from modcap.ptq.selection import Span
@@ -61,10 +61,10 @@ class Finished:
         return list(self.report.get("warnings") or [])
 
 
-def report(prepared: Prepared, cell: CellPlan, results: Results) -> dict[str, Any]:
+def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
     """The fields of a report that one cell decides (DESIGN.md, contracts)."""
     evaluated, assembled = results[cell.evaluate].meta, results[cell.assemble].meta
-    names = cell.cell.network.partition.names
+    names = cell.cell.modules
     return {
         "checkpoint": prepared.request.checkpoint,
         "recipe": prepared.request.recipe.model_dump(mode="json"),
@@ -96,7 +96,7 @@ def jobs_of(counts: Counts) -> dict[str, int]:
 
 
 def finished(
-    prepared: Prepared,
+    prepared: Ready,
     cell: CellPlan,
     plan: Plan,
     results: Results,
@@ -132,7 +132,7 @@ def finished(
         recipe=cell.cell.recipe,
         source=prepared.source,
         input_shape=cell.cell.network.input_shape,
-        modules=cell.cell.network.partition.names,
+        modules=cell.cell.modules,
         groups=cell.groups,
         capacities=tuple(selected["capacities"]),
         differentials=tuple(selected["differentials"]),

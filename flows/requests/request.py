@@ -7,7 +7,7 @@ import functools
 import itertools
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from modcap.recipe import Homogeneity, Recipe, Selection
 from modcap.tasks.storage.objects import cache_folder, fetch
 from modcap.tasks.storage.store import Store
 
-__all__ = ["BadImages", "Prepared", "Request", "prepare"]
+__all__ = ["BadImages", "Prepared", "Ready", "Request", "prepare", "prepare_all"]
 
 
 _MODEL_NAME = re.compile(r"(?!\.*$)[^/:'\"`\\]+")  # what MLflow takes and its searches read
@@ -98,22 +98,29 @@ class Request(BaseModel):
         return self
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A request whose input was read and found good."""
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A request whose input was read and found good, as plans and reports need it."""
 
     request: Request
     cell: Cell
-    calibration: ImageSet
-    evaluation: ImageSet
     source: dict[str, str]
     fp_bytes: int
     classes: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
 
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Ready):
+    """With what was read."""
+
+    network: Network
+    calibration: ImageSet
+    evaluation: ImageSet
+
     def upload(self, store: Store) -> None:
         """Puts what jobs read into the store, each once, under its digest."""
-        for value in (self.cell.network, self.calibration, self.evaluation):
+        for value in (self.network, self.calibration, self.evaluation):
             store.upload_input(value.digest, value.to_bytes())
 
     def with_recipe(self, recipe: Recipe, name: str) -> Prepared:
@@ -122,7 +129,7 @@ class Prepared:
         Raises:
             InputError: its k is more than the network has boundaries.
         """
-        _check_selection(self.cell.network, recipe)
+        _check_selection(self.network, recipe)
         cell = replace(self.cell, recipe=recipe, name=name)
         request = self.request.model_copy(update={"recipe": recipe})
         return replace(self, request=request, cell=cell)
@@ -205,48 +212,112 @@ def prepare(request: Request) -> Prepared:
         InputError: with one line that says what is wrong, where, and how to mend it.
         Unavailable: checkpoint or images cannot be had, now.
     """
-    recipe = request.recipe
+    (prepared,) = prepare_all([request])
+    return prepared
+
+
+def prepare_all(
+    requests: Sequence[Request], doing: Callable[[str], None] = lambda what: None
+) -> list[Prepared]:
+    """Prepares requests of one checkpoint that differ in recipe and name; each file is read once.
+
+    Args:
+        requests: at least one.
+        doing: told what comes next: ``checkpoint``, ``images`` or ``network``.
+
+    Raises:
+        InputError: with one line that says what is wrong, where, and how to mend it.
+        Unavailable: checkpoint or images cannot be had, now.
+    """
+    request = requests[0]
     require(request.formats)
+    doing("checkpoint")
     checkpoint = checkpoints.load(local_path(request.checkpoint), request.arch)
     preprocess = preprocess_of(request, checkpoint.architecture)
-    known = classes_of(request.classes)
-    pool = pool_of(request.data, preprocess, known)
-    known = known or pool.classes
-    with _blaming_images():
-        chosen = data.calibration(pool, recipe.calibration, recipe.seed)
-    calibration = images_of(chosen, preprocess)
-    tests = (
-        evaluation_images(request.eval_data, preprocess, request.eval_images, "all", known)
-        if request.eval_data
-        else evaluation_images(request.data, preprocess, request.eval_images, classes=known)
-    )
-    evaluation = images_of(tests, preprocess)
-    outputs = checkpoints.check_input(checkpoint, calibration.normalized(0, 2))
-    measured = f"data {request.eval_data or request.data}"
-    with _blaming_images():
-        names.check_count(tests.classes, outputs, measured)
-    with _blaming_images(f"{measured}: "):
-        evaluation.check_labels(outputs)
+    doing("images")
+    images = _Images.read(request, preprocess)
+    drawn = {_draw(each): images.calibration(each.recipe) for each in requests}
+    doing("network")
+    calibration = drawn[_draw(request)]
+    images.check(checkpoints.check_input(checkpoint, calibration.normalized(0, 2)))
     source = {
         "checkpoint": request.checkpoint,
         "checkpoint_digest": checkpoint.digest,
         "architecture": checkpoint.architecture,
         "data": request.data,
-        "data_digest": pool.digest,
+        "data_digest": images.pool.digest,
         "preprocess": str(preprocess),
     }
     network = build(checkpoint.model, calibration.normalized(0, 2), source)
+    doubts = tuple(filter(None, [*checkpoint.warnings, names.doubt(images.tests.classes)]))
+    for doubt in doubts:
+        _say(doubt)
+    return [
+        _prepared(each, network, drawn[_draw(each)], images, source, doubts) for each in requests
+    ]
+
+
+def _draw(request: Request) -> tuple[int, int]:
+    """What decides which images calibrate."""
+    return request.recipe.calibration, request.recipe.seed
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of a request: those to calibrate on, and those to test on."""
+
+    pool: data.Images
+    tests: data.Images
+    evaluation: ImageSet
+    preprocess: Preprocess
+    measured: str
+
+    @classmethod
+    def read(cls, request: Request, preprocess: Preprocess) -> _Images:
+        known = classes_of(request.classes)
+        pool = pool_of(request.data, preprocess, known)
+        known = known or pool.classes
+        place = request.eval_data or request.data
+        split: data.Split = "all" if request.eval_data else "evaluation"
+        tests = evaluation_images(place, preprocess, request.eval_images, split, known)
+        measured = f"data {place}"
+        return cls(pool, tests, images_of(tests, preprocess), preprocess, measured)
+
+    def calibration(self, recipe: Recipe) -> ImageSet:
+        with _blaming_images():
+            chosen = data.calibration(self.pool, recipe.calibration, recipe.seed)
+        return images_of(chosen, self.preprocess)
+
+    def check(self, outputs: int) -> None:
+        """Refuses images of other classes than a network's ``outputs``."""
+        with _blaming_images():
+            names.check_count(self.tests.classes, outputs, self.measured)
+        with _blaming_images(f"{self.measured}: "):
+            self.evaluation.check_labels(outputs)
+
+
+def _prepared(
+    request: Request,
+    network: Network,
+    calibration: ImageSet,
+    images: _Images,
+    source: dict[str, str],
+    doubts: tuple[str, ...],
+) -> Prepared:
+    recipe, evaluation = request.recipe, images.evaluation
     _check_selection(network, recipe)
     name = f"{request.model_name} {recipe.bits} {recipe.method.name}"
     pixels = evaluation.pixels.nbytes
-    cell = Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels)
-    doubts = tuple(filter(None, [*checkpoint.warnings, names.doubt(tests.classes)]))
-    for doubt in doubts:
-        _say(doubt)
     return Prepared(
-        *(request, cell, calibration, evaluation, source, _fp_bytes(network)),
-        classes=tests.classes,
+        request=request,
+        cell=Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels),
+        source=source,
+        fp_bytes=_fp_bytes(network),
+        classes=images.tests.classes,
         warnings=doubts,
+        network=network,
+        calibration=calibration,
+        evaluation=evaluation,
     )
 
 

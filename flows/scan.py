@@ -30,8 +30,7 @@ from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import link_of
 from modcap.flows.registry.on_ray import register_on_ray
-from modcap.flows.registry.publish import Finished
-from modcap.flows.reports.cell_record import finished, jobs_of, report
+from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
 from modcap.flows.requests.blame import Fault, fault_of, said_of
 from modcap.flows.requests.candidate import Candidate
 from modcap.flows.requests.description import ready

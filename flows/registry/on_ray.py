@@ -10,7 +10,8 @@ from typing import Any
 import ray
 
 from modcap.core.errors import InputError
-from modcap.flows.registry.publish import Finished, publish, sources_of
+from modcap.flows.registry.publish import publish, sources_of
+from modcap.flows.reports.cell_record import Finished
 
 __all__ = ["register_on_ray"]
 

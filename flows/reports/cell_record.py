@@ -3,16 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from modcap.core.serialization import canonical, digest
 from modcap.flows.execution.execute import Counts, Results
-from modcap.flows.registry.publish import Finished
 from modcap.flows.requests.request import Ready
 from modcap.jobs.job import Job
 from modcap.jobs.plan import CellPlan, Plan
+from modcap.ptq.selection import Span
+from modcap.recipe import Recipe
 
-__all__ = ["finished", "jobs_of", "report"]
+__all__ = ["Finished", "finished", "jobs_of", "report"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished cell: all that is worth logging."""
+
+    key: str
+    name: str
+    recipe: Recipe
+    source: Mapping[str, str]
+    input_shape: tuple[int, int, int]
+    modules: tuple[str, ...]
+    groups: tuple[Span, ...]
+    capacities: tuple[float, ...]
+    differentials: tuple[float, ...]
+    allowed: tuple[bool, ...]
+    selected: tuple[bool, ...]
+    curves: Mapping[str, Tensor]
+    errors: Mapping[str, float]
+    losses: tuple[float, ...]
+    oscillation: float
+    baseline_losses: Mapping[str, tuple[float, ...]]
+    fp_top1: float
+    top1: float
+    artifact: bytes
+    artifact_digest: str
+    fp_bytes: int
+    seconds: float
+    jobs: tuple[str, ...]
+    network_digest: str
+    report: Mapping[str, Any]
+    exports: tuple[str, ...]
+
+    @property
+    def classes(self) -> list[str]:
+        """What outputs stand for, where images came with names."""
+        return list(self.report.get("classes") or [])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What says that a result may be wrong."""
+        return list(self.report.get("warnings") or [])
 
 
 def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:

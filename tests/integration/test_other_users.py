@@ -206,7 +206,7 @@ def test_ray_answers_nobody_without_its_token(
         "ConnectionResetError",
         "TimeoutError",
         "ConnectionRefusedError",
-    )  # a worker ended
+    )
     assert all(answer[3:4] == "\4" or answer in silent for answer in frames), answers
 
 

@@ -7,21 +7,32 @@ import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlparse
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from modcap.errors import InputError, Unavailable
-from tasks.s3 import client, endpoint_of_environment, patiently
+from tasks.s3 import client, code_of, endpoint_of_environment, listed, patiently
 
-__all__ = ["Found", "cache_folder", "fetch", "find", "split_address", "write_whole"]
+__all__ = [
+    "Found",
+    "cache_folder",
+    "digest_of",
+    "download",
+    "fetch",
+    "find",
+    "split_address",
+    "write_whole",
+]
 
 _CACHED = timedelta(days=7)
+_CHUNK = 1 << 20
 
 
 def cache_folder(kind: str) -> Path:
@@ -43,12 +54,46 @@ def cache_folder(kind: str) -> Path:
     return root / kind
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[IO[bytes]]:
+    """A new file in the folder of ``path``, which goes unless it was moved there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            yield file
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all."""
+    with _beside(path) as file:
         file.write(data)
-    Path(file.name).replace(path)
+        file.flush()
+        Path(file.name).replace(path)
+
+
+def download(body: Any, path: Path, expected: str | None = None) -> str:
+    """Writes what an answer of S3 holds to a file, as it comes, and returns its sha256; where that
+    is not the expected one, there is no file."""
+    found = hashlib.sha256()
+    with _beside(path) as file:
+        for chunk in body.iter_chunks(_CHUNK):
+            found.update(chunk)
+            file.write(chunk)
+        file.flush()
+        if expected in (None, found.hexdigest()):
+            Path(file.name).replace(path)
+    return found.hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """The sha256 of a file, of any size."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -85,12 +130,10 @@ def find(address: str) -> list[Found]:
         Unavailable: the bucket does not exist or cannot be read.
     """
     bucket, prefix = split_address(address)
-    pages = _environment_client().get_paginator("list_objects_v2")
     try:
         return [
             Found(f"s3://{bucket}/{o['Key']}", o["ETag"].strip('"'), o["Size"], o["LastModified"])
-            for page in pages.paginate(Bucket=bucket, Prefix=prefix)
-            for o in page.get("Contents", [])
+            for o in listed(_environment_client(), bucket, prefix)
         ]
     except (BotoCoreError, ClientError) as error:
         raise _unreadable(address, error) from None
@@ -104,20 +147,35 @@ def _unreadable(address: str, error: Exception) -> Unavailable:
 
 
 def fetch(address: str, folder: Path) -> Path:
-    """A local copy of the object at an s3:// address, named after its content's version.
+    """A local copy of the object at an s3:// address, named after its content's version. One that
+    was fetched before is compared with the checksum that it had then.
 
     Raises:
         InputError: it is no S3 address.
         Unavailable: it does not exist or cannot be read.
     """
     bucket, key = split_address(address)
-    s3 = _environment_client()
     try:
-        tag = patiently(s3.head_object)(Bucket=bucket, Key=key)["ETag"]
-        stamp = hashlib.sha256(f"{address} {tag}".encode()).hexdigest()[:16]
-        local = folder / stamp / Path(key).name
-        if not local.exists():
-            write_whole(local, patiently(s3.get_object)(Bucket=bucket, Key=key)["Body"].read())
+        return _fetch(address, bucket, key, folder)
     except (BotoCoreError, ClientError) as error:
         raise _unreadable(address, error) from None
-    return local
+
+
+@patiently
+def _fetch(address: str, bucket: str, key: str, folder: Path) -> Path:
+    s3 = _environment_client()
+    while True:
+        tag = s3.head_object(Bucket=bucket, Key=key)["ETag"]
+        stamp = hashlib.sha256(f"{address} {tag}".encode()).hexdigest()[:16]
+        local = folder / stamp / Path(key).name
+        checksum = folder / f"{stamp}.sha256"
+        if local.exists() and checksum.exists() and checksum.read_text() == digest_of(local):
+            return local
+        try:
+            found = s3.get_object(Bucket=bucket, Key=key, IfMatch=tag)
+        except ClientError as error:
+            if code_of(error) != "PreconditionFailed":
+                raise
+            continue  # it was replaced this moment
+        write_whole(checksum, download(found["Body"], local).encode())
+        return local

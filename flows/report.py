@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flows.execute import Counts, Results
+from flows.execute import Counts
+from flows.job_results import Results
 from flows.request import Prepared
 from flows.tracking import Finished
 from modcap.jobs import Job, Kind

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from flows import plots
+from flows.aliases import moving_aliases
 from flows.runs import (
     PARENT,
     RUN_KEY,
     Parent,
+    closing,
     experiment_of,
     finish_run,
     first_finished,
@@ -34,6 +36,7 @@ from modcap.onnx_export import save_onnx
 from modcap.recipe import Recipe
 from modcap.results import canonical, digest
 from modcap.selection import Span
+from tasks.lease import Lease
 
 import mlflow  # isort: skip  # after flows.runs, which sets what it reads at import
 from mlflow import MlflowClient
@@ -177,8 +180,9 @@ def _publish_run(
     if run_id is None:
         tags = {**finished.tags, RUN_KEY: key} | ({PARENT: parent.run_id} if parent else {})
         run_id = start_run(client, number, finished.name, tags)
-        _log(client, run_id, finished, with_model)
-        run_id = finish_run(client, number, run_id, key)
+        with closing(client, run_id):
+            _log(client, run_id, finished, with_model)
+            run_id = finish_run(client, number, run_id, key)
     return Published(run_id, run_url(number, run_id))
 
 
@@ -267,6 +271,7 @@ def _save_model(folder: Path, finished: Finished) -> None:
             folder,
             python_model=str(Path(__file__).with_name("registered_model.py")),
             artifacts={"network": str(packed)},
+            model_config={"artifact_digest": finished.artifact_digest},
             signature=signature,
             input_example=example,
             pip_requirements=_requirements(),
@@ -301,7 +306,8 @@ def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) 
     """The version of ``name`` that holds this cell; made, and named candidate, when missing."""
     own = _versions(client, name, finished.key)
     version = own[0] if own else _make_version(client, finished, name, run_id)
-    _make_candidate(client, name, version)
+    with moving_aliases(name) as mine:
+        _make_candidate(client, name, version, mine)
     return version
 
 
@@ -321,11 +327,12 @@ def _make_version(client: MlflowClient, finished: Finished, name: str, run_id: s
     return first
 
 
-def _make_candidate(client: MlflowClient, name: str, version: str) -> None:
+def _make_candidate(client: MlflowClient, name: str, version: str, mine: Lease) -> None:
     """Gives ``version`` the alias unless a later one has it: a crash, or another driver, may have
     come between a version and its alias."""
     aliases = client.get_registered_model(name).aliases
     if int(aliases.get(ALIAS, 0)) < int(version):
+        mine.check()
         client.set_registered_model_alias(name, ALIAS, version)
 
 

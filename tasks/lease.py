@@ -58,7 +58,7 @@ class Lease:
             return now - self._seen[1] > _TERM and self._write(only_if=held[1])
 
     def _write(self, **condition: str) -> bool:
-        """Writes the next sign of life; every one has other content, and so a version of its own."""
+        """Writes the next sign of life; each has its own content, and so its own version."""
         self._beat += 1
         document = json.dumps({"token": self.token, "beat": self._beat}).encode()
         version = self.store.put_document(self.name, document, **condition)

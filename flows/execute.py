@@ -152,10 +152,12 @@ class Execution:
         return next((error for key, error in self.failures.items() if key in needed), None)
 
     def _again(self, lost: Iterable[str]) -> None:
-        self._lose(lost)
+        keys = set(lost)
+        self._lose(keys)
         self.run()
-        for error in self.failures.values():
-            if not self._alive():
+        for cell in self.plan.cells:
+            error = self.failure(cell)
+            if error is not None and keys & self.plan.needed(cell):
                 raise error
 
     def _lose(self, keys: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from tasks.files import cache_folder
 from tasks.s3 import client
 from tasks.store import Store
 from tests.integration.commands import modcap_command, sweep_arguments
@@ -103,14 +104,18 @@ def test_one_run_mends_whatever_is_damaged(
 def test_damaged_inputs_are_put_there_again(
     stack: dict[str, str], report: dict[str, Any], placed: Store, tmp_path: Path
 ) -> None:
-    """Of the same size and age, so that the upload before the run sees nothing; workers may still
-    have whole copies, which are as good."""
+    """Of the same size and age, so that the upload before the run sees nothing."""
     for entry in list(placed.entries("inputs")):
         found = placed.get_document(entry.name)
         assert found is not None
         placed.put_document(entry.name, found[0][:-1] + bytes([found[0][-1] ^ 1]))
+        (cache_folder("inputs") / entry.key).unlink(missing_ok=True)
     placed.remove(list(placed.entries("jobs")))
-    again = sweep(stack, tmp_path)
+    arguments = sweep_arguments(tmp_path, RECIPE, *GRID)
+    done = modcap_command(stack, *arguments, MODCAP_PREFIX="damage")
+    assert done.returncode == 0, done.stderr
+    assert "put there again" in done.stderr
+    again = json.loads(done.stdout)
     assert [c["artifact_digest"] for c in again["cells"]] == [
         c["artifact_digest"] for c in report["cells"]
     ]

@@ -24,21 +24,21 @@ from modcap.data import classes
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
 from modcap.data.sources import Split
-from modcap.export import artifact
-from modcap.flows.registry.mlflow_runs import experiment_of, reaching
+from modcap.flows.registry.aliases import moving_aliases
+from modcap.flows.registry.mlflow_runs import closing, experiment_of, reaching
 from modcap.flows.registry.publish import CLASSES
+from modcap.flows.registry.version_artifact import artifact_of_version
 from modcap.flows.requests.gate import Gate
 from modcap.flows.requests.request import evaluation_images, images_of, pool_of
 from modcap.graph.network import Network
 from modcap.jobs.kinds.evaluate import top1
-from modcap.tasks.storage.lease import lease
+from modcap.tasks.storage.lease import Lease
 from modcap.tasks.storage.store import Store
 
 __all__ = ["promote", "rollback"]
 
 GATES = "modcap-gates"
 _KEPT = 20  # moves of an alias that are remembered
-_PATIENCE = 600.0  # seconds to wait for another promotion of the same model
 
 
 @dataclass(frozen=True)
@@ -58,50 +58,79 @@ class _Measured:
 def promote(gate: Gate) -> dict[str, Any]:
     """Moves the alias to the version, or refuses; either is recorded in MLflow.
 
-    Two promotions of one model wait for each other, so each decides on what it then replaces.
+    Two promotions of one model at once: each decides on what it then replaces.
 
     Raises:
         GateRefused: a condition is not met; the message names every one.
         InputError: there is no such model, version or alias.
     """
-    store = Store.from_environment()
-    store.ensure_bucket()
-    with lease(store, f"promote-{gate.name}", _PATIENCE) as mine, reaching() as client:
-        if mine is None:
-            raise InputError(f"another promotion of {gate.name} takes too long: try again later")
-        version = _version(client, gate)
-        current = None if gate.against is None else _aliased(client, gate.name, gate.against)
-        if current is None and gate.against not in (None, gate.alias):
-            raise InputError(f"{gate.name} has no version with alias {gate.against!r}")
-        if current is not None and current.version == version.version:
-            current = None
-        split = _split(gate, [version, *([current] if current else [])])
-        measured = _measure(client, version, gate, split, store)
-        rival = _measure(client, current, gate, split, store) if current else None
-        reasons = _reasons(gate, measured, rival)
-        before = _aliased(client, gate.name, gate.alias)
-        decision = _Decision(gate, measured, rival, before, tuple(reasons))
-        mine.check()
-        if not reasons:
-            decision.move(client)
-        decision.record(client)
-    if reasons:
+    with reaching() as client:
+        decision = _decide(client, gate)
+    if decision.reasons:
         raise GateRefused(
-            f"{gate.name} version {version.version} does not become {gate.alias}: "
-            f"{'; '.join(reasons)}",
+            f"{gate.name} version {decision.measured.version.version} does not become "
+            f"{gate.alias}: {'; '.join(decision.reasons)}",
             decision.report(),
         )
     return decision.report()
 
 
+def _decide(client: MlflowClient, gate: Gate) -> _Decision:
+    """Measures, and then, alone, decides and moves the alias, unless what it decides on has changed
+    since it looked: then it looks again."""
+    store = Store.from_environment()
+    known: dict[tuple[str, Split], _Measured] = {}
+
+    def measure(version: ModelVersion, split: Split) -> _Measured:
+        key = str(version.version), split
+        if key not in known:
+            known[key] = _measure(version, gate, split, store)
+        return known[key]
+
+    while True:
+        seen = _look(client, gate)
+        split = _split(gate, [v for v in (seen.version, seen.rival) if v is not None])
+        measured = measure(seen.version, split)
+        rival = None if seen.rival is None else measure(seen.rival, split)
+        with moving_aliases(gate.name) as mine:
+            if _look(client, gate).numbers == seen.numbers:
+                reasons = tuple(_reasons(gate, measured, rival))
+                decision = _Decision(gate, measured, rival, seen.before, reasons)
+                if not reasons:
+                    decision.move(client, mine)
+                decision.record(client)
+                return decision
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a gate decides on: the version, that which it must not fall behind, and the one whose
+    alias it would get."""
+
+    version: ModelVersion
+    rival: ModelVersion | None
+    before: ModelVersion | None
+
+    @property
+    def numbers(self) -> tuple[str | None, ...]:
+        versions = (self.version, self.rival, self.before)
+        return tuple(None if v is None else str(v.version) for v in versions)
+
+
+def _look(client: MlflowClient, gate: Gate) -> _Seen:
+    version = _version(client, gate)
+    rival = None if gate.against is None else _aliased(client, gate.name, gate.against)
+    if rival is None and gate.against not in (None, gate.alias):
+        raise InputError(f"{gate.name} has no version with alias {gate.against!r}")
+    if rival is not None and rival.version == version.version:
+        rival = None
+    return _Seen(version, rival, _aliased(client, gate.name, gate.alias))
+
+
 @flow(name="rollback")
 def rollback(name: str, alias: str = "champion") -> dict[str, Any]:
     """Gives the alias back to the version that had it before the last promotion."""
-    store = Store.from_environment()
-    store.ensure_bucket()
-    with lease(store, f"promote-{name}", _PATIENCE) as mine, reaching() as client:
-        if mine is None:
-            raise InputError(f"a promotion of {name} takes too long: try again later")
+    with reaching() as client, moving_aliases(name) as mine:
         current = _aliased(client, name, alias)
         history = _history(client, name, alias)
         now = None if current is None else str(current.version)
@@ -112,6 +141,7 @@ def rollback(name: str, alias: str = "champion") -> dict[str, Any]:
         last = history.pop()
         mine.check()
         client.set_registered_model_alias(name, alias, last["from"])
+        mine.check()
         _remember(client, name, alias, history)
         moved = {"by": _who(), "at": _now(), "from": str(current.version), "to": last["from"]}
         _log_run(client, f"rollback {name}", {"name": name, "alias": alias, **moved}, {})
@@ -144,7 +174,7 @@ def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None
 def _split(gate: Gate, versions: Sequence[ModelVersion]) -> Split:
     """All images of the gate; those of tests, where a version's calibration drew from them: by
     content, since the same images may lie in several places, and read once for each size."""
-    forms = {version.version: (_preprocess(version), _classes(version)) for version in versions}
+    forms = {v.version: (_tag(v, "preprocess"), _classes(v)) for v in versions}
     pools = {
         form: pool_of(gate.data, Preprocess.parse(form[0]), form[1]).digest
         for form in set(forms.values())
@@ -154,10 +184,6 @@ def _split(gate: Gate, versions: Sequence[ModelVersion]) -> Split:
         if version.tags.get("data_digest", pool) == pool:
             return "evaluation"
     return "all"
-
-
-def _preprocess(version: ModelVersion) -> str:
-    return str(version.tags["preprocess"])
 
 
 def _classes(version: ModelVersion) -> tuple[str, ...] | None:
@@ -174,30 +200,29 @@ def _classes(version: ModelVersion) -> tuple[str, ...] | None:
     return found
 
 
-def _measure(
-    client: MlflowClient, version: ModelVersion, gate: Gate, split: Split, store: Store
-) -> _Measured:
+def _measure(version: ModelVersion, gate: Gate, split: Split, store: Store) -> _Measured:
     """The accuracy of a version, and of the network that it was made from, on the gate's images."""
-    transform = Preprocess.parse(_preprocess(version))
+    network, size = artifact_of_version(version)
+    transform = Preprocess.parse(_tag(version, "preprocess"))
     tests = evaluation_images(gate.data, transform, gate.eval_images, split, _classes(version))
     images = images_of(tests, transform)
+    outputs = check_input(network, images.normalized(0, 2))
+    classes.check_count(tests.classes, outputs, f"data {gate.data}")
+    full = _full_precision(_tag(version, "network_digest"), images, store)
+    return _Measured(version, top1(network, images), full, len(images), size)
+
+
+def _full_precision(digest: str, images: ImageSet, store: Store) -> float:
     with TemporaryDirectory() as folder:
-        model = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder
-        )
-        (packed,) = Path(model).rglob("network.safetensors")
-        size = packed.stat().st_size
-        network = artifact.load(packed)
-        outputs = check_input(network, images.normalized(0, 2))
-        classes.check_count(tests.classes, outputs, f"data {gate.data}")
-        accuracy = top1(network, images)
-        full = _full_precision(version, images, store, Path(folder))
-    return _Measured(version, accuracy, full, len(images), size)
-
-
-def _full_precision(version: ModelVersion, images: ImageSet, store: Store, folder: Path) -> float:
-    network = store.fetch_input(version.tags["network_digest"], folder / "networks").read_bytes()
+        network = store.fetch_input(digest, Path(folder)).read_bytes()
     return top1(Network.from_bytes(network), images)
+
+
+def _tag(version: ModelVersion, name: str) -> str:
+    if name not in version.tags:
+        place = f"{version.name} version {version.version}"
+        raise InputError(f"{place} was not made by modcap: it has no tag {name}")
+    return str(version.tags[name])
 
 
 def _reasons(gate: Gate, measured: _Measured, rival: _Measured | None) -> list[str]:
@@ -225,14 +250,17 @@ class _Decision:
     before: ModelVersion | None
     reasons: tuple[str, ...]
 
-    def move(self, client: MlflowClient) -> None:
+    def move(self, client: MlflowClient, mine: Lease) -> None:
         """The move itself is one request. It is remembered first: a rollback looks for what led to
         the version of the alias, and passes over what did not come to pass."""
         name, alias, version = self.gate.name, self.gate.alias, self.measured.version.version
         earlier = None if self.before is None else str(self.before.version)
         if earlier != str(version):
             entry = {"from": earlier, "to": str(version), "by": _who(), "at": _now()}
-            _remember(client, name, alias, [*_history(client, name, alias), entry])
+            history = [*_history(client, name, alias), entry]
+            mine.check()
+            _remember(client, name, alias, history)
+            mine.check()
             client.set_registered_model_alias(name, alias, version)
 
     def report(self) -> dict[str, Any]:
@@ -285,11 +313,12 @@ def _log_run(
 ) -> str:
     run = client.create_run(experiment_of(client, GATES), run_name=title)
     run_id = str(run.info.run_id)
-    for name, value in said.items():
-        client.log_param(run_id, name, str(value)[:6000])
-    for name, number in measured.items():
-        client.log_metric(run_id, name, number)
-    client.set_terminated(run_id, "FINISHED")
+    with closing(client, run_id):
+        for name, value in said.items():
+            client.log_param(run_id, name, str(value)[:6000])
+        for name, number in measured.items():
+            client.log_metric(run_id, name, number)
+        client.set_terminated(run_id, "FINISHED")
     return run_id
 
 

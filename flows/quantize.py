@@ -49,7 +49,13 @@ def run_quantize(
     prepared.upload(store)
     variants = _variants(prepared) if compare else {"main": prepared}
     link = link_of(EXPERIMENT, {"recipe_digest": request.recipe.digest})
-    plan, results, counts = execute([p.cell for p in variants.values()], store, progress, link)
+    plan, results, counts = execute(
+        [p.cell for p in variants.values()],
+        store,
+        progress,
+        link,
+        refill=lambda: prepared.upload(store),
+    )
     cells = dict(zip(variants, plan.cells, strict=True))
     main = cells.pop("main")
     said = report(prepared, main, results) | {"jobs": jobs_of(counts)}

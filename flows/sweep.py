@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,21 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from modcap.core.errors import GateRefused
+from modcap.core.errors import GateRefused, ModcapError
+from modcap.core.messages import first_line
 from modcap.core.serialization import canonical, digest
 from modcap.flows.execution.connect import connected
-from modcap.flows.execution.execute import Counts, execute
+from modcap.flows.execution.execute import Counts, Execution
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
-from modcap.flows.registry.mlflow_runs import Parent, finish_parent, start_parent
+from modcap.flows.registry.mlflow_runs import Parent, closing_parent, finish_parent, start_parent
 from modcap.flows.registry.publish import Published, Registered, publish_cell
 from modcap.flows.reports import plots
 from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
 from modcap.jobs.job import Cell
-from modcap.jobs.plan import Plan
+from modcap.jobs.plan import CellPlan
 from modcap.tasks.storage.store import Store
 
 __all__ = ["run_sweep", "sweep"]
@@ -40,27 +42,28 @@ def sweep(grid: Sweep) -> dict[str, Any]:
 
 
 def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
-    """The body of the flow, on services that are connected already."""
+    """The body of the flow, on services that are connected already.
+
+    Raises:
+        GateRefused: no cell of a checkpoint meets the constraints; with the report.
+        ModcapError: cells failed; the others are done, and the report says which.
+    """
     start = time.monotonic()
     prepared = prepare_sweep(grid)
-    for base in {id(p.calibration): p for p in prepared}.values():
-        base.upload(store)
+    _upload(prepared, store)
     parent = _start(_name(grid, prepared), _key(grid, [p.cell for p in prepared]))
-    plan, results, counts = execute([p.cell for p in prepared], store, progress, parent.url)
-    rows = _rows(prepared, plan, results, counts)
-    best = {name: _best(grid, rows, name) for name in {row["model_name"] for row in rows}}
-    for prep, cell, row in zip(prepared, plan.cells, rows, strict=True):
-        done = finished(prep, cell, plan, results, row, {})
-        row["artifact"] = store.put_artifact(row["artifact_digest"], done.artifact)
-        chosen = best[row["model_name"]] is row
-        progress.note(f"logging {row['name']}")
-        published = _publish_cell(done, parent, row["model_name"] if chosen else None)
-        row["mlflow_run_id"] = published.run_id
-        if isinstance(published, Registered):
-            row["model_version"] = published.model_version
-    summary = _Summary(grid, rows, sharing(plan), counts)
-    nested = [row["mlflow_run_id"] for row in rows]
-    parent = finish_parent(EXPERIMENT, parent, summary.metrics(), summary.write, nested)
+    with closing_parent(parent):
+        refill = partial(_upload, prepared, store)
+        cells = [p.cell for p in prepared]
+        execution = Execution(cells, store, progress, parent.url, refill=refill)
+        execution.run()
+        rows = _rows(prepared, execution)
+        best = {name: _best(grid, rows, name) for name in {row["model_name"] for row in rows}}
+        _publish_rows(prepared, execution, rows, best, parent, store, progress)
+        summary = _Summary(grid, rows, sharing(execution.plan), execution.counts)
+        nested = [row["mlflow_run_id"] for row in rows if row["state"] == "finished"]
+        write = summary.write
+        parent = finish_parent(EXPERIMENT, parent, summary.metrics(), write, nested, _failed(rows))
     create_table_artifact(summary.table(), key="sweep", description=_name(grid, prepared))
     report = summary.report() | {
         "best": {name: row and row["name"] for name, row in best.items()},
@@ -68,6 +71,58 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
         "mlflow_run_url": parent.url,
         "seconds": round(time.monotonic() - start, 1),
     }
+    _refuse(grid, rows, best, parent, report)
+    return report
+
+
+def _upload(prepared: Sequence[Prepared], store: Store) -> None:
+    for base in {id(p.calibration): p for p in prepared}.values():
+        base.upload(store)
+
+
+def _publish_rows(
+    prepared: Sequence[Prepared],
+    execution: Execution,
+    rows: list[dict[str, Any]],
+    best: Mapping[str, dict[str, Any] | None],
+    parent: Parent,
+    store: Store,
+    progress: Progress,
+) -> None:
+    """Logs every finished cell, and registers the best; says so in its row."""
+    plan = execution.plan
+    for prep, cell, row in zip(prepared, plan.cells, rows, strict=True):
+        if row["state"] == "failed":
+            continue
+        done = finished(prep, cell, plan, execution.results, row, {})
+        row["artifact"] = store.put_artifact(row["artifact_digest"], done.artifact)
+        chosen = best[row["model_name"]] is row
+        progress.note(f"logging {row['name']}")
+        published = _publish_cell(done, parent, row["model_name"] if chosen else None)
+        row["mlflow_run_id"] = published.run_id
+        if isinstance(published, Registered):
+            row["model_version"] = published.model_version
+
+
+def _failed(rows: Sequence[dict[str, Any]]) -> str:
+    """What is said of the cells that failed, in one line; nothing where none did."""
+    failed = [row for row in rows if row["state"] == "failed"]
+    if not failed:
+        return ""
+    first = failed[0]
+    return f"{len(failed)} of {len(rows)} cells failed: {first['name']}: {first['reason']}"
+
+
+def _refuse(
+    grid: Sweep,
+    rows: Sequence[dict[str, Any]],
+    best: Mapping[str, dict[str, Any] | None],
+    parent: Parent,
+    report: dict[str, Any],
+) -> None:
+    """Raises, with the report, where cells failed, or none of a checkpoint is good enough."""
+    if failure := _failed(rows):
+        raise ModcapError(f"{failure} (all others are in {parent.url})", report)
     without = sorted(name for name, row in best.items() if row is None)
     if without:
         raise GateRefused(
@@ -75,7 +130,6 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
             f"{len(rows)} cells are in {parent.url}, nothing of it was registered",
             report,
         )
-    return report
 
 
 def _name(grid: Sweep, prepared: Sequence[Prepared]) -> str:
@@ -88,17 +142,31 @@ def _key(grid: Sweep, cells: Sequence[Cell]) -> str:
     return digest(canonical(["sweep", made, grid.max_drop, grid.max_bytes]))
 
 
-def _rows(
-    prepared: Sequence[Prepared], plan: Plan, results: Any, counts: Counts
-) -> list[dict[str, Any]]:
+def _rows(prepared: Sequence[Prepared], execution: Execution) -> list[dict[str, Any]]:
     rows = []
-    for prep, cell in zip(prepared, plan.cells, strict=True):
-        said = report(prep, cell, results)
-        said["name"], said["model_name"] = prep.cell.name, prep.request.model_name
-        said["drop"] = round(said["fp_top1"] - said["top1"], 4)
-        said["jobs"] = jobs_of(counts)
-        rows.append(said)
+    for prep, cell in zip(prepared, execution.plan.cells, strict=True):
+        failure = execution.failure(cell)
+        row = _failed_row(prep, failure) if failure else _finished_row(prep, cell, execution)
+        named = {"name": prep.cell.name, "model_name": prep.request.model_name}
+        rows.append(row | named | {"jobs": jobs_of(execution.counts)})
     return rows
+
+
+def _finished_row(prepared: Prepared, cell: CellPlan, execution: Execution) -> dict[str, Any]:
+    said = report(prepared, cell, execution.results)
+    return said | {"state": "finished", "drop": round(said["fp_top1"] - said["top1"], 4)}
+
+
+def _failed_row(prepared: Prepared, failure: ModcapError) -> dict[str, Any]:
+    recipe = prepared.request.recipe
+    return {
+        "state": "failed",
+        "reason": first_line(failure),
+        "checkpoint": prepared.request.checkpoint,
+        "recipe": recipe.model_dump(mode="json"),
+        "bits": recipe.bits,
+        "k_asked": recipe.k_asked,
+    }
 
 
 def _best(grid: Sweep, rows: list[dict[str, Any]], model_name: str) -> dict[str, Any] | None:
@@ -107,6 +175,7 @@ def _best(grid: Sweep, rows: list[dict[str, Any]], model_name: str) -> dict[str,
         row
         for row in rows
         if row["model_name"] == model_name
+        and row["state"] == "finished"
         and (grid.max_drop is None or row["drop"] <= grid.max_drop)
         and (grid.max_bytes is None or row["artifact_bytes"] <= grid.max_bytes)
     ]
@@ -124,10 +193,16 @@ class _Summary:
     shared: dict[str, int]
     counts: Counts
 
+    @property
+    def finished(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["state"] == "finished"]
+
     def metrics(self) -> dict[str, float]:
+        best = max((row["top1"] for row in self.finished), default=None)
         return {
             "cells": len(self.rows),
-            "best_top1": max(row["top1"] for row in self.rows),
+            "cells_failed": len(self.rows) - len(self.finished),
+            **({} if best is None else {"best_top1": best}),
             "reconstructions_distinct": self.shared["distinct"],
             "reconstructions_independent": self.shared["independent"],
             "jobs_executed": self.counts.executed,
@@ -135,33 +210,45 @@ class _Summary:
         }
 
     def table(self) -> list[dict[str, Any]]:
-        shown = ("name", "top1", "drop", "artifact_bytes", "oscillation", "final_error", "k")
-        return [{name: row[name] for name in shown} for row in self.rows]
+        shown: tuple[str, ...] = (
+            "name",
+            "top1",
+            "drop",
+            "artifact_bytes",
+            "oscillation",
+            "final_error",
+            "k",
+        )
+        if any(row["state"] == "failed" for row in self.rows):
+            shown = (*shown, "state", "reason")
+        return [{name: row.get(name) for name in shown} for row in self.rows]
 
     def report(self) -> dict[str, Any]:
         return {
             "cells": self.rows,
             "jobs": jobs_of(self.counts),
             "reconstructions": self.shared
-            | {"ratio": round(self.shared["distinct"] / self.shared["independent"], 4)},
+            | {"ratio": round(self.shared["distinct"] / max(1, self.shared["independent"]), 4)},
         }
 
     def write(self, folder: Path) -> None:
+        (folder / "sweep.json").write_text(json.dumps(self.report(), indent=1))
+        if not self.finished:
+            return
         (folder / "plots").mkdir()
         points = [
             (row["artifact_bytes"], row["top1"], f"{row['model_name']} {row['bits']}")
-            for row in self.rows
+            for row in self.finished
         ]
         pictures = {"pareto": plots.pareto(points)}
-        for model in sorted({row["model_name"] for row in self.rows}):
-            of_model = [row for row in self.rows if row["model_name"] == model]
+        for model in sorted({row["model_name"] for row in self.finished}):
+            of_model = [row for row in self.finished if row["model_name"] == model]
             values: dict[tuple[str, str], list[float]] = {}
             for row in of_model:
                 values.setdefault((row["bits"], row["k_asked"]), []).append(row["top1"])
             pictures[f"heat_map-{model}"] = plots.heat_map(values)
         for name, figure in pictures.items():
             (folder / "plots" / f"{name}.png").write_bytes(plots.png(figure))
-        (folder / "sweep.json").write_text(json.dumps(self.report(), indent=1))
 
 
 @task(name="start sweep", persist_result=False, cache_policy=NO_CACHE)

@@ -155,12 +155,15 @@ def _print(report: dict[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading in left else "right")
     best = set(report["best"].values())
     for row in report["cells"]:
+        asked = (row["model_name"], row["bits"], row["recipe"]["method"])
+        seed = str(row["recipe"]["seed"])
+        if row["state"] == "failed":
+            table.add_row(*asked, row["k_asked"], seed, "", "", "", "", f"failed: {row['reason']}")
+            continue
         table.add_row(
-            row["model_name"],
-            row["bits"],
-            row["method"],
+            *asked,
             row["k_asked"] if row["k_asked"] != "auto" else f"auto: {row['k']}",
-            str(row["recipe"]["seed"]),
+            seed,
             f"{row['top1']:.2f}",
             f"{row['drop']:.2f}",
             f"{row['artifact_bytes']:,}",

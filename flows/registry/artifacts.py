@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
-from modcap.core.serialization import digest
+from modcap.core.serialization import expect
 from modcap.flows.requests.request import local_path
 
 __all__ = ["REGISTRY", "artifact_at"]
 
 REGISTRY = "models:/"
+_NAMED = re.compile(r"(?:.*/)?artifacts/([0-9a-f]{64})\.safetensors")  # by its digest, in a store
 
 
 def artifact_at(address: str) -> tuple[bytes, Mapping[str, str]]:
-    """The artifact, and the tags of its registered version where it is one.
+    """The artifact, and the tags of its registered version where it is one. Where a store named it
+    by its digest, or a version states that, it is compared before anything of it is read.
 
     Raises:
         InputError: there is none, or it is not what its version says.
@@ -25,9 +28,12 @@ def artifact_at(address: str) -> tuple[bytes, Mapping[str, str]]:
     if address.startswith(REGISTRY):
         return _registered(address)
     try:
-        return local_path(address).read_bytes(), {}
+        data = local_path(address).read_bytes()
     except OSError as error:
         raise InputError(f"{address}: cannot be read ({error.strerror})") from None
+    if named := _NAMED.fullmatch(address):
+        expect(data, named[1], f"artifact {address}")
+    return data, {}
 
 
 def _registered(address: str) -> tuple[bytes, Mapping[str, str]]:
@@ -53,6 +59,5 @@ def _registered(address: str) -> tuple[bytes, Mapping[str, str]]:
                 "models:/NAME/VERSION"
             ) from None
         data = (Path(model) / "artifacts/network.safetensors").read_bytes()
-    if version.tags.get("artifact_digest") not in (None, digest(data)):
-        raise InputError(f"{own}: its artifact is not what its tag artifact_digest says")
+    expect(data, version.tags.get("artifact_digest", ""), f"{own}: its artifact")
     return data, version.tags

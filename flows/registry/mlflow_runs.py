@@ -34,8 +34,11 @@ from mlflow.exceptions import MlflowException
 
 __all__ = [
     "PARENT",
+    "REASON",
     "RUN_KEY",
     "Parent",
+    "closing",
+    "closing_parent",
     "experiment_of",
     "finish_parent",
     "finish_run",
@@ -52,6 +55,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 RUN_KEY = "modcap.run_key"  # of a run: equal keys are one run
 OWNER = "modcap.owner"  # host/process that makes a run
 PARENT = "mlflow.parentRunId"
+REASON = "modcap.reason"  # of a run that failed
 _ABANDONED_MS = 3600_000  # a run of another host that is not finished after this time
 
 
@@ -111,14 +115,27 @@ def start_parent(experiment: str, name: str, key: str) -> Parent:
     return Parent(run_id, key, run_url(number, run_id))
 
 
+@contextlib.contextmanager
+def closing_parent(parent: Parent) -> Iterator[None]:
+    """Ends the run of a sweep as failed where what is done inside raises anything at all."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(Unavailable), reaching() as client:
+            fail_run(client, parent.run_id, first_line(error))
+        raise
+
+
 def finish_parent(
     experiment: str,
     parent: Parent,
     metrics: Mapping[str, float],
     write: Callable[[Path], None],
     nested: Sequence[str],
+    failure: str = "",
 ) -> Parent:
-    """Logs the whole of a sweep and nests ``nested`` under the run that stays."""
+    """Logs the whole of a sweep and nests ``nested`` under the run that stays; with a ``failure``
+    it ends as failed, and the next sweep of the same cells has a run of its own."""
     with reaching() as client:
         number = experiment_of(client, experiment)
         run_id = first_finished(client, number, parent.key)
@@ -130,7 +147,11 @@ def finish_parent(
             with tempfile.TemporaryDirectory() as folder:
                 write(Path(folder))
                 client.log_artifacts(parent.run_id, folder)
-            run_id = finish_run(client, number, parent.run_id, parent.key)
+            if failure:
+                run_id = parent.run_id
+                fail_run(client, run_id, failure)
+            else:
+                run_id = finish_run(client, number, parent.run_id, parent.key)
         elif run_id != parent.run_id:
             _delete(client, parent.run_id)  # somebody else was faster
         for cell in nested:
@@ -163,6 +184,24 @@ def start_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping
     owner = f"{socket.gethostname()}/{os.getpid()}"
     run = client.create_run(experiment_id, run_name=name, tags={**tags, OWNER: owner})
     return str(run.info.run_id)
+
+
+@contextlib.contextmanager
+def closing(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """Ends the run as failed, and says why, where what is done inside raises anything at all."""
+    try:
+        yield
+    except BaseException as error:
+        fail_run(client, run_id, first_line(error))
+        raise
+
+
+def fail_run(client: MlflowClient, run_id: str, reason: str) -> None:
+    """Ends a run as failed, where MLflow is there to be told, and it has not ended already."""
+    with contextlib.suppress(MlflowException):
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_tag(run_id, REASON, reason)
+            client.set_terminated(run_id, "FAILED")
 
 
 def first_finished(client: MlflowClient, experiment_id: str, key: str) -> str | None:

@@ -19,10 +19,12 @@ import torch
 from modcap.core.serialization import canonical, digest
 from modcap.export import Export, Known, save
 from modcap.export.artifact import unpack_network
+from modcap.flows.registry.aliases import moving_aliases
 from modcap.flows.registry.mlflow_runs import (
     PARENT,
     RUN_KEY,
     Parent,
+    closing,
     experiment_of,
     finish_run,
     first_finished,
@@ -38,6 +40,7 @@ from modcap.flows.registry.version_tags import (
 )
 from modcap.flows.reports import plots
 from modcap.flows.reports.cell_record import Finished
+from modcap.tasks.storage.lease import Lease
 
 import mlflow  # isort: skip  # after modcap.flows.registry.mlflow_runs, which sets what it reads at import
 from mlflow import MlflowClient
@@ -125,8 +128,9 @@ def _publish_run(
     if run_id is None:
         tags = {**tags_of(finished), RUN_KEY: key} | ({PARENT: parent.run_id} if parent else {})
         run_id = start_run(client, number, finished.name, tags)
-        _log(client, run_id, finished, with_model)
-        run_id = finish_run(client, number, run_id, key)
+        with closing(client, run_id):
+            _log(client, run_id, finished, with_model)
+            run_id = finish_run(client, number, run_id, key)
     return Published(run_id, run_url(number, run_id))
 
 
@@ -215,6 +219,7 @@ def _save_model(folder: Path, finished: Finished) -> None:
             folder,
             python_model=str(Path(__file__).with_name("registered_model.py")),
             artifacts={"network": str(packed)},
+            model_config={"artifact_digest": finished.artifact_digest},
             signature=signature,
             input_example=example,
             pip_requirements=_requirements(),
@@ -260,7 +265,8 @@ def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) 
     """The version of ``name`` that holds this cell; made, and named candidate, when missing."""
     own = _versions(client, name, finished.key)
     version = own[0] if own else _make_version(client, finished, name, run_id)
-    _make_candidate(client, name, version)
+    with moving_aliases(name) as mine:
+        _make_candidate(client, name, version, mine)
     return version
 
 
@@ -280,11 +286,12 @@ def _make_version(client: MlflowClient, finished: Finished, name: str, run_id: s
     return first
 
 
-def _make_candidate(client: MlflowClient, name: str, version: str) -> None:
+def _make_candidate(client: MlflowClient, name: str, version: str, mine: Lease) -> None:
     """Gives ``version`` the alias unless a later one has it: a crash, or another driver, may have
     come between a version and its alias."""
     aliases = client.get_registered_model(name).aliases
     if int(aliases.get(ALIAS, 0)) < int(version):
+        mine.check()
         client.set_registered_model_alias(name, ALIAS, version)
 
 

@@ -1,22 +1,27 @@
 """The registered model, as code that MLflow stores and runs: it needs modcap and torch alone.
 
-MLflow copies this file into the model version (models-from-code), so no pickle is involved.
+MLflow copies this file into the model version (models-from-code), so no pickle is involved. The
+artifact beside it is compared with the digest in the model's config before it is read.
 """
 
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import torch
 
-from modcap.export import artifact
+from modcap.core.serialization import expect
+from modcap.export.artifact import unpack_network
 
 
 class QuantizedClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined,unused-ignore]
     """Logits (N, classes) of preprocessed images (N, C, H, W), float32."""
 
     def load_context(self, context: Any) -> None:
-        self.network = artifact.load(context.artifacts["network"])
+        data = Path(context.artifacts["network"]).read_bytes()
+        digest = context.model_config["artifact_digest"]
+        self.network = unpack_network(expect(data, digest, "the artifact of this version"))
 
     def predict(self, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow reads hints
         images = torch.from_numpy(np.array(model_input, dtype=np.float32))

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from modcap.core.serialization import canonical, digest
-from modcap.flows.execution.execute import Counts, Results
+from modcap.flows.execution.execute import Counts
+from modcap.flows.execution.job_results import Results
 from modcap.flows.requests.request import Ready
 from modcap.jobs.job import Job
 from modcap.jobs.plan import CellPlan, Plan

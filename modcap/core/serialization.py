@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from modcap.core.errors import ModcapError
+from modcap.core.errors import InputError, ModcapError
 
 __all__ = [
     "DamagedResult",
@@ -22,6 +22,7 @@ __all__ = [
     "digest",
     "encode",
     "encode_tensors",
+    "expect",
     "header_of",
     "metadata_of",
 ]
@@ -55,6 +56,21 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def expect(data: bytes, sha256: str, what: str) -> bytes:
+    """``data``, where it is what was made; to be asked before anything of it is read.
+
+    Raises:
+        InputError: it is something else.
+    """
+    found = digest(data)
+    if found != sha256:
+        raise InputError(
+            f"{what} is not what was made: its sha256 is {found[:12]}… where {sha256[:12]}… was "
+            "recorded; it was replaced or damaged: restore it, or quantize its checkpoint again"
+        )
+    return data
+
+
 def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """safetensors with sorted names: equal tensors give equal bytes."""
     return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
@@ -76,15 +92,18 @@ def decode(document: bytes, tensors: bytes) -> Result:
     try:
         body = json.loads(document)
         stated = body.pop("sha256")
-    except (ValueError, KeyError, AttributeError) as error:
+        whole = stated == digest(canonical(body))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedResult(f"the JSON part does not parse: {error}") from error
-    if stated != digest(canonical(body)):
+    if not whole:
         raise DamagedResult("the JSON part does not match its checksum")
-    if body["tensors_sha256"] != digest(tensors):
+    if body.get("tensors_sha256") != digest(tensors):
         raise DamagedResult("the tensors do not match their checksum")
+    if not isinstance(body.get("meta"), dict):
+        raise DamagedResult("the JSON part holds no meta")
     try:
         return Result(load(tensors), body["meta"])
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise DamagedResult(f"the tensors do not parse: {error}") from error
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
 
 from torch import Tensor
+
+from modcap.core.byte_cache import ByteCache
 
 __all__ = ["CACHE", "Activations"]
 
@@ -21,20 +22,15 @@ class Activations:
     """
 
     def __init__(self, limit: int = CACHE) -> None:
-        self._limit, self._size = limit, 0
-        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._kept: ByteCache[Tensor] = ByteCache(limit)
 
     def get(self, key: Hashable) -> Tensor | None:
-        found = self._kept.get(key)
-        if found is not None:
-            self._kept.move_to_end(key)
-        return found
+        return self._kept.get(key)
 
     def put(self, key: Hashable, x: Tensor, bound: int | None = None) -> None:
         """Keeps x; the oldest go when the limit, or ``bound`` bytes if that is less, are full."""
-        limit = self._limit if bound is None else min(self._limit, bound)
-        if key not in self._kept and x.nbytes <= limit:
-            self._kept[key] = x
-            self._size += x.nbytes
-        while self._size > limit:
-            self._size -= self._kept.popitem(last=False)[1].nbytes
+        self._kept.put(key, x, x.nbytes, bound)
+
+    def clear(self) -> None:
+        """Keeps none."""
+        self._kept.trim(0)

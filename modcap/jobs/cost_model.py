@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 KEPT = 4  # tensors of calibration activations that a reconstruction holds: 2 input, 2 output
-_BASE = 512 << 20  # a worker process with torch, 312 MB, and room
+_BASE = 512 << 20  # a worker process with torch, 312 MB, inputs and results kept, 192 MB at most
 _PASS = 256  # images in a forward pass without gradients
 _STEP = 6  # times the inner values, in a step with gradients
 _WEIGHTS = 12  # times the weights, of a group that is optimised

@@ -38,10 +38,12 @@ class Work(Frozen):
     Attributes:
         kind: its name, for people and in keys.
         small: whether it takes milliseconds, so that many may go to a worker at once.
+        counts_activations: whether its memory counts the activations that a worker keeps.
     """
 
     kind: ClassVar[str]
     small: ClassVar[bool] = False
+    counts_activations: ClassVar[bool] = False
 
     @abstractmethod
     def run(

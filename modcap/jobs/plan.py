@@ -68,18 +68,23 @@ class Plan:
     cells: tuple[CellPlan, ...]
     open: bool
 
-    def reconstructions(self, cell: CellPlan) -> set[str]:
-        """Every reconstruct job that ``cell`` needs: groups of every k that is compared, and what
-        leads to their inputs."""
-        by_key = self._by_key
+    def needed(self, cell: CellPlan) -> set[str]:
+        """Every job that ``cell`` needs, those included that only choose its k."""
         found: set[str] = set()
-        ahead = [key for key in (cell.select, cell.assemble) if key]
+        ends = (cell.select, cell.evaluate, cell.evaluate_full, *cell.finish)
+        ahead = [key for key in ends if key]
         while ahead:
             key = ahead.pop()
             if key not in found:
                 found.add(key)
-                ahead += by_key[key].needs
-        return {key for key in found if isinstance(by_key[key].work, Reconstruct)}
+                ahead += self._by_key[key].needs
+        return found
+
+    def reconstructions(self, cell: CellPlan) -> set[str]:
+        """Every reconstruct job that ``cell`` needs: groups of every k that is compared, and what
+        leads to their inputs."""
+        by_key = self._by_key
+        return {key for key in self.needed(cell) if isinstance(by_key[key].work, Reconstruct)}
 
     @cached_property
     def waits(self) -> dict[str, tuple[str, ...]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 
+from modcap.core.byte_cache import ByteCache
 from modcap.data.image_set import ImageSet
 from modcap.graph.network import Network
 from modcap.jobs.activation_cache import Activations
@@ -15,34 +17,44 @@ from modcap.jobs.activation_cache import Activations
 __all__ = ["WorkerCache"]
 
 _T = TypeVar("_T")
-_INPUTS = 6  # parsed inputs that a worker keeps
+_INPUTS = 96 << 20  # bytes of inputs kept between two jobs: part of the base of every estimate
 
 
 @dataclass
 class WorkerCache:
-    """Reads inputs by digest and keeps the last few in memory, parsed.
+    """Reads inputs by digest and keeps them in memory, parsed.
 
-    ``fetch`` returns the bytes of an input; it is asked once per digest while that is kept.
+    ``fetch`` returns the bytes of an input; it is asked once per digest while that is kept. Who
+    runs many jobs calls :meth:`make_room` before and :meth:`tidy` after each.
     """
 
     fetch: Callable[[str], bytes]
     activations: Activations = field(default_factory=Activations)
-    _kept: dict[Hashable, Any] = field(default_factory=dict)
+    _kept: ByteCache[Any] = field(default_factory=lambda: ByteCache(sys.maxsize))
 
     @classmethod
     def holding(cls, inputs: Mapping[str, Any]) -> WorkerCache:
         """One that holds a few parsed inputs already, and which can fetch no other."""
-        kept: dict[Hashable, Any] = dict(inputs.items())
-        return cls(inputs.__getitem__, _kept=kept)
+        cache = cls(inputs.__getitem__)
+        for digest, value in inputs.items():
+            cache._kept.put(digest, value, 0)
+        return cache
 
     def _keep(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        if key not in self._kept:
-            made = make()
-            while len(self._kept) >= _INPUTS:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = made
-        value: _T = self._kept[key]
+        value: _T | None = self._kept.get(key)
+        if value is None:
+            value = make()
+            self._kept.put(key, value, _bytes_of(value))
         return value
+
+    def make_room(self, counted: bool) -> None:
+        """Lets go the activations, unless the estimate of the next job ``counted`` them."""
+        if not counted:
+            self.activations.clear()
+
+    def tidy(self) -> None:
+        """Lets go the inputs that the base of every estimate has no room for."""
+        self._kept.trim(_INPUTS)
 
     def network(self, digest: str, device: str = "cpu") -> Network:
         """The network of this digest, on ``device``."""
@@ -54,3 +66,11 @@ class WorkerCache:
     def images(self, digest: str) -> ImageSet:
         """The images of this digest, in the memory of the host."""
         return self._keep(digest, lambda: ImageSet.from_bytes(self.fetch(digest)))
+
+
+def _bytes_of(value: object) -> int:
+    if isinstance(value, Network):
+        modules = value.partition.modules
+        return sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
+    assert isinstance(value, ImageSet)
+    return value.pixels.nbytes + value.labels.nbytes

@@ -1,4 +1,11 @@
-"""A lease: one process at a time, over conditional puts of S3, released by time if it dies."""
+"""A lease: one process at a time, over conditional writes of S3; where its holder dies, the next
+one takes it over.
+
+No machine's clock is compared with another's: a holder renews its document all the time, and
+another process takes it over only after it saw no change for a whole term of its own clock. Not
+Prefect's concurrency limits: who shares a store may have a Prefect server each, and that keeps
+leases in its memory.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +19,14 @@ from dataclasses import dataclass, field
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from modcap.core.errors import ModcapError
+from modcap.core.errors import ModcapError, Unavailable
+from modcap.core.messages import first_line
 from modcap.tasks.storage.store import Store
 
 __all__ = ["Lease", "lease"]
 
-_TERM = 60.0  # seconds that a lease holds without being renewed
+_TERM = 60.0  # seconds without a sign of life after which a lease may be taken over
+_BEAT = 5.0  # seconds between two signs of life
 _WAIT = 0.5
 
 
@@ -28,63 +37,97 @@ class Lease:
     store: Store
     name: str
     token: str = field(default_factory=lambda: secrets.token_hex(8))
+    holder_lives: bool = False  # another one holds it, and gave a sign of life since the first look
     _version: str | None = None  # of the document, as this process wrote it last
-    _until: float = 0.0
+    _beat: int = 0
+    _seen: tuple[str, float] | None = None  # another one's version, and since when it is the same
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self) -> bool:
-        """Takes what is free, or has run out."""
-        if self._write(unless="exists"):
-            return True
-        held = self.store.get_document(self.name)
-        if held is None or json.loads(held[0])["until"] > time.time():
-            return False
-        return self._write(only_if=held[1])
+        """Takes what is free, or what did not change for a term of calls to this method."""
+        with self._lock:
+            if self._write(unless="exists"):
+                return True
+            held = self.store.get_document(self.name)
+            if held is None:  # given back this moment: free at the next look
+                return False
+            now = time.monotonic()
+            if self._seen is None or self._seen[0] != held[1]:
+                self.holder_lives = self._seen is not None
+                self._seen = held[1], now
+            return now - self._seen[1] > _TERM and self._write(only_if=held[1])
 
     def _write(self, **condition: str) -> bool:
-        until = time.time() + _TERM
-        document = json.dumps({"token": self.token, "until": until}).encode()
+        """Writes the next sign of life; each has its own content, and so its own version."""
+        self._beat += 1
+        document = json.dumps({"token": self.token, "beat": self._beat}).encode()
         version = self.store.put_document(self.name, document, **condition)
         if version is None:
             held = self.store.get_document(self.name)
-            if held is not None and json.loads(held[0])["token"] == self.token:
-                # it was written before, and the answer was lost
-                version = self.store.put_document(self.name, document, only_if=held[1])
-        self._version, self._until = version, until if version else 0.0
+            if held is not None and _token(held[0]) == self.token:
+                version = held[1]  # it was written before, and the answer was lost
+        self._version = version
         return version is not None
 
+    def _hold_on(self) -> bool:
+        """Renews it; False where it is another one's by now."""
+        with self._lock:
+            return self._version is not None and self._write(only_if=self._version)
+
     def check(self) -> None:
-        """Right before what must be done by one process alone.
+        """Right before each step that must be taken by one process alone: the store itself says
+        whose the lease is, and whoever waits for it starts to wait anew.
 
         Raises:
-            ModcapError: the lease ran out, since the store, or this process, stood still.
+            ModcapError: it is another one's, since the store, or this process, stood still.
+            Unavailable: the store cannot be asked.
         """
-        if time.time() > self._until:
+        try:
+            held = self._hold_on()
+        except (BotoCoreError, ClientError) as error:
+            raise Unavailable(f"the lease {self.name}: {first_line(error)}: start again") from None
+        if not held:
             raise ModcapError(f"the lease {self.name} was lost to another process: start again")
 
     def renew(self, stop: threading.Event) -> None:
         """Until it is lost; a store that is away for a while is asked again."""
-        while self._version and not stop.wait(_TERM / 3):
+        while not stop.wait(min(_BEAT, _TERM / 4)):
             with contextlib.suppress(BotoCoreError, ClientError):
-                self._write(only_if=self._version)
+                if not self._hold_on():
+                    return
 
     def give_back(self) -> None:
-        held = self.store.get_document(self.name)
-        if held is not None and json.loads(held[0])["token"] == self.token:
-            self.store.delete_document(self.name)
+        """Frees it, unless another one has it. A store that is away frees it after a term."""
+        with self._lock, contextlib.suppress(BotoCoreError, ClientError):
+            if self._version is not None:
+                self.store.delete_document(self.name, only_if=self._version)
+            self._version = None
+
+
+def _token(document: bytes) -> str | None:
+    try:
+        return str(json.loads(document)["token"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 @contextlib.contextmanager
 def lease(store: Store, name: str, patience: float = 0.0) -> Iterator[Lease | None]:
     """Holds ``name`` against other processes; yields None where another one holds it.
 
+    That one is known to live by its next sign of life; without any, this waits for a term, without
+    regard to ``patience``.
+
     Args:
         store: where it is kept, under ``leases/``.
         name: of what is done once at a time.
-        patience: seconds to wait for the other process.
+        patience: seconds to wait for another process that lives.
     """
     mine = Lease(store, f"leases/{name}.json")
     limit = time.monotonic() + patience
-    while not (taken := mine.take()) and time.monotonic() < limit:
+    while not (taken := mine.take()):
+        if mine.holder_lives and time.monotonic() >= limit:
+            break
         time.sleep(_WAIT)
     if not taken:
         yield None

@@ -12,18 +12,36 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any
+from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from modcap.core.errors import InputError, Unavailable
-from modcap.tasks.storage.s3 import GONE, client, code_of, endpoint_of_environment, patiently
+from modcap.tasks.storage.s3 import (
+    GONE,
+    client,
+    code_of,
+    endpoint_of_environment,
+    listed,
+    patiently,
+)
 
-__all__ = ["Found", "Missing", "cache_folder", "fetch", "find", "split_address", "write_whole"]
+__all__ = [
+    "Found",
+    "Missing",
+    "cache_folder",
+    "digest_of",
+    "download",
+    "fetch",
+    "find",
+    "split_address",
+    "write_whole",
+]
 
 _SCHEME = "s3://"
 _CACHED = timedelta(days=7)
 _LONGEST_NAME = 100  # characters of a key that the name of its copy keeps
+_CHUNK = 1 << 20
 
 
 class Missing(Unavailable):
@@ -49,12 +67,46 @@ def cache_folder(kind: str) -> Path:
     return root / kind
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[IO[bytes]]:
+    """A new file in the folder of ``path``, which goes unless it was moved there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            yield file
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all."""
+    with _beside(path) as file:
         file.write(data)
-    Path(file.name).replace(path)
+        file.flush()
+        Path(file.name).replace(path)
+
+
+def download(body: Any, path: Path, expected: str | None = None) -> str:
+    """Writes what an answer of S3 holds to a file, as it comes, and returns its sha256; where that
+    is not the expected one, there is no file."""
+    found = hashlib.sha256()
+    with _beside(path) as file:
+        for chunk in body.iter_chunks(_CHUNK):
+            found.update(chunk)
+            file.write(chunk)
+        file.flush()
+        if expected in (None, found.hexdigest()):
+            Path(file.name).replace(path)
+    return found.hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """The sha256 of a file, of any size."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -106,8 +158,7 @@ def _listed(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         first = patiently(s3.list_objects_v2)(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         yield from (o for o in first.get("Contents", []) if o["Key"] == prefix)  # it comes first
         prefix += "/"
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        yield from page.get("Contents", [])
+    yield from listed(s3, bucket, prefix)
 
 
 def _unreadable(address: str, error: Exception) -> Unavailable:
@@ -119,20 +170,35 @@ def _unreadable(address: str, error: Exception) -> Unavailable:
 
 
 def fetch(address: str, folder: Path) -> Path:
-    """A local copy of the object at an s3:// address, named after its content's version.
+    """A local copy of the object at an s3:// address, named after its content's version. One that
+    was fetched before is compared with the checksum that it had then.
 
     Raises:
         InputError: it is no S3 address.
         Unavailable: it does not exist or cannot be read.
     """
     bucket, key = split_address(address)
-    s3 = _environment_client()
     try:
-        tag = patiently(s3.head_object)(Bucket=bucket, Key=key)["ETag"]
-        stamp = hashlib.sha256(f"{address} {tag}".encode()).hexdigest()[:16]
-        local = folder / stamp / Path(key).name[-_LONGEST_NAME:]
-        if not local.exists():
-            write_whole(local, patiently(s3.get_object)(Bucket=bucket, Key=key)["Body"].read())
+        return _fetch(address, bucket, key, folder)
     except (BotoCoreError, ClientError) as error:
         raise _unreadable(address, error) from None
-    return local
+
+
+@patiently
+def _fetch(address: str, bucket: str, key: str, folder: Path) -> Path:
+    s3 = _environment_client()
+    while True:
+        tag = s3.head_object(Bucket=bucket, Key=key)["ETag"]
+        stamp = hashlib.sha256(f"{address} {tag}".encode()).hexdigest()[:16]
+        local = folder / stamp / Path(key).name[-_LONGEST_NAME:]
+        checksum = folder / f"{stamp}.sha256"
+        if local.exists() and checksum.exists() and checksum.read_text() == digest_of(local):
+            return local
+        try:
+            found = s3.get_object(Bucket=bucket, Key=key, IfMatch=tag)
+        except ClientError as error:
+            if code_of(error) != "PreconditionFailed":
+                raise
+            continue  # it was replaced this moment
+        write_whole(checksum, download(found["Body"], local).encode())
+        return local

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,14 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
-__all__ = ["GONE", "client", "code_of", "endpoint_of_environment", "patiently"]
+__all__ = [
+    "GONE",
+    "client",
+    "code_of",
+    "endpoint_of_environment",
+    "listed",
+    "patiently",
+]
 
 _PATIENCE_SECONDS = 30  # an S3 server may take this long to come back
 _CONFIG = Config(
@@ -24,6 +32,11 @@ _CONFIG = Config(
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
 )
+_PASSING = (  # the last one: a body that ended before its length
+    botocore_errors.ConnectionError,
+    botocore_errors.HTTPClientError,
+    botocore_errors.IncompleteReadError,
+)
 GONE = ("NoSuchKey", "404", "NoSuchBucket", "NotFound")
 """Codes that say that there is no such thing."""
 
@@ -32,7 +45,7 @@ def _passing(error: BaseException) -> bool:
     """Whether trying again may help: no connection, or a server that is just (re)starting."""
     if isinstance(error, ClientError):
         return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
-    return isinstance(error, (botocore_errors.ConnectionError, botocore_errors.HTTPClientError))
+    return isinstance(error, _PASSING)
 
 
 patiently = retry(
@@ -61,3 +74,14 @@ def _client(endpoint: str | None, process: int) -> Any:
 def client(endpoint: str | None = None) -> Any:
     """One client per process; credentials come from the environment or the AWS configuration."""
     return _client(endpoint, os.getpid())
+
+
+def listed(s3: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    """Every object whose key starts with ``prefix``, page by page, each asked for patiently."""
+    page, asked = patiently(s3.list_objects_v2), {"Bucket": bucket, "Prefix": prefix}
+    while True:
+        found = page(**asked)
+        yield from found.get("Contents", [])
+        if not found.get("IsTruncated"):
+            return
+        asked["ContinuationToken"] = found["NextContinuationToken"]

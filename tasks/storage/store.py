@@ -13,9 +13,11 @@ Layout, under an optional prefix::
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -28,15 +30,31 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from modcap.core.errors import InputError, Unavailable
+from modcap.core.messages import first_line
 from modcap.core.serialization import DamagedResult, Result, decode, digest, encode, encode_tensors
-from modcap.tasks.storage.objects import write_whole
-from modcap.tasks.storage.s3 import GONE, client, code_of, endpoint_of_environment, patiently
+from modcap.tasks.storage.objects import digest_of, download
+from modcap.tasks.storage.s3 import (
+    GONE,
+    client,
+    code_of,
+    endpoint_of_environment,
+    listed,
+    patiently,
+)
 
-__all__ = ["Entry", "Store"]
+__all__ = ["Entry", "MissingInput", "Store"]
 
 _FRESH = timedelta(days=1)  # an input that is older is uploaded again by a run that uses it
-_LISTED = 1000  # more keys than this are looked up by listing: a page holds a thousand
+_PAGE = 1000  # objects that one request lists
+_WORTH = 20  # objects are listed in the time of one question for a single object
+_REQUESTS = 16  # at once
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+_CHUNK = 1 << 20
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class MissingInput(DamagedResult):
+    """An input of a job is not in the store, or not what its digest says: put it there again."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +132,6 @@ class Store:
                 return None
             raise
 
-    @patiently
-    def _delete(self, name: str) -> None:
-        self._s3.delete_object(Bucket=self.bucket, Key=self._name(name))
-
     def put(self, key: str, result: Result) -> bool:
         """Stores a result once; False where somebody else was first."""
         document, tensors = encode(result)
@@ -125,16 +139,31 @@ class Store:
             self.put_document(f"jobs/{key}/{digest(tensors)}.safetensors", tensors)
         return self.put_document(f"jobs/{key}/result.json", document, unless="exists") is not None
 
+    def settle(self, key: str, result: Result) -> Result:
+        """The result that holds from now on: ``result``, or that of somebody who was first."""
+        while not self.put(key, result):
+            first = self.get(key)
+            if first is not None:
+                return first
+        return result
+
     def get(self, key: str) -> Result | None:
         """The verified result, or None; a damaged one is set aside, to be computed again."""
-        document = self._get(f"jobs/{key}/result.json")
-        if document is None:
+        found = self.get_document(f"jobs/{key}/result.json")
+        if found is None:
             return None
         try:
-            return self._complete(key, document)
+            return self._complete(key, found[0])
         except DamagedResult as error:
-            self._set_aside(key, document, str(error))
+            self._set_aside(key, *found, str(error))
             return None
+
+    def get_all(self, keys: Iterable[str]) -> dict[str, Result]:
+        """The verified results of those of ``keys`` that have one, read side by side."""
+        wanted = list(keys)
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            found = pool.map(self.get, wanted)
+            return {k: result for k, result in zip(wanted, found, strict=True) if result}
 
     def _complete(self, key: str, document: bytes) -> Result:
         stated = decode_checksum(document)
@@ -145,19 +174,34 @@ class Store:
             raise DamagedResult("its tensors are missing")
         return decode(document, tensors)
 
-    def _set_aside(self, key: str, document: bytes, reason: str) -> None:
+    def _set_aside(self, key: str, document: bytes, version: str, reason: str) -> None:
+        """Only what was read: a good result may have taken its place by now."""
         warnings.warn(f"result of job {key[:12]} is damaged ({reason}): set aside", stacklevel=3)
         self.put_document(f"jobs/{key}/damaged-{time.time_ns()}.json", document)
-        self._delete(f"jobs/{key}/result.json")
+        self.delete_document(f"jobs/{key}/result.json", only_if=version)
 
     def done(self, keys: Iterable[str]) -> set[str]:
-        """Those of ``keys`` that have a result; of very many, by one listing."""
+        """Those of ``keys`` that have a result, whole or not: by one question for each, or by a
+        listing where the store holds little else."""
         wanted = list(keys)
-        if len(wanted) > _LISTED:
+        if len(wanted) > _PAGE and self._objects("jobs/") <= _WORTH * len(wanted):
             return set(wanted).intersection(self.keys())
-        with ThreadPoolExecutor(16) as pool:
+        with ThreadPoolExecutor(_REQUESTS) as pool:
             found = pool.map(lambda key: self._head(f"jobs/{key}/result.json"), wanted)
             return {key for key, head in zip(wanted, found, strict=True) if head is not None}
+
+    @patiently
+    def _objects(self, start: str) -> float:
+        """How many objects there are, from the first page: their names are even in hexadecimal."""
+        prefix = self._name(start)
+        page = self._s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=_PAGE)
+        if not page["IsTruncated"]:
+            return float(page.get("KeyCount", 0))
+        last = page["Contents"][-1]["Key"].removeprefix(prefix)[:12]
+        try:
+            return float(_PAGE * 16 ** len(last) / (int(last, 16) + 1))
+        except ValueError:  # no key of a job
+            return float("inf")
 
     @patiently
     def put_document(
@@ -195,9 +239,16 @@ class Store:
                 return None
             raise
 
-    def delete_document(self, name: str) -> None:
-        """Removes it; nothing happens where there is none."""
-        self._delete(name)
+    @patiently
+    def delete_document(self, name: str, *, only_if: str | None = None) -> None:
+        """Removes it; nothing happens where there is none, or, with ``only_if``, where it is
+        another version (ETag) than that."""
+        condition = {} if only_if is None else {"IfMatch": only_if}
+        try:
+            self._s3.delete_object(Bucket=self.bucket, Key=self._name(name), **condition)
+        except ClientError as error:
+            if code_of(error) not in (*_TAKEN, *GONE):
+                raise
 
     def upload_input(self, name: str, data: bytes) -> None:
         """Stores an input under its sha256, unless it is there, of its size, and too young for
@@ -213,30 +264,46 @@ class Store:
         self._s3.upload_fileobj(io.BytesIO(data), self.bucket, self._name(name))
 
     def fetch_input(self, name: str, folder: Path) -> Path:
-        """A verified local copy of an input, in ``folder``, fetched once.
+        """A verified local copy of an input, in ``folder``, fetched where it is not there whole.
 
         Raises:
-            DamagedResult: the input is missing, or not what its digest says; such a one is
-                removed, so that the next run, which has it, puts it there again.
+            MissingInput: the input is missing, or not what its digest says; such a one is removed,
+                so that whoever has it puts it there again.
         """
         local = folder / name
-        if not local.exists():
-            data = self._get(f"inputs/{name}")
-            if data is not None and digest(data) != name:
-                with contextlib.suppress(ClientError):  # not everybody may
-                    self._delete(f"inputs/{name}")
-                data = None
-            if data is None:
-                raise DamagedResult(
-                    f"input {name[:12]} is missing or damaged in the store: quantize its "
-                    "checkpoint again, which puts it there"
-                )
-            write_whole(local, data)
-        return local
+        if local.exists() and digest_of(local) == name:
+            return local
+        found = self._download(f"inputs/{name}", local, name)
+        if found is not None and found[0] == name:
+            return local
+        if found is not None:
+            with contextlib.suppress(ClientError):  # not everybody may
+                self.delete_document(f"inputs/{name}", only_if=found[1])
+        raise MissingInput(
+            f"input {name[:12]} is missing or damaged in the store: quantize its checkpoint "
+            "again, which puts it there"
+        )
+
+    @patiently
+    def _download(self, name: str, local: Path, expected: str) -> tuple[str, str] | None:
+        """(sha256, version) of an object, or None; a local copy of it, where that is expected."""
+        try:
+            found = self._s3.get_object(Bucket=self.bucket, Key=self._name(name))
+        except ClientError as error:
+            if code_of(error) in GONE:
+                return None
+            raise
+        return download(found["Body"], local, expected), str(found["ETag"])
 
     def put_artifact(self, name: str, data: bytes) -> str:
-        """Stores a packed network under its digest and returns its s3:// address."""
-        self.put_document(f"artifacts/{name}.safetensors", data)
+        """Stores a packed network under its digest and returns its s3:// address.
+
+        Raises:
+            DamagedResult: it is something else than its digest says.
+        """
+        if digest(data) != name:
+            raise DamagedResult(f"artifact {name[:12]} is not what its digest says")
+        self._upload(f"artifacts/{name}.safetensors", data)
         return f"s3://{self.bucket}/{self._name(f'artifacts/{name}.safetensors')}"
 
     def keys(self) -> Iterator[str]:
@@ -249,26 +316,23 @@ class Store:
         """Every object of the store, of these kinds where some are named."""
         for kind in kinds or ("jobs", "inputs", "artifacts"):
             start = self._name(f"{kind}/")
-            pages = self._s3.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=start):
-                for found in page.get("Contents", []):
-                    rest = found["Key"].removeprefix(start)
-                    key = rest.partition("/")[0].removesuffix(".safetensors")
-                    yield Entry(kind, key, f"{kind}/{rest}", found["Size"], found["LastModified"])
+            for found in listed(self._s3, self.bucket, start):
+                rest = found["Key"].removeprefix(start)
+                key = rest.partition("/")[0].removesuffix(".safetensors")
+                yield Entry(kind, key, f"{kind}/{rest}", found["Size"], found["LastModified"])
 
     def remove(self, entries: Iterable[Entry]) -> None:
         """Deletes these objects."""
         for entry in entries:
-            self._delete(entry.name)
+            self.delete_document(entry.name)
 
     def meta(self, key: str) -> dict[str, Any] | None:
         """The JSON part of a result, or None; its tensors are not read."""
         document = self._get(f"jobs/{key}/result.json")
         try:
-            found = json.loads(document)["meta"] if document is not None else None
-        except (ValueError, KeyError, TypeError):
+            return dict(json.loads(document)["meta"]) if document is not None else None
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
-        return dict(found) if found is not None else None
 
     def verify(self) -> Iterator[tuple[str, str]]:
         """(object, what is wrong) wherever a checksum does not hold."""
@@ -281,15 +345,30 @@ class Store:
                             self._complete(entry.key, document)
                     except DamagedResult as error:
                         yield entry.name, str(error)
-            else:
-                data = self._get(entry.name)
-                if data is not None and digest(data) != entry.key:
-                    yield entry.name, "it is not what its name says"
+            elif self._digest(entry.name) not in (entry.key, None):
+                yield entry.name, "it is not what its name says"
+
+    @patiently
+    def _digest(self, name: str) -> str | None:
+        """The sha256 of an object, whatever its size, or None where there is none."""
+        try:
+            body = self._s3.get_object(Bucket=self.bucket, Key=self._name(name))["Body"]
+        except ClientError as error:
+            if code_of(error) in GONE:
+                return None
+            raise
+        found = hashlib.sha256()
+        for chunk in body.iter_chunks(_CHUNK):
+            found.update(chunk)
+        return found.hexdigest()
 
 
 def decode_checksum(document: bytes) -> str:
     """The checksum of the tensors that a result's JSON states."""
     try:
-        return str(json.loads(document)["tensors_sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedResult(f"the JSON part does not parse: {error}") from error
+        stated = str(json.loads(document)["tensors_sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedResult(f"the JSON part does not parse: {first_line(error)}") from error
+    if not _SHA256.fullmatch(stated):
+        raise DamagedResult("the JSON part names no checksum of tensors")
+    return stated

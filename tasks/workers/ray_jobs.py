@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import ray
 import torch
 
+from modcap.core.byte_cache import ByteCache
 from modcap.core.errors import ModcapError
 from modcap.core.serialization import Result
 from modcap.jobs.job import Job
@@ -29,14 +29,22 @@ __all__ = [
     "warm_up",
 ]
 
-_KEPT_RESULTS = 64
+_KEPT_RESULTS = 96 << 20  # bytes of results kept: part of the base of every estimate of memory
 _TRANSFERS = 8  # requests to the store at once, for one batch of jobs
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch has no error class for it
 _REPORT_SECONDS = 0.3  # least time between two reports of one job
 
 
 class MissingResult(ModcapError):
-    """A result that the plan counted on is gone or damaged: plan again."""
+    """Results that the plan counted on are gone or damaged: plan again.
+
+    Attributes:
+        keys: of their jobs.
+    """
+
+    def __init__(self, message: str, keys: Collection[str] = ()) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
 
 
 class OutOfMemory(ModcapError):
@@ -64,19 +72,21 @@ class _Worker:
         self.store = store
         folder = cache_folder("inputs")
         self.bench = WorkerCache(lambda digest: store.fetch_input(digest, folder).read_bytes())
-        self._results: OrderedDict[str, Result] = OrderedDict()
+        self._results: ByteCache[Result] = ByteCache(_KEPT_RESULTS)
 
-    def result(self, key: str) -> Result:
-        found = self._results.pop(key, None) or self.store.get(key)
-        if found is None:
-            raise MissingResult(f"the result of job {key[:12]} is not in the store any more")
-        self.keep(key, found)
-        return found
+    def needs(self, job: Job) -> list[Result]:
+        """The results that a job needs."""
+        kept = {key: result for key in job.needs if (result := self._results.get(key))}
+        found = kept | self.store.get_all(set(job.needs) - kept.keys())
+        for key, result in found.items():
+            self.keep(key, result)
+        if lost := set(job.needs) - found.keys():
+            raise MissingResult(f"{job.label}: {len(lost)} of its needs are not stored", lost)
+        return [found[key] for key in job.needs]
 
     def keep(self, key: str, result: Result) -> None:
-        self._results[key] = result
-        while len(self._results) > _KEPT_RESULTS:
-            self._results.popitem(last=False)
+        size = sum(tensor.nbytes for tensor in result.tensors.values())
+        self._results.put(key, result, size)
 
 
 @cache
@@ -136,18 +146,27 @@ run_jobs_on_gpu = ray.remote(max_calls=1)(_run_jobs)
 
 
 def _compute(jobs: Sequence[Job], worker: _Worker, board: Any) -> list[dict[str, Any]]:
-    store = worker.store
     with ThreadPoolExecutor(_TRANSFERS) as pool:
-        metas, stored = [], []
-        for job in jobs:
-            # computed since it was planned? A small job costs less than the question
-            done = None if job.work.small else store.get(job.key)
-            if done is None:
-                needs = [worker.result(key) for key in job.needs]
-                done = run_job(job, worker.bench, needs, _reporter(board, job.key))
-                stored.append(pool.submit(store.put, job.key, done))
-            worker.keep(job.key, done)
-            metas.append(done.meta | {"attempt": attempt()})
-        for put in stored:
-            put.result()
+        found = [_result(job, worker, board, pool) for job in jobs]
+        metas = []
+        for job, future in zip(jobs, found, strict=True):
+            result = future.result()  # perhaps another one's, who was first
+            worker.keep(job.key, result)
+            metas.append(result.meta | {"attempt": attempt()})
     return metas
+
+
+def _result(job: Job, worker: _Worker, board: Any, pool: ThreadPoolExecutor) -> Future[Result]:
+    """The result of ``job`` as the store has it, once ``pool`` has put it there."""
+    # computed since it was planned? A small job costs less than the question
+    known = None if job.work.small else worker.store.get(job.key)
+    if known is not None:
+        future: Future[Result] = Future()
+        future.set_result(known)
+        return future
+    worker.bench.make_room(job.work.counts_activations or job.work.small)
+    try:
+        made = run_job(job, worker.bench, worker.needs(job), _reporter(board, job.key))
+    finally:
+        worker.bench.tidy()
+    return pool.submit(worker.store.settle, job.key, made)

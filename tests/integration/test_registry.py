@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from modcap.core import serialization as results
 from modcap.export import artifact
 from modcap.tasks.storage.objects import fetch
+from modcap.tasks.storage.store import Store
 from tests.integration.commands import ROOT, modcap_command
 
 NETWORK = "vgg_tiny"
@@ -170,7 +175,6 @@ def test_registered_model_serves_http(
     stack: dict[str, str], registered: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     import socket
-    import time
     import urllib.request
 
     with socket.socket() as probe:
@@ -221,6 +225,120 @@ def test_registered_model_serves_http(
             server.kill()
         server.wait()
         output.close()
+
+
+@pytest.fixture
+def swapped(
+    home: Path, stack: dict[str, str], registered: list[dict[str, Any]]
+) -> Iterator[list[Path]]:
+    """Version 1 holds the artifact of version 2, wherever MLflow keeps it."""
+    digests = {report["artifact_digest"]: report for report in registered}
+    files = {file: file.read_bytes() for file in (home / "mlflow").rglob("network.safetensors")}
+    first, second = (report["artifact_digest"] for report in registered)
+    assert len(digests) == 2
+    (other,) = {data for data in files.values() if results.digest(data) == second}
+    mine = [file for file, data in files.items() if results.digest(data) == first]
+    assert mine
+    for file in mine:
+        file.write_bytes(other)
+    yield mine
+    for file in mine:
+        file.write_bytes(files[file])
+
+
+def test_a_swapped_artifact_is_refused_before_it_is_read(
+    stack: dict[str, str], registered: list[dict[str, Any]], swapped: list[Path], tmp_path: Path
+) -> None:
+    done = promote(stack, "--version", "1", "--alias", "swapped")
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert "gated version 1 is not what was made" in last
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    assert "swapped" not in client.get_registered_model("gated").aliases
+    code = "import mlflow; mlflow.pyfunc.load_model('models:/gated/1')"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | stack | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert loaded.returncode == 1
+    assert "is not what was made" in loaded.stderr.splitlines()[-1]
+
+
+def test_a_swapped_artifact_in_the_store_is_refused(
+    stack: dict[str, str],
+    registered: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in stack.items():
+        monkeypatch.setenv(name, value)
+    first, second = (report["artifact"] for report in registered)
+    store = Store.from_environment()
+    places = [
+        address.removeprefix(f"s3://{store.bucket}/{store.prefix}") for address in (first, second)
+    ]
+    own, other = (store.get_document(place) for place in places)
+    assert own is not None
+    assert other is not None
+    store.put_document(places[0], other[0])
+    flags = ("--data", "fashion-mnist", "--preprocess", "mean=0.286,std=0.353", "--eval-images")
+    try:
+        done = modcap_command(stack, "evaluate", first, *flags, "20")
+    finally:
+        store.put_document(places[0], own[0])
+    assert done.returncode == 2
+    assert "is not what was made" in done.stderr.splitlines()[-1]
+    assert modcap_command(stack, "evaluate", first, *flags, "20").returncode == 0
+
+
+def test_a_version_that_modcap_did_not_make_is_one_line(
+    stack: dict[str, str], registered: list[dict[str, Any]]
+) -> None:
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    client.create_registered_model("foreign")
+    client.create_model_version("foreign", "/nowhere")
+    done = modcap_command(
+        stack, "promote", "foreign", "--version", "1", "--data", "fashion-mnist", "--max-drop", "1"
+    )
+    assert done.returncode == 2
+    assert "foreign version 1 was not made by modcap" in done.stderr.splitlines()[-1]
+
+
+def test_the_candidate_moves_under_the_lease_of_the_model(
+    stack: dict[str, str], registered: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds the lease reads, and a later version becomes candidate; what it then writes is on
+    what it read, so nobody may come between."""
+    from modcap.flows.registry import publish as tracking
+    from modcap.flows.registry.aliases import moving_aliases
+
+    for name, value in stack.items():
+        monkeypatch.setenv(name, value)
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    order: list[str] = []
+
+    def older() -> None:
+        with moving_aliases("gated") as mine:
+            order.append("older reads")
+            started.set()
+            time.sleep(2)
+            tracking._make_candidate(client, "gated", "1", mine)
+            order.append("older wrote")
+
+    def newer() -> None:
+        started.wait(30)
+        with moving_aliases("gated") as mine:
+            order.append("newer reads")
+            tracking._make_candidate(client, "gated", "2", mine)
+
+    started = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(older), pool.submit(newer)]:
+            future.result()
+    assert order == ["older reads", "older wrote", "newer reads"]
+    assert client.get_model_version_by_alias("gated", "candidate").version == "2"
 
 
 def test_no_credential_is_written_anywhere(

@@ -6,12 +6,16 @@ import json
 import os
 import threading
 import time
+import tracemalloc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 from tenacity import stop_after_delay
 
 from modcap.core.errors import InputError, ModcapError
@@ -158,6 +162,119 @@ def test_objects_are_fetched_by_address(store: Store, tmp_path: Path) -> None:
     assert (second.name, second.read_bytes()) == ("net.pth", b"two")
     with pytest.raises(InputError, match=r"s3://.*nothing\.pth: cannot be read"):
         fetch(address.replace("net", "nothing"), tmp_path)
+
+
+def test_local_copies_are_verified_whenever_they_are_used(store: Store, tmp_path: Path) -> None:
+    name = digest(b"content")
+    store.upload_input(name, b"content")
+    store.put_document("models/net.pth", b"weights")
+    address = f"s3://{store.bucket}/{store.prefix}/models/net.pth"
+    for local in (store.fetch_input(name, tmp_path), fetch(address, tmp_path)):
+        local.write_bytes(b"swapped")
+    assert store.fetch_input(name, tmp_path).read_bytes() == b"content"
+    assert fetch(address, tmp_path).read_bytes() == b"weights"
+
+
+class Breaking:
+    """A body that breaks off once, as a connection does, and is whole after that."""
+
+    def __init__(self, body: Any, failures: list[Exception]) -> None:
+        self._body, self._failures = body, failures
+
+    def read(self, *size: int) -> bytes:
+        if self._failures:
+            raise self._failures.pop()
+        return bytes(self._body.read(*size))
+
+    def iter_chunks(self, size: int) -> Iterator[bytes]:
+        yield self.read(3)
+        while chunk := self.read(size):
+            yield chunk
+
+
+def test_a_body_that_breaks_off_is_read_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = digest(b"content")
+    store.upload_input(name, b"content")
+    store.put_document("models/net.pth", b"weights")
+    address = f"s3://{store.bucket}/{store.prefix}/models/net.pth"
+    breaks = [
+        IncompleteReadError(actual_bytes=3, expected_bytes=7),
+        ResponseStreamingError(error="reset"),
+        ReadTimeoutError(endpoint_url="here"),
+    ]
+    failures: list[Exception] = []
+    s3 = client(store.endpoint)
+    whole = s3.get_object
+
+    def get_object(**asked: Any) -> dict[str, Any]:
+        found = dict(whole(**asked))
+        return found | {"Body": Breaking(found["Body"], failures)}
+
+    monkeypatch.setattr(s3, "get_object", get_object)
+    for error in breaks:
+        failures[:] = [error]
+        assert store.get_document("models/net.pth") is not None
+        failures[:] = [error]
+        assert store.fetch_input(name, tmp_path / error.__class__.__name__).name == name
+        failures[:] = [error]
+        local = fetch(address, tmp_path / f"fetched-{error.__class__.__name__}")
+        assert local.read_bytes() == b"weights"
+        failures[:] = [error]
+        assert list(store.verify()) == []
+    assert not list(tmp_path.glob("**/tmp*"))  # nothing half-written
+
+
+def test_a_large_input_never_lies_in_memory(store: Store, tmp_path: Path) -> None:
+    data = os.urandom(96 << 20)
+    name = digest(data)
+    store.upload_input(name, data)
+    del data
+    tracemalloc.start()
+    try:
+        store.fetch_input(name, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_who_is_second_goes_on_with_the_first_result(store: Store) -> None:
+    first, second = (Result({"a": torch.tensor([i])}, {"writer": i}) for i in range(2))
+    assert same(store.settle("k", first), first)
+    assert same(store.settle("k", second), first)
+
+
+def test_what_is_read_as_damaged_is_set_aside_and_nothing_newer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker puts a good result there between the read and the removal."""
+    store.put("k", RESULT)
+    document = store.get_document("jobs/k/result.json")
+    assert document is not None
+    store.put_document("jobs/k/result.json", b"{}")
+    complete = Store._complete
+
+    def meanwhile(self: Store, key: str, found: bytes) -> Result:
+        self.put_document("jobs/k/result.json", document[0])
+        return complete(self, key, found)
+
+    monkeypatch.setattr(Store, "_complete", meanwhile)
+    with pytest.warns(UserWarning, match="set aside"):
+        assert store.get("k") is None
+    monkeypatch.undo()
+    found = store.get_document("jobs/k/result.json")
+    assert found is not None
+    assert found[0] == document[0]
+
+
+def test_an_artifact_is_stored_under_its_own_digest_alone(store: Store) -> None:
+    with pytest.raises(DamagedResult, match="not what its digest says"):
+        store.put_artifact(digest(b"one"), b"two")
+    address = store.put_artifact(digest(b"one"), b"one")
+    store.put_document(f"artifacts/{digest(b'one')}.safetensors", b"two")
+    assert store.put_artifact(digest(b"one"), b"one") == address
+    assert list(store.verify()) == []
 
 
 def test_wrong_credentials_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ class Reconstruct(Arithmetic, Work):
     """
 
     kind: ClassVar[str] = "reconstruct"
+    counts_activations: ClassVar[bool] = True
 
     start: int
     stop: int

@@ -116,6 +116,7 @@ class Tune(_OverWhole):
     """Trains the whole network on its logits (:mod:`modcap.ptq.finetune`)."""
 
     kind: ClassVar[str] = "tune"
+    counts_activations: ClassVar[bool] = True
 
     iterations: int
     rate: float

@@ -33,7 +33,7 @@ _once = threading.Lock()  # taken by the first who ends the process, and never g
 
 
 def end(message: str, code: int, *cleanups: Cleanup) -> None:
-    """Runs the cleanups, which are told why, for a while; prints one line; ends the process."""
+    """Runs the cleanups, for some seconds at most, prints one line and ends the process."""
     if not _once.acquire(blocking=False):
         return
     said = _silence()

@@ -18,7 +18,7 @@ from modcap.infra.local import process
 from modcap.infra.local.home import Home
 from modcap.infra.local.services import NAMES, QUIET, Service, failed, service
 
-__all__ = ["NAMES", "Endpoints", "ServiceStatus", "down", "status", "up"]
+__all__ = ["NAMES", "Endpoints", "ServiceStatus", "down", "logins", "status", "up"]
 
 _VARIABLES = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MODCAP_BUCKET"),
@@ -163,6 +163,11 @@ def status(home: Path | None = None) -> list[ServiceStatus]:
         else:
             found.append(ServiceStatus(name, "stopped", ""))
     return found
+
+
+def logins(home: Path | None = None) -> Path:
+    """The file of passwords, which only its owner reads."""
+    return Home.at(home).path / "credentials.json"
 
 
 def _address(name: str, state: dict[str, Any]) -> str:

@@ -19,11 +19,20 @@ from modcap.tasks.workers.isolation import Child, Ended, Limits
 MODULE = "tests.isolated_worker"
 
 
-@pytest.fixture
-def child() -> Iterator[Child]:
-    made = Child(MODULE, Limits(memory=1 << 30, seconds=3, file_bytes=1 << 19))
+def limited(seconds: float) -> Iterator[Child]:
+    made = Child(MODULE, Limits(memory=1 << 30, seconds=seconds, file_bytes=1 << 19))
     yield made
     made.close()
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    yield from limited(60)
+
+
+@pytest.fixture
+def hasty() -> Iterator[Child]:
+    yield from limited(3)
 
 
 def pid(child: Child) -> int:
@@ -60,13 +69,13 @@ def test_one_process_answers_many_requests(child: Child) -> None:
     ],
 )
 def test_what_ends_it_is_said_and_the_next_one_is_answered(
-    child: Child, request_: dict[str, Any], how: str
+    hasty: Child, request_: dict[str, Any], how: str
 ) -> None:
     with pytest.raises(Ended) as ended:
-        child.ask(request_)
+        hasty.ask(request_)
     assert ended.value.how == how
     assert ended.value.doing == {"doing": request_["do"]}
-    assert child.ask({"do": "nothing"}) == {"done": True}
+    assert hasty.ask({"do": "nothing"}) == {"done": True}
 
 
 def test_memory_is_limited_and_counted_from_the_start_of_each_request(child: Child) -> None:
@@ -89,10 +98,10 @@ def test_a_crash_of_a_used_process_is_tried_once_more_in_a_fresh_one(child: Chil
     assert pid(child) != before
 
 
-def test_what_it_started_ends_with_it(child: Child) -> None:
-    first = pid(child)
+def test_what_it_started_ends_with_it(hasty: Child) -> None:
+    first = pid(hasty)
     with pytest.raises(Ended, match="longer"):
-        child.ask({"do": "fork"})
+        hasty.ask({"do": "fork"})
     assert wait_for(lambda: gone(first))
     sessions = subprocess.run(["ps", "-eo", "sess,stat"], capture_output=True, text=True)
     own = [line.split() for line in sessions.stdout.splitlines()[1:]]

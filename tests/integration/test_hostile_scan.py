@@ -138,7 +138,7 @@ MANIFESTS: dict[str, str] = {
     "sibling": "data: s3://BUCKET/images-rejected/a.npz",
     "preprocess": "preprocess: /etc/passwd.json",
     "brackets": "name: " + "[" * 3000,
-    "date": "name: 2026-99-99",
+    "date": "bytes: 2026-99-99",
     "unknown": "preset: slow",
     "list": "- name",
 }

@@ -47,6 +47,7 @@ bench-waves: ## Groups side by side against one after another; QUICK=1, too
 bench-scaling: ## One and two workers, and a simulation of many; QUICK=1, too
 bench-overhead: ## What orchestration costs; QUICK=1, too
 bench-time_to_accuracy: ## Cheap recipes beside the published one, for hours; QUICK=1, too
+bench-breadth: ## Which networks of torchvision and timm are captured; QUICK=1, too
 bench-%: env
 	$(BIN)/python -m benchmarks.$* $(if $(QUICK),--quick) $(ARGS)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from modcap.checkpoints import _torchvision
 from modcap.graph.channels import channel_dimension
@@ -15,19 +15,20 @@ from tests.test_unusual_networks import ClassToken, trained
 
 
 class Blocks(nn.Module):
-    """A convolution, then ``then``, and a head over the mean of all but the channels."""
+    """A convolution, then ``then``, and a linear layer where channels are last."""
 
-    def __init__(self, then: Callable[[Tensor], Tensor], channels: int) -> None:
+    def __init__(self, then: Callable[[Tensor], Tensor], mixes: bool) -> None:
         super().__init__()
-        self.first, self.mix = nn.Conv2d(3, 8, 3), nn.Linear(8, 8)
-        self.then, self.channels, self.head = then, channels, nn.Linear(8, 5)
+        self.first, self.mix, self.then, self.mixes = (
+            nn.Conv2d(3, 8, 3),
+            nn.Linear(8, 8),
+            then,
+            mixes,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.then(self.first(x)).relu()
-        if self.channels == x.ndim - 1:
-            x = x + self.mix(x)
-        logits: Tensor = self.head(x.transpose(1, self.channels).flatten(2).mean(2))
-        return logits
+        return x + self.mix(x) if self.mixes else x
 
 
 FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
@@ -39,13 +40,16 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 }
 
 
+@pytest.mark.parametrize("mixes", [False, True])
 @pytest.mark.parametrize("name", FORMS)
-def test_it_follows_from_the_operators(name: str) -> None:
+def test_it_follows_from_the_operators(name: str, mixes: bool) -> None:
     then, channels = FORMS[name]
     images = torch.randn(2, 3, 12, 12)
-    modules = cut(trained(lambda: Blocks(then, channels)), images).modules
-    assert channel_dimension(modules[:-1], images) == channels
-    assert channel_dimension(modules, images) == 1
+    if mixes and name in ("images", "rows of pixels"):  # whose last dimension is another
+        return
+    graph = fx.symbolic_trace(Blocks(then, mixes).eval())
+    assert channel_dimension([graph], images) == channels
+    assert channel_dimension([graph, fx.symbolic_trace(nn.ReLU())], images) == channels
 
 
 def test_tokens_and_swin() -> None:

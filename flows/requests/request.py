@@ -203,6 +203,7 @@ def prepare(request: Request) -> Prepared:
     doubts = tuple(filter(None, [*checkpoint.warnings, names.doubt(tests.classes)]))
     for doubt in doubts:
         _say(doubt)
+    doubts += network.notices  # which were said when it was built
     return Prepared(
         *(request, cell, calibration, evaluation, source, _fp_bytes(network)),
         classes=tests.classes,

@@ -174,7 +174,7 @@ def main() -> None:
                 print(json.dumps(rows[name]), flush=True)
                 place.write_text("".join(f"{json.dumps(rows[n])}\n" for n in sorted(rows)))
     if not options.quick:
-        (DOCS / "breadth.md").write_text(page([rows[name] for name in sorted(rows)]))
+        (DOCS / "breadth.md").write_text(page([rows[name] for name in sorted(rows)], len(names())))
 
 
 def guarded(name: str) -> dict[str, Any]:

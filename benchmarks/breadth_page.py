@@ -12,17 +12,18 @@ _LIBRARIES = ("torchvision", "timm")
 _HEAD = """# Which networks are captured
 
 Measured by `make bench-breadth` (benchmarks/breadth.py) on networks with random weights, at the
-smallest input of 64 to 256 pixels that each takes: every classifier of torchvision, and of timm two
-or more of each family, the smallest, without regard to whether they are captured. *Same* is a
+smallest input of 64 to 256 pixels that each takes: every classifier of torchvision, and of timm one
+or two of each family, the smallest, without regard to whether they are captured. *Same* is a
 forward that is equal to within 1e-4 of its size; *W8A8* an output that stays within 2e-2 of it
 when weights and activations are rounded to 8 bits, without any training. *Share* is how much of the
 weights the largest module holds.
 """
 
 
-def page(rows: list[dict[str, Any]]) -> str:
-    """The whole page."""
-    parts = [_HEAD, _totals(rows)]
+def page(rows: list[dict[str, Any]], listed: int) -> str:
+    """The whole page, of as many of the ``listed`` networks as have a row."""
+    some = f"Of {listed} networks listed, {len(rows)} have been measured so far.\n"
+    parts = [_HEAD, *([some] if len(rows) < listed else []), _totals(rows)]
     for library in _LIBRARIES:
         own = [row for row in rows if row["network"].startswith(f"{library}:")]
         if own:

@@ -48,7 +48,7 @@ def trivial(count: int) -> dict[str, Any]:
 
     prepared = prepare(request("vgg_tiny", 1000))
     network = prepared.cell.network
-    modules = len(network.partition.names)
+    modules = len(network.names)
     jobs = [
         Job(
             DataFreeCapacity(module=index % modules, bits=(Bits(2, 4),), alpha=1 + index / 1e6),

@@ -55,7 +55,7 @@ def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         inputs: dict[str, bytes] = {}
         for p in prepared:
-            inputs[p.cell.network.digest] = p.cell.network.to_bytes()
+            inputs[p.cell.network.digest] = p.network.to_bytes()
             inputs[p.cell.calibration] = p.calibration.to_bytes()
         machine = side_by_side(jobs, inputs)
         with connected() as plain, Progress() as progress:

@@ -14,8 +14,8 @@ from modcap.flows.execution.connect import connected
 from modcap.flows.execution.execute import Results, execute
 from modcap.flows.execution.progress import Progress
 from modcap.flows.registry.mlflow_runs import link_of
-from modcap.flows.registry.publish import Finished, Registered, publish
-from modcap.flows.reports.cell_record import finished, jobs_of, report
+from modcap.flows.registry.publish import Registered, publish
+from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
 from modcap.flows.requests.request import Prepared, Request, prepare
 from modcap.jobs.plan import CellPlan
 from modcap.recipe import CapacityKind, Recipe

@@ -7,36 +7,41 @@ equal keys.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
+import ray
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from safetensors import SafetensorError, safe_open
 
-from modcap.core.errors import InputError, ModcapError, Unavailable
-from modcap.core.messages import parse
+from modcap.core.errors import ModcapError
 from modcap.core.serialization import canonical, digest
+from modcap.flows.execution.apart import Computed, Owned, execute_apart
 from modcap.flows.execution.connect import connected
+from modcap.flows.execution.examine import Examined
+from modcap.flows.execution.examined import examined
 from modcap.flows.execution.execute import Counts, Results, execute
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import link_of
-from modcap.flows.registry.publish import publish
-from modcap.flows.reports.cell_record import finished, jobs_of, report
-from modcap.flows.requests.documents import read_mapping
-from modcap.flows.requests.request import Prepared, Request, local_path, prepare
-from modcap.flows.requests.scan_policy import Choice, Manifest, Policy, Rule
+from modcap.flows.registry.on_ray import register_on_ray
+from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
+from modcap.flows.requests.blame import Fault, fault_of, said_of
+from modcap.flows.requests.candidate import Candidate
+from modcap.flows.requests.description import ready
+from modcap.flows.requests.request import Ready
+from modcap.flows.requests.scan_policy import Policy
+from modcap.jobs.job import Cell
 from modcap.jobs.plan import CellPlan, Plan
 from modcap.tasks.storage.lease import Lease, lease
-from modcap.tasks.storage.objects import Found, find
+from modcap.tasks.storage.objects import find
 from modcap.tasks.storage.store import Store
+from modcap.tasks.workers.isolation import Limits
 
 __all__ = ["run_scan", "scan"]
 
@@ -74,19 +79,18 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """A checkpoint that this pass works on."""
+class _New:
+    """A checkpoint that this pass works on, and where its outcome is noted."""
 
-    found: Found
+    candidate: Candidate
     note: str
-    rule: Rule
-    manifest: Manifest
+    allowed: dict[str, Any]
 
 
 def run_scan(prefix: str, policy: Policy, store: Store, progress: Progress) -> dict[str, Any]:
     """The body of the flow. Of two passes at once over one prefix, the second does nothing."""
     start = time.monotonic()
-    name = f"scan-{digest(prefix.encode())[:16]}"
+    name = f"scan-{digest(prefix.rstrip('/').encode())[:16]}"
     with lease(store, name) as mine:
         if mine is None:
             return {"prefix": prefix, "busy": True, "checkpoints": [], "executed": 0}
@@ -106,70 +110,140 @@ def run_scan(prefix: str, policy: Policy, store: Store, progress: Progress) -> d
 def _pass(
     prefix: str, policy: Policy, store: Store, progress: Progress, mine: Lease
 ) -> tuple[list[Outcome], int]:
+    limits = Limits.from_environment()
     outcomes: list[Outcome] = []
-    prepared: list[tuple[_Candidate, list[Prepared]]] = []
-    for candidate in _candidates(prefix, policy, store, outcomes):
-        cells = _prepare(candidate)
-        if isinstance(cells, Outcome):
-            outcomes.append(_settled(store, candidate, cells))
-            continue
-        prepared.append((candidate, cells))
-        for cell in cells:
-            cell.upload(store)
-    executed = 0
-    try:  # all of them as one plan: side by side, on all workers
-        if prepared:
-            every = [p for _, cells in prepared for p in cells]
-            executed += _compute(every, store, progress)[2].executed
-    except ModcapError as error:
-        progress.note(f"{error}: going on with one checkpoint at a time")
-    for candidate, cells in prepared:
+    new, stems = _news(prefix, policy, store, outcomes, limits)
+    places = {each.candidate.address: each for each in new}
+    executed, settled = 0, 0
+    for batch in examined([each.candidate for each in new], store, limits, progress):
         mine.check()
-        outcome, done = _finish(candidate, cells, store, progress)
+        found, done = _settle_batch(batch, stems, store, progress)
         executed += done
-        outcomes.append(_settled(store, candidate, outcome))
+        outcomes += (_settled(store, places[each.checkpoint], each) for each in found)
+        settled += len(found)
+        progress.note(f"{settled} of {len(new)} checkpoints settled")
     return sorted(outcomes, key=lambda outcome: outcome.checkpoint), executed
 
 
-def _prepare(candidate: _Candidate) -> list[Prepared] | Outcome:
+def _settle_batch(
+    batch: Sequence[tuple[Candidate, Examined]],
+    stems: frozenset[str],
+    store: Store,
+    progress: Progress,
+) -> tuple[list[Outcome], int]:
+    """What becomes of candidates that were examined, and how many jobs ran for it."""
+    outcomes: list[Outcome] = []
+    owned: list[Owned[Candidate]] = []
+    for candidate, found in batch:
+        cells = _ready(candidate, found, stems)
+        if isinstance(cells, Fault):
+            outcomes.append(_outcome(candidate, cells))
+        else:
+            owned.append(Owned(candidate, tuple(cells)))
+    computed, executed = _computed(owned, store, progress)
+    outcomes += (_outcome(e[0], _fault_of_work(e[1])) for e in computed if isinstance(e, tuple))
+    for some in _of_other_names([each for each in computed if isinstance(each, Computed)]):
+        outcomes += _registered(some, store)
+    return outcomes, executed
+
+
+def _computed(
+    owned: Sequence[Owned[Candidate]], store: Store, progress: Progress
+) -> tuple[list[Computed[Candidate] | tuple[Candidate, Exception]], int]:
+    """The cells of all, computed, and how many jobs ran for it."""
+    executed = 0
     try:
-        return [prepare(_request(candidate, choice)) for choice in candidate.rule.recipes]
-    except InputError as error:
-        return _blamed(candidate, error)
+        link = link_of(EXPERIMENT, {})
+    except ModcapError as error:  # without MLflow, nothing could be registered
+        return [(each.owner, error) for each in owned], 0
+
+    def run(cells: Sequence[Cell]) -> tuple[Plan, Results, Counts]:
+        nonlocal executed
+        plan, results, counts = execute(cells, store, progress, link)
+        executed += counts.executed
+        return plan, results, counts
+
+    return list(execute_apart(owned, run, progress)), executed
 
 
-def _finish(
-    candidate: _Candidate, cells: list[Prepared], store: Store, progress: Progress
-) -> tuple[Outcome, int]:
-    """Registers the cells of one checkpoint; computes what the common plan did not."""
+def _ready(candidate: Candidate, found: Examined, stems: frozenset[str]) -> Sequence[Ready] | Fault:
+    if found.fault or found.description is None:
+        return found.fault or Fault(state="failed", reason="nothing was found of it")
+    if found.name != candidate.stem and found.name in stems:
+        reason = f"its manifest's name {found.name!r} is that of another checkpoint: choose another"
+        return Fault(state="bad", reason=reason)
+    return ready(found.description)
+
+
+def _outcome(candidate: Candidate, fault: Fault) -> Outcome:
+    return Outcome(candidate.address, fault.state, fault.reason)
+
+
+def _fault_of_work(error: Exception) -> Fault:
+    """What computing or registering raised: bad is what a job found wrong with the input; what
+    nobody foresaw may be ours, and is tried again."""
+    if isinstance(error, ModcapError):
+        return fault_of(error, own_images=False)
+    return Fault(state="failed", reason=said_of(error))
+
+
+def _of_other_names(
+    computed: Sequence[Computed[Candidate]],
+) -> Iterator[list[Computed[Candidate]]]:
+    """Lists without a name twice: a name is the first one's who takes it, not of both at once."""
+    left = list(computed)
+    while left:
+        taken: set[str] = set()
+        now: list[Computed[Candidate]] = []
+        later: list[Computed[Candidate]] = []
+        for each in left:
+            own = {cell.request.model_name for cell, _ in each.cells}
+            (later if own & taken else now).append(each)
+            taken |= own
+        yield now
+        left = later
+
+
+def _registered(computed: Sequence[Computed[Candidate]], store: Store) -> list[Outcome]:
+    """Registers the cells of checkpoints, side by side."""
+    started = [(each.owner, _start_to_register(each, store)) for each in computed]
+    return [_awaited(candidate, task) for candidate, task in started]
+
+
+def _awaited(candidate: Candidate, task: Any) -> Outcome:
+    """What the task that registers came to; ``task`` may be what hindered its start."""
     try:
-        plan, results, counts = _compute(cells, store, progress)
-        versions = tuple(
-            _register(prepared, cell, plan, results, counts, store)
-            for prepared, cell in zip(cells, plan.cells, strict=True)
-        )
-    except ModcapError as error:
-        return _blamed(candidate, error), 0
-    registered = Outcome(candidate.found.address, "registered", versions=versions)
-    return registered, counts.executed
+        if isinstance(task, Exception):
+            raise task
+        versions = tuple(ray.get(task))
+    except Exception as error:
+        return _outcome(candidate, _fault_of_work(getattr(error, "cause", error)))
+    return Outcome(candidate.address, "registered", versions=versions)
 
 
-def _blamed(candidate: _Candidate, error: ModcapError) -> Outcome:
-    """``bad`` where the checkpoint is to blame; else ``failed``, and the next pass tries again."""
-    own = isinstance(error, InputError) and not isinstance(error, Unavailable)
-    return Outcome(candidate.found.address, "bad" if own else "failed", str(error))
+def _start_to_register(computed: Computed[Candidate], store: Store) -> Any:
+    """The task that does it, or what is wrong already."""
+    try:
+        cells = [
+            (_finished(computed, cell, planned, store), cell.request.model_name)
+            for cell, planned in computed.cells
+        ]
+        return register_on_ray(computed.owner.address, cells, EXPERIMENT)
+    except Exception as error:
+        return error
 
 
-def _candidates(
-    prefix: str, policy: Policy, store: Store, outcomes: list[Outcome]
-) -> Sequence[_Candidate]:
-    """What is new, or has changed, and is whole; of the others, the outcome is said."""
+def _news(
+    prefix: str, policy: Policy, store: Store, outcomes: list[Outcome], limits: Limits
+) -> tuple[list[_New], frozenset[str]]:
+    """What is new, or has changed; of the others, the outcome is said. And all stems, which are
+    names that each has by right."""
     objects = {found.address: found for found in find(prefix)}
     rested = datetime.now(timezone.utc) - timedelta(seconds=policy.settle_seconds)
-    new: list[_Candidate] = []
-    for address, found in objects.items():
-        if not address.endswith(_SUFFIXES):
-            continue
+    new: list[_New] = []
+    checkpoints = {a: found for a, found in objects.items() if a.endswith(_SUFFIXES)}
+    allowed = policy.permissions.model_dump(mode="json") | {"limits": asdict(limits)}
+    for address, found in checkpoints.items():
         rule = policy.rule(address.removeprefix(prefix).lstrip("/"))
         if rule is None:
             outcomes.append(Outcome(address, "unmatched", "no rule of the policy matches its name"))
@@ -179,8 +253,8 @@ def _candidates(
         identity = [address, found.version, beside and beside.version, rule.model_dump(mode="json")]
         note = f"scans/{digest(canonical(identity))}.json"
         known = store.get_document(note)
-        if known is not None:
-            earlier = Outcome(**json.loads(known[0]))
+        earlier = _noted(known[0], allowed) if known is not None else None
+        if earlier is not None:
             state = "known" if earlier.state == "registered" else earlier.state
             outcomes.append(Outcome(address, state, earlier.reason, tuple(earlier.versions)))
             continue
@@ -188,89 +262,40 @@ def _candidates(
         if youngest > rested:
             outcomes.append(Outcome(address, "waiting", "it may still be uploaded"))
             continue
-        candidate = _Candidate(found, note, rule, Manifest())
-        try:
-            candidate = replace(candidate, manifest=_manifest(beside))
-            whole = _whole(candidate)
-        except InputError as error:
-            outcomes.append(_settled(store, candidate, _blamed(candidate, error)))
-            continue
-        if whole:
-            new.append(candidate)
-        else:
-            outcomes.append(Outcome(address, "waiting", "it is not yet what its manifest says"))
-    return new
+        candidate = Candidate(
+            address=address,
+            bytes=found.bytes,
+            beside=beside.address if beside else None,
+            rule=rule,
+            permissions=policy.permissions,
+        )
+        new.append(_New(candidate, note, allowed))
+    return new, frozenset(PurePosixPath(address).stem for address in checkpoints)
 
 
-def _manifest(beside: Found | None) -> Manifest:
-    if beside is None:
-        return Manifest()
-    values = read_mapping(local_path(beside.address), beside.address)
-    return parse(Manifest, values, beside.address)
-
-
-def _whole(candidate: _Candidate) -> bool:
-    stated = candidate.manifest
-    if stated.bytes is not None and stated.bytes != candidate.found.bytes:
-        return False
-    if stated.sha256 is None:
-        return True
-    data = local_path(candidate.found.address).read_bytes()
-    return hashlib.sha256(data).hexdigest() == stated.sha256
-
-
-def _settled(store: Store, candidate: _Candidate, outcome: Outcome) -> Outcome:
-    """Notes what stays as it is until the object changes: all but a failure."""
-    if outcome.state != "failed":
-        store.put_document(candidate.note, json.dumps(asdict(outcome)).encode())
+def _settled(store: Store, new: _New, outcome: Outcome) -> Outcome:
+    """Notes what stays as it is until the object changes: no failure, and nothing that waits."""
+    if outcome.state not in ("failed", "waiting"):
+        noted = asdict(outcome) | {"permissions": new.allowed}
+        store.put_document(new.note, json.dumps(noted).encode())
     return outcome
 
 
-def _request(candidate: _Candidate, choice: Choice) -> Request:
-    address, rule, said = candidate.found.address, candidate.rule, candidate.manifest
-    data = said.data or rule.data
-    if data is None:
-        raise InputError(f"{address}: neither its manifest nor the policy names images (data)")
-    arch = None
-    if not address.endswith(".pt2"):
-        arch = said.arch or _architecture_tag(local_path(address)) or rule.arch
-    stem = said.name or PurePosixPath(address).stem
-    fields = {
-        "checkpoint": address,
-        "arch": arch,
-        "data": data,
-        "eval_data": said.eval_data or rule.eval_data,
-        "eval_images": rule.eval_images,
-        "preprocess": said.preprocess or rule.preprocess,
-        "name": f"{stem}-{choice.suffix()}",
-        "onnx": rule.onnx,
-        "recipe": choice.recipe(),
-    }
-    return parse(Request, fields, address)
+def _noted(document: bytes, allowed: dict[str, Any]) -> Outcome | None:
+    """What an earlier pass made of it; None where it was bad and other things, or limits, are
+    allowed now."""
+    values = json.loads(document)
+    before = values.pop("permissions", None)
+    earlier = Outcome(**values)
+    same = before == json.loads(json.dumps(allowed))
+    return earlier if same or earlier.state == "registered" else None
 
 
-def _architecture_tag(file: Path) -> str | None:
-    """``architecture`` in the metadata of a safetensors file, if it has any."""
-    if file.suffix != ".safetensors":
-        return None
-    try:
-        with safe_open(file, "pt") as tensors:
-            return (tensors.metadata() or {}).get("architecture")
-    except SafetensorError:
-        return None  # damaged: reading the checkpoint says how
-
-
-def _compute(
-    cells: Sequence[Prepared], store: Store, progress: Progress
-) -> tuple[Plan, Results, Counts]:
-    return execute([p.cell for p in cells], store, progress, link_of(EXPERIMENT, {}))
-
-
-def _register(
-    prepared: Prepared, cell: CellPlan, plan: Plan, results: Results, counts: Counts, store: Store
-) -> str:
-    said = report(prepared, cell, results) | {"jobs": jobs_of(counts)}
-    done = finished(prepared, cell, plan, results, said, {})
+def _finished(
+    computed: Computed[Candidate], cell: Ready, planned: CellPlan, store: Store
+) -> Finished:
+    results = computed.results
+    said = report(cell, planned, results) | {"jobs": jobs_of(computed.counts)}
+    done = finished(cell, planned, computed.plan, results, said, {})
     store.put_artifact(said["artifact_digest"], done.artifact)
-    registered = publish(done, experiment=EXPERIMENT, model_name=prepared.request.model_name)
-    return f"{registered.model_name}/{registered.model_version}"
+    return done

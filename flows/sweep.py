@@ -20,9 +20,9 @@ from modcap.flows.execution.execute import Counts, execute
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import Parent, finish_parent, start_parent
-from modcap.flows.registry.publish import Finished, Published, Registered, publish_cell
+from modcap.flows.registry.publish import Published, Registered, publish_cell
 from modcap.flows.reports import plots
-from modcap.flows.reports.cell_record import finished, jobs_of, report
+from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
 from modcap.jobs.job import Cell

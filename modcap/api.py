@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,32 @@ class Quantized:
     losses: tuple[float, ...]
     oscillation: float
     results: dict[str, Result]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the artifact to a file; :func:`modcap.load` reads it.
+
+        Raises:
+            InputError: the path is wrong.
+        """
+        self.export("safetensors", path)
+
+    def export(self, format: str, path: str | Path, opset: int = 25) -> dict[str, Any]:  # noqa: A002
+        """Writes it in another format to a file; see :mod:`modcap.export`.
+
+        Args:
+            format: onnx, pt2, encodings or safetensors.
+            path: of the file.
+            opset: of ONNX files: 25, 21 or 13.
+
+        Returns:
+            What is to be said of it: bytes, agreement with the artifact, …
+
+        Raises:
+            InputError: the network has no form in this format, or the path is wrong.
+        """
+        from modcap import export
+
+        return export.save(export.Export(self.artifact, opset), format, path)
 
 
 @torch.inference_mode(False)

@@ -18,7 +18,7 @@ from modcap.core.errors import InputError
 from modcap.data import classes
 from modcap.data import sources as data
 from modcap.data.preprocess import Preprocess
-from modcap.flows.reports.accuracy import evaluate_artifact
+from modcap.flows.registry.accuracy import evaluate_artifact
 from modcap.flows.requests.request import Request, prepare
 from modcap.recipe import CapacityKind, Recipe
 

@@ -30,6 +30,7 @@ FLAGS = {
     ),
     "capacity": "arch capacity classes data json k preprocess preset recipe w-bits",
     "evaluate": "classes data eval-images json preprocess",
+    "export": "format json opset out",
     "plan": (
         "a-bits arch calibration capacity checkpoint classes data homogeneity iterations json k "
         "method picture preprocess preset price-per-hour recipe schedule seeds selection tuning "
@@ -261,7 +262,7 @@ def test_the_baselines_of_a_report_are_plain() -> None:
 
     recipe = make_recipe("quick", None, tuning=7, schedule="waves", w_bits=2)
     nearest = rounding_to_nearest(recipe)
-    assert (nearest.method.value, nearest.k, nearest.w_bits) == ("rtn", 0, 2)
+    assert (nearest.method.name, nearest.k, nearest.w_bits) == ("rtn", 0, 2)
     assert (nearest.corrects, nearest.tuning_steps) == (False, 0)
     assert (unjoined(recipe).k, unjoined(recipe).tuning_steps) == (0, 7)
 

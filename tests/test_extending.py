@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import Field, create_model
 
 from modcap.core.named import reading
+from modcap.data import sources
 from modcap.data.image_set import ImageSet
+from modcap.data.preprocess import Preprocess
 from modcap.jobs.job import Cell
 from modcap.jobs.run_job import run_job
 from modcap.jobs.worker_cache import WorkerCache
@@ -79,3 +83,17 @@ def test_a_kind_of_job(examples: dict[str, Any]) -> None:
         assert job.kind == "sensitivity"
         errors.append(run_job(job, cache, []).meta["error"])
     assert errors[0] > 10 * errors[1]
+
+
+def test_a_source_of_data(
+    examples: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "some.npy", np.zeros((40, 1, 8, 8), np.uint8))
+    np.save(tmp_path / "some.labels.npy", np.arange(40))
+    monkeypatch.setattr(sources, "SOURCES", (examples["TWO_FILES"], *sources.SOURCES))
+    preprocess = Preprocess(mean=(0.5,), std=(0.5,))
+    spec = str(tmp_path / "some.npy")
+    pool = sources.load(spec, split="calibration", preprocess=preprocess)
+    tests = sources.load(spec, split="evaluation", preprocess=preprocess, limit=7)
+    assert (len(pool), len(tests)) == (20, 7)
+    assert not set(pool.labels) & set(tests.labels)

@@ -45,6 +45,33 @@ def test_compose_keeps_secrets_out_and_ports_on_loopback() -> None:
                 assert value.removeprefix("${").removesuffix(":?}") in named
 
 
+def test_every_server_of_compose_asks_for_a_secret_and_its_clients_have_it() -> None:
+    services = read("compose/compose.yaml")["services"]
+    login = "modcap:${PREFECT_PASSWORD:?}"
+    assert services["prefect"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"] == login
+    mlflow = services["mlflow"]
+    assert "--app-name basic-auth" in mlflow["command"][0]
+    assert mlflow["environment"]["MLFLOW_AUTH_ADMIN_PASSWORD"] == "${MLFLOW_PASSWORD:?}"
+    storage = services["s3"]["command"][0]  # its other ports stay inside the container
+    assert "-ip.bind=127.0.0.1 -filer -filer.disableHttp" in storage
+    for name in ("ray-head", "ray-worker", "worker"):
+        environment = services[name]["environment"]
+        assert environment["PREFECT_API_AUTH_STRING"] == login
+        assert environment["MLFLOW_TRACKING_PASSWORD"] == "${MLFLOW_PASSWORD:?}"
+        assert environment["RAY_AUTH_TOKEN"] == "${RAY_TOKEN:?}"
+
+
+def test_every_kuberay_container_has_the_token() -> None:
+    for name in ("raycluster", "rayjob"):
+        spec = read(f"kubernetes/{name}.yaml")["spec"]
+        spec = spec.get("rayClusterSpec", spec)
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            (container,) = group["template"]["spec"]["containers"]
+            variables = {one["name"]: one for one in container["env"]}
+            assert variables["RAY_AUTH_MODE"]["value"] == "token"
+            assert variables["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "modcap-ray"
+
+
 def _lines(name: str) -> list[str]:
     return [line for line in (INFRA / name).read_text().splitlines() if "=" in line]
 
@@ -94,4 +121,6 @@ def test_kubernetes_work_pool_fills_every_placeholder_and_takes_secrets_by_name(
     assert variables["image"]["default"] == "modcap:latest"
     pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["envFrom"] == [{"secretRef": {"name": "modcap-s3"}}]
+    assert container["envFrom"] == [
+        {"secretRef": {"name": name}} for name in ("modcap-s3", "modcap-servers")
+    ]

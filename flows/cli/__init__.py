@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import typer
 
 from modcap.core.errors import ModcapError, Notice
+from modcap.flows.cli.export import export
 from modcap.flows.cli.measure import capacity, evaluate
 from modcap.flows.cli.quantize import quantize
 from modcap.flows.cli.registry import promote, scan
 from modcap.flows.cli.stack import stack
 from modcap.flows.cli.store import store
 from modcap.flows.cli.sweep import plan, sweep
+from modcap.flows.execution.ending import AGAIN, end, gone
 
 __all__ = ["app", "main"]
 
@@ -29,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (quantize, capacity, plan, sweep, evaluate, scan, promote):
+for command in (quantize, capacity, plan, sweep, evaluate, export, scan, promote):
     app.command()(command)
 app.add_typer(store, name="store")
 app.add_typer(stack, name="stack")
@@ -39,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits with its code; errors are one line on stderr."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     warnings.showwarning = _say_notices(warnings.showwarning)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(args=arguments, standalone_mode=False)
     except _UsageError as error:
@@ -46,7 +51,13 @@ def main(arguments: list[str] | None = None) -> None:
     except ModcapError as error:
         code = _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted: start the same command again, finished jobs are kept", 1)
+        code = _fail(f"interrupted: {AGAIN}", 130)
+    except _Terminated:
+        code = _fail(f"terminated: {AGAIN}", 143)
+    except Exception:
+        if not _prefect_is_gone():
+            raise
+        code = _fail(f"Prefect at {os.environ['PREFECT_API_URL']} is gone: {AGAIN}", 1)
     sys.exit(code or 0)
 
 
@@ -62,6 +73,21 @@ def _say_notices(others: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _prefect_is_gone() -> bool:
+    return "PREFECT_API_URL" in os.environ and gone(os.environ["PREFECT_API_URL"])
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"modcap: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    if _prefect_is_gone():  # Prefect would try for minutes to reach it at exit
+        end(line, code)
+    print(f"modcap: {line}", file=sys.stderr)
     return code

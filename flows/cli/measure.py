@@ -77,18 +77,24 @@ def _show_capacities(report: dict[str, Any]) -> None:
 
 
 def evaluate(
-    artifact: Annotated[str, typer.Argument(help="Local path or s3:// address of an artifact.")],
+    artifact: Annotated[
+        str,
+        typer.Argument(help="Artifact, ONNX file or pt2 archive: a path, s3:// or models:/NAME@x."),
+    ],
     data: Data,
     preprocess: Preprocess = None,
     eval_images: int | None = None,
     classes: Classes = None,
     json_: Json = False,
 ) -> None:
-    """Measure the top-1 accuracy of a quantized artifact."""
-    from modcap.flows.execution.connect import find_s3
-    from modcap.flows.reports.accuracy import evaluate_artifact
+    """Measure top-1, latency and bytes of a quantized artifact, or of an export of one."""
+    from modcap.flows.execution.connect import find_s3, use_services
+    from modcap.flows.registry.accuracy import evaluate_artifact
+    from modcap.flows.registry.artifacts import REGISTRY
 
-    if in_s3(artifact, data, classes):
+    if artifact.startswith(REGISTRY):
+        use_services("s3", "mlflow")
+    elif in_s3(artifact, data, classes):
         find_s3()
     measure = partial(evaluate_artifact, artifact, data, preprocess, eval_images, classes)
     print_report(measure, json_, _show_accuracy)
@@ -96,3 +102,4 @@ def evaluate(
 
 def _show_accuracy(report: dict[str, Any]) -> None:
     print(f"top-1 {report['top1']:.2f} % of {report['images']}")
+    print(f"{report['latency_ms']:.2f} ms for one image, {report['bytes']:,} bytes")

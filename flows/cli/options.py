@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from modcap.core.errors import InputError, ModcapError
+from modcap.data.sources import HELP as IMAGES
 from modcap.flows.requests.documents import read_mapping
 from modcap.recipe import Recipe
 
@@ -26,9 +27,7 @@ Checkpoint = Annotated[str, typer.Argument(help="Local path or s3:// address of 
 Arch = Annotated[
     str | None, typer.Option(help="torchvision:NAME, timm:NAME or package.module:factory.")
 ]
-Data = Annotated[
-    str, typer.Option(help="fashion-mnist[:DIR], an ImageFolder directory or an .npz.")
-]
+Data = Annotated[str, typer.Option(help=f"Images: {IMAGES}.")]
 Classes = Annotated[
     str | None,
     typer.Option(

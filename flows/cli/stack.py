@@ -45,7 +45,8 @@ def status(json_: Json = False) -> None:
     from modcap.infra import local
 
     services = [service.as_dict() for service in local.status()]
-    print_report(lambda: {"services": services}, json_, _show_services)
+    report = {"services": services, "logins": str(local.logins())}
+    print_report(lambda: report, json_, _show_services)
 
 
 def _show_services(report: dict[str, Any]) -> None:
@@ -55,6 +56,10 @@ def _show_services(report: dict[str, Any]) -> None:
     for service in report["services"]:
         table.add_row(*(str(service[key] or "") for key in ("name", "state", "address", "pid")))
     Console().print(table)
+    print(
+        f"The pages ask for a login; {report['logins']} holds it. MLflow: user modcap, password "
+        "mlflow_password. Prefect: modcap:prefect_password, in one."
+    )
 
 
 @stack.command("run", context_settings={"ignore_unknown_options": True})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import urllib.request
 from collections.abc import Iterator
 
 from tenacity import retry, stop_after_attempt, wait_random_exponential
 
 from modcap.core.errors import Unavailable
+from modcap.flows.execution.ending import ending_well
 from modcap.infra import local
 from modcap.tasks.storage.store import Store
 
@@ -64,8 +66,10 @@ def connected() -> Iterator[Store]:
     """The store, with Ray connected; leaves Ray as it was found."""
     import ray  # reads its address and token from the environment when it is imported
 
+    from modcap.flows.execution.prefect_control import FlowControl
     from modcap.tasks.workers.ray_jobs import warm_up
 
+    control = FlowControl(threading.Event())
     store = Store.from_environment()
     store.ensure_bucket()
     ours = not ray.is_initialized()
@@ -83,7 +87,8 @@ def connected() -> Iterator[Store]:
     for _ in range(min(_WARM_WORKERS, int(ray.cluster_resources().get("CPU", 0)))):
         warm_up.remote(store)
     try:
-        yield store
+        with ending_well(lambda why: ray.shutdown(), control.mark_crashed):
+            yield store
     finally:
         if ours:
             ray.shutdown()

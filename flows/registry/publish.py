@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from modcap.core.serialization import canonical, digest
-from modcap.data import classes
+from modcap.export import Export, Known, save
 from modcap.export.artifact import unpack_network
-from modcap.export.onnx_export import save_onnx
 from modcap.flows.registry.mlflow_runs import (
     PARENT,
     RUN_KEY,
@@ -32,9 +30,14 @@ from modcap.flows.registry.mlflow_runs import (
     run_url,
     start_run,
 )
+from modcap.flows.registry.version_tags import (
+    PUBLISH_KEY,
+    below_version,
+    tags_of,
+    version_of_modcap,
+)
 from modcap.flows.reports import plots
-from modcap.ptq.selection import Span
-from modcap.recipe import Recipe
+from modcap.flows.reports.cell_record import Finished
 
 import mlflow  # isort: skip  # after modcap.flows.registry.mlflow_runs, which sets what it reads at import
 from mlflow import MlflowClient
@@ -44,88 +47,16 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 __all__ = [
-    "Finished",
     "Published",
     "Registered",
     "publish",
     "publish_cell",
+    "sources_of",
 ]
 
-PUBLISH_KEY = "modcap.publish_key"  # of a version: what it is, wherever it was logged
-JOBS = "modcap.jobs"  # keys of the last jobs of a cell: all others follow from what they need
 ALIAS = "candidate"
-ONNX = "onnx/network.onnx"  # below the version
 CLASSES = "classes.json"  # below the version
 _BATCH = 900  # metrics per request; the server takes a thousand
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished cell: all that is worth logging."""
-
-    key: str
-    name: str
-    recipe: Recipe
-    source: Mapping[str, str]
-    input_shape: tuple[int, int, int]
-    modules: tuple[str, ...]
-    groups: tuple[Span, ...]
-    capacities: tuple[float, ...]
-    differentials: tuple[float, ...]
-    allowed: tuple[bool, ...]
-    selected: tuple[bool, ...]
-    curves: Mapping[str, Tensor]
-    errors: Mapping[str, float]
-    losses: tuple[float, ...]
-    oscillation: float
-    baseline_losses: Mapping[str, tuple[float, ...]]
-    fp_top1: float
-    top1: float
-    artifact: bytes
-    artifact_digest: str
-    fp_bytes: int
-    seconds: float
-    jobs: tuple[str, ...]
-    network_digest: str
-    report: Mapping[str, Any]
-    onnx: bool
-
-    @property
-    def classes(self) -> list[str]:
-        """What outputs stand for, where images came with names."""
-        return list(self.report.get("classes") or [])
-
-    @property
-    def _warns(self) -> bool:
-        return bool(self.report.get("warnings"))
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """What a consumer of the registry looks for."""
-        return {
-            PUBLISH_KEY: self.key,
-            "bits": self.recipe.bits,
-            "k": str(sum(self.selected)),
-            "method": self.recipe.method.name,
-            "schedule": self.recipe.schedule.value,
-            "fp_top1": f"{self.fp_top1:.4f}",
-            "top1": f"{self.top1:.4f}",
-            "drop": f"{self.fp_top1 - self.top1:.4f}",
-            "oscillation": f"{self.oscillation:.4f}",
-            "artifact_bytes": str(len(self.artifact)),
-            "artifact_digest": self.artifact_digest,
-            JOBS: " ".join(self.jobs),
-            "network_digest": self.network_digest,
-            "source_digest": self.source["checkpoint_digest"],
-            "source_uri": self.source["checkpoint"],
-            "data_digest": self.source["data_digest"],
-            "preprocess": self.source["preprocess"],
-            "recipe_digest": self.recipe.digest,
-            "modcap_version": _version(),
-            **({"onnx": ONNX} if self.onnx else {}),
-            **({"classes_digest": classes.digest(self.classes)} if self.classes else {}),
-            **({"warnings": "; ".join(self.report["warnings"])} if self._warns else {}),
-        }
 
 
 @dataclass(frozen=True)
@@ -142,13 +73,6 @@ class Registered(Published):
 
     model_name: str
     model_version: str
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("modcap")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
 
 
 def publish(finished: Finished, *, experiment: str, model_name: str) -> Registered:
@@ -175,6 +99,17 @@ def publish_cell(
     return Registered(run.run_id, run.run_url, model_name, version)
 
 
+def sources_of(model_name: str) -> set[str]:
+    """Where the versions of a registered model come from; '' for those that modcap did not make.
+
+    Raises:
+        Unavailable: MLflow cannot be reached.
+    """
+    with reaching() as client:
+        versions = client.search_model_versions(f"name = '{model_name}'")
+    return {version.tags.get("source_uri", "") for version in versions}
+
+
 def _publish_run(
     client: MlflowClient,
     experiment: str,
@@ -188,7 +123,7 @@ def _publish_run(
         key = digest(canonical([finished.key, parent.key, with_model]))
     run_id = first_finished(client, number, key)
     if run_id is None:
-        tags = {**finished.tags, RUN_KEY: key} | ({PARENT: parent.run_id} if parent else {})
+        tags = {**tags_of(finished), RUN_KEY: key} | ({PARENT: parent.run_id} if parent else {})
         run_id = start_run(client, number, finished.name, tags)
         _log(client, run_id, finished, with_model)
         run_id = finish_run(client, number, run_id, key)
@@ -286,20 +221,29 @@ def _save_model(folder: Path, finished: Finished) -> None:
         )
     if finished.classes:
         (folder / CLASSES).write_text(json.dumps(finished.classes))
-    if finished.onnx:
-        (folder / ONNX).parent.mkdir()
-        save_onnx(network, finished.input_shape, folder / ONNX)
+    _export(folder, finished)
+
+
+def _export(folder: Path, finished: Finished) -> None:
+    tags = tags_of(finished)
+    digests = {name: value for name, value in tags.items() if name.endswith("_digest") and value}
+    del digests["artifact_digest"]  # which every export holds
+    recipe = finished.recipe.model_dump(mode="json")
+    known = Known(recipe, digests, tags["preprocess"], tuple(finished.classes or ()))
+    for name in finished.exports:
+        (folder / name).mkdir()
+        save(Export(finished.artifact, known=known), name, folder / below_version(name))
 
 
 def _requirements() -> list[str]:
     """What a consumer needs, pinned to what made the model."""
     names = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
     pins = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
-    return [f"modcap=={_version()}", *pins]
+    return [f"modcap=={version_of_modcap()}", *pins]
 
 
 def _description(finished: Finished) -> str:
-    tags = finished.tags
+    tags = tags_of(finished)
     joined = [finished.modules[a:b] for a, b in finished.groups if b - a > 1]
     groups = "; ".join(" + ".join(names) for names in joined) or "none"
     return (
@@ -328,7 +272,7 @@ def _make_version(client: MlflowClient, finished: Finished, name: str, run_id: s
             raise
     source = f"{client.get_run(run_id).info.artifact_uri}/model"
     made = client.create_model_version(
-        name, source, run_id, tags=finished.tags, description=_description(finished)
+        name, source, run_id, tags=tags_of(finished), description=_description(finished)
     )
     first, *others = _versions(client, name, finished.key)
     if str(made.version) in others:  # two registered at once: the first one stays

@@ -8,7 +8,7 @@ from typing import Any
 
 from modcap.core.errors import InputError
 from modcap.flows.registry.mlflow_runs import reaching
-from modcap.flows.registry.publish import JOBS
+from modcap.flows.registry.version_tags import ARTIFACT, JOBS
 from modcap.tasks.storage.store import Entry, Store
 
 __all__ = ["collect_garbage", "verify"]
@@ -24,7 +24,7 @@ def registered() -> tuple[set[str], set[str]]:
             page = client.search_model_versions(max_results=200, page_token=token)
             for version in page:
                 jobs |= set(version.tags.get(JOBS, "").split())
-                artifacts |= {version.tags.get("artifact_digest", "")}
+                artifacts |= {version.tags.get(ARTIFACT, "")}
             token = page.token
             if not token:
                 return jobs, artifacts

@@ -26,7 +26,7 @@ def measure_capacity(request: Request) -> dict[str, Any]:
         if job.kind in ("capacity", "select"):
             results[job.key] = run_job(job, bench, [results[key] for key in job.needs])
     selected = results[planned.cells[0].select].meta
-    names = cell.network.partition.names
+    names = cell.modules
     return {
         "checkpoint": request.checkpoint,
         "recipe": request.recipe.model_dump(mode="json"),

@@ -3,22 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from modcap.core.serialization import canonical, digest
 from modcap.flows.execution.execute import Counts, Results
-from modcap.flows.registry.publish import Finished
-from modcap.flows.requests.request import Prepared
+from modcap.flows.requests.request import Ready
 from modcap.jobs.job import Job
 from modcap.jobs.plan import CellPlan, Plan
+from modcap.ptq.selection import Span
+from modcap.recipe import Recipe
 
-__all__ = ["finished", "jobs_of", "report"]
+__all__ = ["Finished", "finished", "jobs_of", "report"]
 
 
-def report(prepared: Prepared, cell: CellPlan, results: Results) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Finished:
+    """A finished cell: all that is worth logging."""
+
+    key: str
+    name: str
+    recipe: Recipe
+    source: Mapping[str, str]
+    input_shape: tuple[int, int, int]
+    modules: tuple[str, ...]
+    groups: tuple[Span, ...]
+    capacities: tuple[float, ...]
+    differentials: tuple[float, ...]
+    allowed: tuple[bool, ...]
+    selected: tuple[bool, ...]
+    curves: Mapping[str, Tensor]
+    errors: Mapping[str, float]
+    losses: tuple[float, ...]
+    oscillation: float
+    baseline_losses: Mapping[str, tuple[float, ...]]
+    fp_top1: float
+    top1: float
+    artifact: bytes
+    artifact_digest: str
+    fp_bytes: int
+    seconds: float
+    jobs: tuple[str, ...]
+    network_digest: str
+    report: Mapping[str, Any]
+    exports: tuple[str, ...]
+
+    @property
+    def classes(self) -> list[str]:
+        """What outputs stand for, where images came with names."""
+        return list(self.report.get("classes") or [])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What says that a result may be wrong."""
+        return list(self.report.get("warnings") or [])
+
+
+def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
     """The fields of a report that one cell decides (DESIGN.md, contracts)."""
     evaluated, assembled = results[cell.evaluate].meta, results[cell.assemble].meta
-    names = cell.cell.network.partition.names
+    names = cell.cell.modules
     return {
         "checkpoint": prepared.request.checkpoint,
         "recipe": prepared.request.recipe.model_dump(mode="json"),
@@ -50,7 +96,7 @@ def jobs_of(counts: Counts) -> dict[str, int]:
 
 
 def finished(
-    prepared: Prepared,
+    prepared: Ready,
     cell: CellPlan,
     plan: Plan,
     results: Results,
@@ -78,7 +124,7 @@ def finished(
         "recipe": cell.cell.recipe.digest,
         "source": prepared.source["checkpoint_digest"],
         "name": prepared.request.model_name,
-        **({"onnx": True} if prepared.request.onnx else {}),
+        **_published(prepared.request.formats),
     }
     return Finished(
         key=digest(canonical(publication)),
@@ -86,7 +132,7 @@ def finished(
         recipe=cell.cell.recipe,
         source=prepared.source,
         input_shape=cell.cell.network.input_shape,
-        modules=cell.cell.network.partition.names,
+        modules=cell.cell.modules,
         groups=cell.groups,
         capacities=tuple(selected["capacities"]),
         differentials=tuple(selected["differentials"]),
@@ -110,8 +156,14 @@ def finished(
         jobs=(cell.select, cell.assemble, cell.evaluate, cell.evaluate_full),
         network_digest=cell.cell.network.digest,
         report=said,
-        onnx=prepared.request.onnx,
+        exports=prepared.request.formats,
     )
+
+
+def _published(formats: tuple[str, ...]) -> dict[str, Any]:
+    """What exports add to the identity of a publication."""
+    others = [name for name in formats if name != "onnx"]
+    return ({"onnx": True} if "onnx" in formats else {}) | ({"exports": others} if others else {})
 
 
 def _group_name(job: Job) -> str:

@@ -178,7 +178,7 @@ def _probe(prepared: Prepared) -> ModuleTimes:
     step: list[float] = []
     forward: list[float] = []
     search: list[float] = []
-    modules = prepared.cell.network.partition.modules
+    modules = prepared.network.partition.modules
     for module, bits in zip(modules, prepared.cell.bits, strict=True):
         start = time.perf_counter()
         y = run_batched([module], x)

@@ -6,11 +6,13 @@ import fnmatch
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
 from modcap.flows.requests.documents import read_mapping
+from modcap.flows.requests.permissions import Permissions
+from modcap.flows.requests.request import known_formats
 from modcap.recipe import Recipe
 
 __all__ = ["Manifest", "Policy", "Rule", "read_policy"]
@@ -67,12 +69,19 @@ class Rule(_Frozen):
     eval_data: str | None = None
     eval_images: int | None = Field(None, ge=1)
     preprocess: str | None = None
-    onnx: bool = Field(False, description="register the ONNX form too")
+    onnx: bool = Field(False, description="the same as exports [onnx]")
+    exports: tuple[str, ...] = Field((), description="formats to register too: onnx, pt2, …")
     recipes: tuple[Choice, ...] = Field(min_length=1)
 
+    @field_validator("exports")
+    @classmethod
+    def _are_known(cls, exports: tuple[str, ...]) -> tuple[str, ...]:
+        return known_formats(exports)
 
-class Policy(_Frozen):
-    """Rules, and how long an object must rest before it counts as uploaded."""
+
+class Policy(Permissions):
+    """Rules, how long an object must rest before it counts as uploaded, and what uploaders may
+    name."""
 
     rules: tuple[Rule, ...] = Field(min_length=1)
     settle_seconds: float = Field(60.0, ge=0, description="younger objects wait for the next pass")
@@ -80,6 +89,10 @@ class Policy(_Frozen):
     def rule(self, name: str) -> Rule | None:
         """The first rule that matches a name below the prefix."""
         return next((rule for rule in self.rules if fnmatch.fnmatch(name, rule.match)), None)
+
+    @property
+    def permissions(self) -> Permissions:
+        return Permissions(factories=self.factories, data_below=self.data_below)
 
 
 def read_policy(path: Path) -> Policy:

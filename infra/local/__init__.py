@@ -18,7 +18,7 @@ from modcap.infra.local import process
 from modcap.infra.local.home import Home
 from modcap.infra.local.services import NAMES, QUIET, Service, failed, service
 
-__all__ = ["NAMES", "Endpoints", "ServiceStatus", "down", "status", "up"]
+__all__ = ["NAMES", "Endpoints", "ServiceStatus", "down", "logins", "status", "up"]
 
 _VARIABLES = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MODCAP_BUCKET"),
@@ -78,22 +78,45 @@ def up(
         state = place.read()
         exports: dict[str, str] = {}
         unready: list[Service] = []
-        for name in (n for n in NAMES if n in services):
-            own = service(name, place, state, exports)
+        clients: dict[str, str] = {}
+        for name in NAMES:
+            own = service(name, place, state, clients)
             if _configured(name, own):
                 continue
-            exports |= own.exports
-            if not process.alive(state["processes"].get(name)):
-                report(f"starting {name} at {own.address}")
-                process.stop(state["processes"].get(name), patience=1)  # what a crash left behind
-                state["processes"][name] = process.start(
-                    own.command, {**QUIET, **own.environment}, place.log(name)
-                )
-            if not state["processes"][name].get("ready"):  # as after a start that was interrupted
-                unready.append(own)
-            place.write(state)
+            if name in services:
+                if not _runs(own, state):
+                    own = _start(own, place, state, clients, report)
+                if not state["processes"][name].get("ready"):  # a start was interrupted
+                    unready.append(own)
+                exports |= own.exports
+                place.write(state)
+            clients |= own.exports
         _await(unready, place, state)
     return Endpoints(exports)
+
+
+def _runs(own: Service, state: dict[str, Any]) -> bool:
+    """Whether it runs, and as it would be started now: where S3 moved, who used it moves, too."""
+    known = state["processes"].get(own.name)
+    return process.alive(known) and state["processes"][own.name].get("as") == own.digest
+
+
+def _start(
+    own: Service,
+    place: Home,
+    state: dict[str, Any],
+    clients: dict[str, str],
+    report: Callable[[str], None],
+) -> Service:
+    """Starts it, at other ports where somebody took those that it had."""
+    process.stop(state["processes"].get(own.name), patience=4)  # a crash may have left something
+    if place.lost_ports(state, own.name):
+        place.forget_ports(state, own.name)
+        own = service(own.name, place, state, clients)
+    report(f"starting {own.name} at {own.address}")
+    started = process.start(own.command, {**QUIET, **own.environment}, place.log(own.name))
+    state["processes"][own.name] = started | {"as": own.digest}
+    return own
 
 
 def _await(services: Sequence[Service], place: Home, state: dict[str, Any]) -> None:
@@ -140,6 +163,11 @@ def status(home: Path | None = None) -> list[ServiceStatus]:
         else:
             found.append(ServiceStatus(name, "stopped", ""))
     return found
+
+
+def logins(home: Path | None = None) -> Path:
+    """The file of passwords, which only its owner reads."""
+    return Home.at(home).path / "credentials.json"
 
 
 def _address(name: str, state: dict[str, Any]) -> str:

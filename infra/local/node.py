@@ -12,6 +12,9 @@ import os
 import time
 from pathlib import Path
 
+from modcap.infra.local.private import private_folder
+from modcap.infra.local.services import QUIET
+
 __all__ = ["main", "start"]
 
 _LOOPBACK = "127.0.0.1"
@@ -25,10 +28,12 @@ def start(address: str, cpus: int, folder: Path) -> None:
         address: host:port of the head, on loopback.
         cpus: that the node offers.
         folder: its working folder, for sessions, logs and the inputs that it keeps; its path must
-            be short (at most some 40 characters), because sockets lie in it.
+            be short (at most some 36 characters), because sockets lie in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    os.umask(0o077)
+    folder = private_folder(folder, "--folder")
     os.environ["TMPDIR"] = str(folder)
+    os.environ.update(QUIET)
     os.chdir(folder)
     from ray._private.node import Node
     from ray._private.parameter import RayParams
@@ -39,7 +44,7 @@ def start(address: str, cpus: int, folder: Path) -> None:
             node_ip_address=_LOOPBACK,
             num_cpus=cpus,
             object_store_memory=_STORE_BYTES,
-            temp_dir=str(folder),
+            temp_dir=str(folder / "ray"),  # which Ray opens to everybody
             min_worker_port=0,
             max_worker_port=0,
             node_manager_port=0,

@@ -17,12 +17,13 @@ from modcap.checkpoints import _torchvision, arch_options
 from modcap.core.errors import InputError, Unavailable
 from modcap.core.messages import first_line
 
-__all__ = ["Factory", "build", "factory_module", "split"]
+__all__ = ["Factory", "build", "factory_module", "published", "split"]
 
 Factory = Callable[..., nn.Module]
 
 _HOW = "use torchvision:NAME, timm:NAME or package.module:factory"
 _INCEPTION = ("googlenet", "inception_v3")  # torchvision's networks with auxiliary classifiers
+_LIBRARIES = ("torchvision", "timm")
 
 
 def split(architecture: str) -> tuple[str, str]:
@@ -31,6 +32,11 @@ def split(architecture: str) -> tuple[str, str]:
     if not (source and colon and name):
         raise InputError(f"--arch {architecture!r} is not an architecture: {_HOW}")
     return source, name
+
+
+def published(architecture: str) -> bool:
+    """Whether it is one of torchvision or timm, so that naming it chooses no code of one's own."""
+    return split(architecture)[0] in _LIBRARIES
 
 
 def build(architecture: str, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -68,7 +74,7 @@ def _classes(model: nn.Module, weights: Mapping[str, Tensor]) -> int | None:
 
 
 def _takes_classes(source: str, factory: Factory) -> bool:
-    if source in ("torchvision", "timm"):
+    if source in _LIBRARIES:
         return True
     return "num_classes" in inspect.signature(factory).parameters
 
@@ -76,7 +82,7 @@ def _takes_classes(source: str, factory: Factory) -> bool:
 def _call(factory: Factory, architecture: str, **options: Any) -> nn.Module:
     try:
         model = factory(**options)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"--arch {architecture} cannot be built ({type(error).__name__}: {first_line(error)}): "
             f"it must be callable without arguments, or with the options that are given"
@@ -152,6 +158,11 @@ def factory_module(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise Unavailable(f"--arch {module}:… cannot be imported ({error}): {_HOW}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"--arch {module}:… cannot be imported ({type(error).__name__}: {first_line(error)}): "
+            f"mend that module, or {_HOW}"
+        ) from error
     finally:
         sys.path.remove(folder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -192,7 +192,9 @@ def _digest(architecture: str, graph: str, model: nn.Module | ExportedProgram) -
     return hasher.hexdigest()
 
 
-def check_input(model: Checkpoint | nn.Module | ExportedProgram, images: Tensor) -> int:
+def check_input(
+    model: Checkpoint | Callable[[Tensor], Tensor] | ExportedProgram, images: Tensor
+) -> int:
     """Runs the first two images through and returns the number of classes.
 
     Args:

@@ -29,7 +29,9 @@ angle:default any:default,dim,dims arange:default,start,start_step argmax:defaul
 argsort:default,stable asin:default asinh:default atan:default atan2:default atanh:default
 atleast_1d:default,Sequence atleast_2d:default,Sequence atleast_3d:default,Sequence
 avg_pool1d:default avg_pool2d:default avg_pool3d:default baddbmm:default batch_norm:default
-bitwise_and:Tensor,Scalar,Scalar_Tensor bitwise_not:default bitwise_or:Tensor,Scalar,Scalar_Tensor
+bitwise_and:Tensor,Scalar,Scalar_Tensor bitwise_left_shift:Tensor,Tensor_Scalar
+bitwise_not:default bitwise_or:Tensor,Scalar,Scalar_Tensor
+bitwise_right_shift:Tensor,Tensor_Scalar
 bitwise_xor:Tensor,Scalar,Scalar_Tensor block_diag:default bmm:default broadcast_tensors:default
 broadcast_to:default bucketize:Tensor,Scalar cat:default cdist:default ceil:default celu:default
 channel_shuffle:default chunk:default clamp:default,Tensor clamp_max:default,Tensor

@@ -49,6 +49,16 @@ class Network:
         """Logits (N, classes) of preprocessed images (N, C, H, W)."""
         return self.partition(x)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the modules."""
+        return self.partition.names
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """How many weight layers each module has."""
+        return self.partition.layers
+
     def to(self, device: torch.device) -> Network:
         """A copy on ``device``."""
         modules = tuple(copy.deepcopy(module).to(device) for module in self.partition.modules)

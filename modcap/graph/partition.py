@@ -38,6 +38,11 @@ class Partition:
     modules: tuple[fx.GraphModule, ...]
     names: tuple[str, ...]
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """How many weight layers each module has."""
+        return tuple(len(weight_layers(module)) for module in self.modules)
+
     def __call__(self, x: Tensor) -> Tensor:
         for module in self.modules:
             x = module(x)

@@ -15,15 +15,10 @@ the place of each term with calibration images that is more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
-
-import torch
-from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from modcap.graph.network import Network
 from modcap.jobs.activation_cache import CACHE
+from modcap.jobs.outline import Footprint, Outline, outline_of
 from modcap.ptq.selection import Span
 
 __all__ = [
@@ -41,27 +36,6 @@ _PASS = 256  # images in a forward pass without gradients
 _STEP = 6  # times the inner values, in a step with gradients
 _WEIGHTS = 12  # times the weights, of a group that is optimised
 _ROUND = 256 << 20  # requests are multiples: few sizes, so that workers are shared
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """One module in float32: per image the bytes of its input, its output and all values inside
-    (output included), and its floating-point operations; and the bytes of its weights."""
-
-    input: int
-    output: int
-    inside: int
-    weights: int
-    operations: int
-
-    @property
-    def step_cost(self) -> float:
-        """Time of an optimisation step on 32 images, relative to that of other modules.
-
-        Fitted to the steps of the 49 modules of the shipped checkpoints on one core, which it met
-        within 14 % on average: a constant, operations, values inside and weights.
-        """
-        return 1.0 + 8.6e-7 * self.operations + 7.0e-5 * self.inside + 5.1e-6 * self.weights
 
 
 @dataclass(frozen=True)
@@ -83,45 +57,13 @@ class ModuleTimes:
     tests: int
 
 
-_KNOWN: WeakKeyDictionary[Network, tuple[Footprint, ...]] = WeakKeyDictionary()
-
-
-def footprints(network: Network) -> tuple[Footprint, ...]:
-    """Of every module, in order, from one image of zeros."""
-    if network not in _KNOWN:
-        _KNOWN[network] = _measured(network)
-    return _KNOWN[network]
-
-
-def _measured(network: Network) -> tuple[Footprint, ...]:
-    found = []
-    x = torch.zeros(1, *network.input_shape)
-    with torch.no_grad():
-        for module in network.partition.modules:
-            sizes = _Sizes(module)
-            with FlopCounterMode(display=False) as counter:
-                y = sizes.run(x)
-            weights = sum(tensor.nbytes for tensor in module.state_dict().values())
-            operations = counter.get_total_flops()
-            found.append(Footprint(x.nbytes, y.nbytes, sizes.bytes, weights, operations))
-            x = y
-    return tuple(found)
-
-
-class _Sizes(fx.Interpreter):
-    """Adds up the bytes of every value that a graph computes."""
-
-    bytes = 0
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor) and n.op not in ("placeholder", "output", "get_attr"):
-            self.bytes += value.nbytes
-        return value
+def footprints(network: Network | Outline) -> tuple[Footprint, ...]:
+    """Of every module, in order."""
+    return outline_of(network).footprints
 
 
 def reconstruction_memory(
-    network: Network, span: Span, images: int, batch: int, bound: int | None = None
+    network: Network | Outline, span: Span, images: int, batch: int, bound: int | None = None
 ) -> int:
     """Bytes that the reconstruction of a group needs.
 
@@ -146,7 +88,7 @@ def reconstruction_memory(
     return _rounded(kept + cached + max(passes, step) + weights + 2 * _all_weights(modules))
 
 
-def evaluation_memory(network: Network, pixels: int = 0) -> int:
+def evaluation_memory(network: Network | Outline, pixels: int = 0) -> int:
     """Bytes that an evaluation needs: a pass, the losses on 256 images, and the images themselves,
     ``pixels`` bytes of them, once as they are read and once parsed."""
     modules = footprints(network)

@@ -16,6 +16,7 @@ from modcap.core.named import Frozen, key_fields, sparse
 from modcap.core.serialization import Result, canonical, digest
 from modcap.graph.network import Network
 from modcap.jobs.cost_model import KEPT, ModuleTimes
+from modcap.jobs.outline import Outline
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.quantization.layers import Bits
 from modcap.recipe import Recipe
@@ -154,10 +155,11 @@ class Job:
 class Cell:
     """One quantization to make: a network, its images (by digest) and a recipe.
 
-    ``pixels`` are the bytes of the images of evaluation.
+    Of a network that lies in the store already, its outline is enough. ``pixels`` are the bytes of
+    the images of evaluation.
     """
 
-    network: Network
+    network: Network | Outline
     calibration: str
     evaluation: str
     recipe: Recipe
@@ -167,12 +169,12 @@ class Cell:
     @property
     def bits(self) -> list[list[Bits]]:
         """Of each weight layer of each module."""
-        return self.recipe.bit_policy.resolve(self.network.partition)
+        return self.recipe.bit_policy.resolve(self.network)
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Names of the modules, in order."""
-        return self.network.partition.names
+        return self.network.names
 
     def inputs(self, *roles: str) -> dict[str, str]:
         """Digests of what a job reads: the network, and images by their role."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from modcap.graph.nodes import weight_layers
-from modcap.graph.partition import Partition
 from modcap.quantization.layers import Bits
 
 __all__ = ["BitPolicy"]
+
+
+class _Chain(Protocol):
+    """A partition, a network or an outline."""
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -23,10 +29,10 @@ class BitPolicy:
     activations: int
     first_last: int
 
-    def resolve(self, partition: Partition) -> list[list[Bits]]:
+    def resolve(self, modules: _Chain) -> list[list[Bits]]:
         """The bits of each weight layer of each module."""
         usual = Bits(self.weights, self.activations)
-        bits = [[usual for _ in weight_layers(module)] for module in partition.modules]
+        bits = [[usual] * count for count in modules.layers]
         bits[0][0] = bits[-1][-1] = Bits(self.first_last, self.first_last)
         return bits
 

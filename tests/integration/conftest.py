@@ -14,6 +14,7 @@ from modcap.infra import local
 from modcap.tasks.storage.store import Store
 
 SERVICES = ("AWS_", "MLFLOW_", "PREFECT_", "RAY_", "MODCAP_")
+LOGINS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,9 +37,13 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def stack(home: Path) -> dict[str, str]:
-    """Everything running; returns the environment of a client."""
-    return local.up(home).environment()
+def stack(home: Path) -> Iterator[dict[str, str]]:
+    """Everything running; returns the environment of a client, whose logins this process has."""
+    found = local.up(home).environment()
+    os.environ.update({name: found[name] for name in LOGINS})
+    yield found
+    for name in LOGINS:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -128,6 +129,8 @@ def faulty(
         for name, value in made.exports.items():
             if name.startswith("AWS_") or name == "MODCAP_BUCKET":
                 inside.setenv(name, value)
+            elif name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+                monkeypatch.setenv(name, value)
         connections._client.cache_clear()
         for_reading = connections.client(
             made.exports["AWS_ENDPOINT_URL_S3"]
@@ -204,7 +207,8 @@ def set_state(faulty: Faulty, kind: str) -> None:
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.states import State
 
-    with SyncPrefectClient(faulty.exports["PREFECT_API_URL"]) as client:
+    login = faulty.exports["PREFECT_API_AUTH_STRING"]
+    with SyncPrefectClient(faulty.exports["PREFECT_API_URL"], auth_string=login) as client:
         running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PAUSED"]}}})
         newest = max(
             client.read_flow_runs(flow_run_filter=running), key=lambda run: run.start_time or 0
@@ -240,3 +244,49 @@ def test_pausing_in_prefect_stops_the_work_until_resumed(faulty: Faulty) -> None
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert len(json.loads(out)["cells"]) == 2
+
+
+def stack_down(faulty: Faulty) -> None:
+    local.down(faulty.home)
+
+
+@pytest.mark.parametrize("kill", [kill_service("prefect"), stack_down], ids=["prefect", "down"])
+def test_the_loss_of_prefect_ends_the_run_with_one_line(
+    faulty: Faulty, kill: Callable[[Faulty], None]
+) -> None:
+    faulty.environment["MODCAP_PATIENCE"] = "3"
+    process = faulty.start_and_wait()
+    start_time = time.monotonic()
+    kill(faulty)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert time.monotonic() - start_time < 30
+    assert_one_line(err)
+    faulty.finish()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+)
+def test_a_signal_ends_the_run_with_one_line_and_its_work(
+    faulty: Faulty, number: signal.Signals, code: int
+) -> None:
+    process = faulty.start_and_wait()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert_one_line(err)
+    limit = time.monotonic() + 5
+    while faulty.working():
+        assert time.monotonic() < limit
+        time.sleep(0.2)
+    faulty.finish()
+
+
+def assert_one_line(err: str) -> None:
+    """One line of ours at the end; before it, what a run says, and nothing else."""
+    *before, last = err.splitlines()
+    assert last.startswith("modcap: ")
+    assert "start the same command again" in last
+    known = re.compile(r"\d+ jobs planned|\[\d+/\d+\] |  .*: step \d+/|starting |MLflow|.* lost")
+    assert [line for line in before if not known.match(line)] == []

@@ -139,13 +139,16 @@ def test_mlflow_holds_one_run_and_one_version(
 def test_prefect_shows_a_task_run_for_each_job(
     stack: dict[str, str], report: dict[str, Any]
 ) -> None:
+    import base64
     import urllib.request
+
+    login = base64.b64encode(stack["PREFECT_API_AUTH_STRING"].encode()).decode()
 
     def ask(what: str, query: dict[str, Any]) -> Any:
         request = urllib.request.Request(
             f"{stack['PREFECT_API_URL']}/{what}",
             data=json.dumps(query).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", "Authorization": f"Basic {login}"},
         )
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.loads(response.read())

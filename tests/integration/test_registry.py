@@ -232,6 +232,8 @@ def test_no_credential_is_written_anywhere(
     secrets = [
         stack["AWS_SECRET_ACCESS_KEY"],
         stack["AWS_ACCESS_KEY_ID"],
+        stack["MLFLOW_TRACKING_PASSWORD"],
+        stack["PREFECT_API_AUTH_STRING"].partition(":")[2],
         Path(stack["RAY_AUTH_TOKEN_PATH"]).read_text().strip(),
     ]
     files = [

@@ -24,6 +24,7 @@ NETWORK = "vgg_tiny"
 WEIGHTS = load_file(ROOT / f"examples/fashion_mnist/checkpoints/{NETWORK}.safetensors")
 POLICY: dict[str, Any] = {
     "settle_seconds": 0,
+    "factories": [f"modcap.zoo:{NETWORK}", "modcap.zoo:resnet18_narrow"],
     "rules": [
         {
             "match": "*",

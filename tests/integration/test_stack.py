@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -141,3 +143,57 @@ def test_down_leaves_no_process(own_home: Path) -> None:
     assert not [p for p in running if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert {s.state for s in local.status(own_home)} == {"stopped"}
     assert local.down(own_home) == []
+
+
+def test_down_kills_no_stranger_that_has_the_number(own_home: Path) -> None:
+    """A pid file that names a session of somebody else's, started at the same moment."""
+    local.status(own_home)
+    stranger = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60"], start_new_session=True)
+    try:
+        created = psutil.Process(stranger.pid).create_time()
+        known = {"pid": stranger.pid, "created": created, "mark": "another", "as": ""}
+        state = {"ports": {}, "processes": {"s3": known, "ray": {**known, "created": 0.0}}}
+        (own_home / "stack.json").write_text(json.dumps(state))
+        assert local.down(own_home) == []
+        assert stranger.poll() is None
+        leaderless = psutil.Process(stranger.pid).children()
+        stranger.kill()
+        stranger.wait()
+        (own_home / "stack.json").write_text(json.dumps(state))
+        assert local.down(own_home) == []
+        assert all(child.is_running() for child in leaderless)
+    finally:
+        for process in psutil.process_iter():
+            if session(process) == stranger.pid:
+                process.kill()
+        stranger.wait()
+
+
+def test_who_uses_s3_is_started_again_when_it_moves(own_home: Path) -> None:
+    before = local.up(own_home, ["s3", "mlflow"]).exports
+    pids = {s.name: s.pid for s in local.status(own_home)}
+    assert pids["s3"]
+    os.kill(pids["s3"], signal.SIGKILL)
+    host, _, port = before["AWS_ENDPOINT_URL_S3"].removeprefix("http://").partition(":")
+    time.sleep(1)
+    taken = socket.socket()
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with taken:
+        taken.bind((host, int(port)))
+        taken.listen()
+        after = local.up(own_home, ["s3", "mlflow"]).exports
+    assert after["AWS_ENDPOINT_URL_S3"] != before["AWS_ENDPOINT_URL_S3"]
+    now = {s.name: s.pid for s in local.status(own_home)}
+    assert now["mlflow"]
+    assert now["mlflow"] != pids["mlflow"]
+    server = psutil.Process(now["mlflow"])
+    assert server.environ()["MLFLOW_S3_ENDPOINT_URL"] == after["AWS_ENDPOINT_URL_S3"]
+
+
+def test_a_home_with_spaces_and_other_letters_works(own_home: Path) -> None:
+    home = own_home / "ein Ort für ∂ten"
+    try:
+        assert set(local.up(home).exports) >= {"RAY_ADDRESS", "PREFECT_API_URL"}
+        assert {s.state for s in local.status(home)} == {"running"}
+    finally:
+        local.down(home)

@@ -1,0 +1,58 @@
+"""Artifacts by their address: a local path, s3://, or models:/ of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from modcap.core.errors import InputError
+from modcap.core.messages import first_line
+from modcap.core.serialization import digest
+from modcap.flows.requests.request import local_path
+
+__all__ = ["REGISTRY", "artifact_at"]
+
+REGISTRY = "models:/"
+
+
+def artifact_at(address: str) -> tuple[bytes, Mapping[str, str]]:
+    """The artifact, and the tags of its registered version where it is one.
+
+    Raises:
+        InputError: there is none, or it is not what its version says.
+    """
+    if address.startswith(REGISTRY):
+        return _registered(address)
+    try:
+        return local_path(address).read_bytes(), {}
+    except OSError as error:
+        raise InputError(f"{address}: cannot be read ({error.strerror})") from None
+
+
+def _registered(address: str) -> tuple[bytes, Mapping[str, str]]:
+    from modcap.flows.registry.mlflow_runs import reaching
+
+    import mlflow  # isort: skip  # after modcap.flows.registry.mlflow_runs, which sets what it reads at import
+    from mlflow.exceptions import MlflowException
+
+    name, at, alias = address.removeprefix(REGISTRY).partition("@")
+    with reaching() as client, TemporaryDirectory() as folder:
+        try:
+            if at:
+                version = client.get_model_version_by_alias(name, alias)
+            else:
+                version = client.get_model_version(*name.split("/", 1))
+            own = f"{REGISTRY}{version.name}/{version.version}"
+            model = mlflow.artifacts.download_artifacts(artifact_uri=own, dst_path=folder)
+        except (MlflowException, TypeError) as error:
+            if "API request to" in str(error):
+                raise
+            raise InputError(
+                f"{address}: not in the registry ({first_line(error)}): give models:/NAME@alias or "
+                "models:/NAME/VERSION"
+            ) from None
+        data = (Path(model) / "artifacts/network.safetensors").read_bytes()
+    if version.tags.get("artifact_digest") not in (None, digest(data)):
+        raise InputError(f"{own}: its artifact is not what its tag artifact_digest says")
+    return data, version.tags

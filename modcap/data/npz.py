@@ -1,0 +1,58 @@
+"""Images and labels in an ``.npz``: ``images`` (N, C, H, W), uint8 or float32; ``labels`` (N,)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modcap.core.errors import InputError
+from modcap.data import arrays
+from modcap.data.images import Images, Split, split_of_one
+from modcap.data.preprocess import Preprocess
+from modcap.data.source import Source
+
+__all__ = ["SOURCE", "read_all"]
+
+
+def read_all(file: Path, source: str) -> Images:
+    """Every image of ``file``; ``source`` is what it is called."""
+    images, labels = arrays.read(file)
+    return _checked(images, labels, file, source)
+
+
+def _takes(spec: str) -> bool:
+    return spec.endswith(".npz")
+
+
+def _read(
+    spec: str,
+    split: Split,
+    preprocess: Preprocess,
+    limit: int | None,
+    classes: Sequence[str] | None,
+) -> Images:
+    whole = read_all(Path(spec), spec)
+    return whole.take(split_of_one(len(whole), split)[:limit])
+
+
+def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str) -> Images:
+    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+        raise InputError(
+            f"data {file}: images are {images.dtype} of shape {images.shape}: "
+            f"give uint8 or float32 of shape (N, C, H, W)"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"data {file}: labels are {labels.dtype} of shape {labels.shape} for {len(images)} "
+            f"images: give one integer for each"
+        )
+    if labels.size and int(labels.max()) > np.iinfo(np.int32).max:
+        raise InputError(f"data {file}: label {labels.max()} is the number of no class")
+    return Images(images, labels.astype(np.int64), source)
+
+
+SOURCE = Source("an .npz with images and labels", _takes, _read)

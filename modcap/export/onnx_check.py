@@ -1,0 +1,114 @@
+"""The comparison of an ONNX file with its artifact, in onnxruntime.
+
+A value that lies on the edge of a level falls to one side in torch and to the other in a runtime
+that sums in another order, and few bits make much of it. So the graph is compared in pieces: cut
+at the input of every activation quantizer, each piece gets what torch computed there. Then an
+operator that does something else shows at its place, however small, and nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modcap.core.errors import InputError
+from modcap.core.messages import first_line
+from modcap.export.artifact import QuantizedNetwork
+from modcap.export.onnx_graph import INPUT, OUTPUT, Graph
+from modcap.quantization.insert import quantizers
+
+__all__ = ["check_pieces", "compare", "session_of"]
+
+_TOLERANCE = 1e-3  # of the largest value of a tensor
+
+
+def session_of(data: bytes, where: str, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU.
+
+    Raises:
+        InputError: the installed runtime cannot read the file.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own classes, one for each kind of fault
+        raise InputError(
+            f"{where}: onnxruntime {onnxruntime.__version__} cannot run it ({first_line(error)}): "
+            "it is damaged, or needs a later one (1.25 for the 2-bit types of opset 25; 21 and 13 "
+            "do without)"
+        ) from None
+
+
+@torch.no_grad()
+def check_pieces(graph: Graph, data: bytes, network: QuantizedNetwork, images: Tensor) -> None:
+    """Compares each piece of a graph that is cut.
+
+    Args:
+        graph: cut at its activation quantizers.
+        data: its model.
+        network: the artifact.
+        images: (N, C, H, W) that it is compared on.
+
+    Raises:
+        InputError: a piece gives something else; the line says where, and by how much.
+    """
+    seen = _inputs_of_quantizers(network, images)
+    given = {name: seen[path].numpy() for path, (_, name) in graph.cuts.items()}
+    session = session_of(data, "the ONNX form")
+    wanted = {computed: seen[path] for path, (computed, _) in graph.cuts.items()}
+    wanted[OUTPUT] = network(images)
+    found = session.run(list(wanted), {INPUT: images.numpy()} | given)
+    for name, value in zip(wanted, found, strict=True):
+        expected = wanted[name].numpy()
+        error = float(np.abs(value - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+        if not error <= _TOLERANCE:
+            raise InputError(
+                f"the ONNX form differs from the artifact at {name} by {error:.2g} of the largest "
+                f"value there (at most {_TOLERANCE:g} is let through): export as pt2 or "
+                "safetensors, and report this"
+            )
+
+
+def _inputs_of_quantizers(network: QuantizedNetwork, images: Tensor) -> Mapping[str, Tensor]:
+    seen: dict[str, Tensor] = {}
+    hooks = []
+    for index, module in enumerate(network.chain):
+        for name, quantizer in quantizers(module)[1].items():
+
+            def note(
+                _: nn.Module, inputs: tuple[Tensor, ...], path: str = f"chain.{index}.{name}"
+            ) -> None:
+                seen[path] = inputs[0].clone().contiguous()
+
+            hooks.append(quantizer.register_forward_pre_hook(note))
+    network(images)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@torch.no_grad()
+def compare(run: Any, network: QuantizedNetwork, images: Tensor) -> dict[str, float]:
+    """How the logits of ``run``, a function of images, agree with those of the artifact.
+
+    Raises:
+        InputError: they are not finite, or have another shape.
+    """
+    expected, found = network(images), torch.as_tensor(run(images))
+    if found.shape != expected.shape or not found.isfinite().all():
+        raise InputError("the exported form gives no finite logits: export as safetensors")
+    same = (found.argmax(1) == expected.argmax(1)).float().mean()
+    return {
+        "compared_images": len(images),
+        "agreement": 100 * float(same),
+        "largest_difference": float((found - expected).abs().max()),
+        "largest_logit": float(expected.abs().max()),
+    }

@@ -1,0 +1,196 @@
+"""An ONNX graph as it is written: nodes, initializers, names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modcap.export.storage import IR_VERSIONS, storage_bits
+from modcap.quantization.affine import levels
+from modcap.quantization.bit_packing import pack
+
+__all__ = ["BATCH", "INPUT", "OUTPUT", "Encoding", "Graph"]
+
+INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+_TYPES = {
+    torch.float32: "FLOAT",
+    torch.float64: "DOUBLE",
+    torch.int64: "INT64",
+    torch.int32: "INT32",
+    torch.uint8: "UINT8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a quantized tensor of the graph is quantized by.
+
+    Attributes:
+        name: of the tensor.
+        bits: of its integers.
+        scale, zero_point: (1,), or (channels,) along ``axis``.
+        axis: of a weight's output channels; None for an activation.
+    """
+
+    name: str
+    bits: int
+    scale: Tensor
+    zero_point: Tensor
+    axis: int | None = None
+
+
+class Graph:
+    """The graph, to which operators add nodes.
+
+    Attributes:
+        opset: the version of operators that it is written for.
+        place: where in the model the nodes that are added belong.
+        encodings: of the quantized tensors, in order.
+        cuts: (computed, given) of each activation that is cut, by its path, see :meth:`cut`.
+    """
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.place = ""
+        self.encodings: list[Encoding] = []
+        self.cuts: dict[str, tuple[str, str]] = {}
+        self._nodes: list[Any] = []
+        self._initializers: dict[str, Any] = {}
+        self._constants: dict[tuple[Any, ...], str] = {}
+        self._inputs: list[Any] = []
+        self._names: Counter[str] = Counter()
+
+    def name(self, kind: str) -> str:
+        """A new name for something of ``kind`` at the place."""
+        name = f"{self.place}/{kind}" if self.place else kind
+        self._names[name] += 1
+        return name if self._names[name] == 1 else f"{name}_{self._names[name]}"
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Adds a node with one output, and names it; both have one name."""
+        return self.add_many(operator, 1, *inputs, **attributes)[0]
+
+    def add_many(self, operator: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
+        """Adds a node with ``count`` outputs, and names them."""
+        from onnx import helper
+
+        name = self.name(operator)
+        outputs = [name] if count == 1 else [f"{name}:{i}" for i in range(count)]
+        self._nodes.append(helper.make_node(operator, inputs, outputs, name=name, **attributes))
+        return outputs
+
+    def input(self, name: str, shape: Sequence[int | str]) -> str:
+        from onnx import TensorProto, helper
+
+        self._inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        return name
+
+    def constant(self, values: Tensor | np.ndarray[Any, Any] | Sequence[Any] | float) -> str:
+        """The name of an initializer with these values; equal ones are stored once."""
+        tensor = torch.as_tensor(values).detach().cpu().contiguous()
+        raw = tensor.numpy().tobytes()
+        key = (tensor.dtype, tuple(tensor.shape), raw)
+        if key not in self._constants:
+            kind = _TYPES[tensor.dtype]
+            self._constants[key] = self._store("constant", kind, tensor.shape, raw)
+        return self._constants[key]
+
+    def cast(self, name: str, dtype: torch.dtype) -> str:
+        from onnx import TensorProto
+
+        return self.add("Cast", name, to=getattr(TensorProto, _TYPES[dtype]))
+
+    def batch_size(self, factor: int = 1) -> str:
+        """(1,) int64: ``factor`` for each image."""
+        shape = self.add("Shape", INPUT)
+        size = self.add("Slice", shape, self.constant([0]), self.constant([1]))
+        return size if factor == 1 else self.add("Mul", size, self.constant([factor]))
+
+    def cut(self, path: str, computed: str, shape: Sequence[int | str]) -> str:
+        """Ends the graph at ``computed`` and goes on from a new input in its place."""
+        given = self.input(self.name("given"), shape)
+        self.cuts[path] = self.add("Identity", computed), given
+        return given
+
+    def weight(self, integers: Tensor, encoding: Encoding) -> str:
+        """The real values of integers (any shape, uint8), by ``DequantizeLinear``."""
+        assert encoding.axis is not None
+        self.encodings.append(encoding)
+        width = storage_bits(encoding.bits, self.opset)
+        stored = self._integers(encoding.name, integers, width)
+        zero = self._integers(f"{encoding.name}:zero_point", encoding.zero_point, width)
+        scale = self.constant(encoding.scale.float())
+        return self.add("DequantizeLinear", stored, scale, zero, axis=encoding.axis)
+
+    def activation(self, x: str, encoding: Encoding) -> str:
+        """x rounded to its levels, by ``QuantizeLinear`` and ``DequantizeLinear``.
+
+        ``Max`` in front and ``Min`` behind keep it within levels that the type has beyond its
+        bits. They stand around all pairs, since onnxruntime (1.32) optimises what stands next to
+        one wrongly: with fewer than 8 bits it fails, or drops a ReLU that matters; with 8 bits it
+        rounds biases, which changes one class in 300, and is slower.
+        """
+        self.encodings.append(encoding)
+        width = storage_bits(encoding.bits, self.opset)
+        scale, steps = encoding.scale.float(), -encoding.zero_point.float()
+        low, high = steps * scale, (steps + levels(encoding.bits)) * scale
+        pair = self.constant(scale), self._zero_point(encoding.zero_point, width)
+        above = self.add("Max", x, self.constant(low))
+        y = self.add("DequantizeLinear", self.add("QuantizeLinear", above, *pair), *pair)
+        return self.add("Min", y, self.constant(high))
+
+    def _zero_point(self, zero_point: Tensor, width: int) -> str:
+        name = f"zero_point_{width}_{int(zero_point)}"
+        return name if name in self._initializers else self._integers(name, zero_point, width)
+
+    def _integers(self, name: str, values: Tensor, width: int) -> str:
+        raw = pack(values, width).numpy().tobytes()
+        return self._store_as(name, f"UINT{width}", values.shape, raw)
+
+    def _store(self, name: str, kind: str, shape: Sequence[int], raw: bytes) -> str:
+        return self._store_as(f"{name}_{len(self._constants)}", kind, shape, raw)
+
+    def _store_as(self, name: str, kind: str, shape: Sequence[int], raw: bytes) -> str:
+        from onnx import TensorProto, helper
+
+        made = helper.make_tensor(name, getattr(TensorProto, kind), list(shape), raw, raw=True)
+        self._initializers[name] = made
+        return name
+
+    def model(self, output: str, classes: int, metadata: Mapping[str, str]) -> bytes:
+        """The file; ``output`` (batch, classes) becomes its output, and so does what is cut."""
+        from onnx import TensorProto, helper
+
+        self._nodes.append(helper.make_node("Identity", [output], [OUTPUT], name=OUTPUT))
+        outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, classes])]
+        for computed, _ in self.cuts.values():
+            outputs.append(helper.make_tensor_value_info(computed, TensorProto.FLOAT, None))
+        nodes, used = _needed(self._nodes, {value.name for value in outputs})
+        stored = [tensor for name, tensor in self._initializers.items() if name in used]
+        graph = helper.make_graph(nodes, "modcap", self._inputs, outputs, stored)
+        made = helper.make_model(
+            graph,
+            producer_name="modcap",
+            ir_version=IR_VERSIONS[self.opset],
+            opset_imports=[helper.make_opsetid("", self.opset)],
+        )
+        helper.set_model_props(made, dict(sorted(metadata.items())))
+        data: bytes = made.SerializeToString(deterministic=True)
+        return data
+
+
+def _needed(nodes: Sequence[Any], used: set[str]) -> tuple[list[Any], set[str]]:
+    """Those nodes that ``used`` depends on, and all that they read."""
+    kept, used = [], set(used)
+    for node in reversed(nodes):
+        if not used.isdisjoint(node.output):
+            kept.append(node)
+            used.update(node.input)
+    return kept[::-1], used

@@ -49,6 +49,7 @@ bench-exports: ## ONNX and pt2 beside the artifacts, on all test images; QUICK=1
 bench-overhead: ## What orchestration costs; QUICK=1, too
 bench-scan: ## A thousand small checkpoints in one scan; QUICK=1, too
 bench-time_to_accuracy: ## Cheap recipes beside the published one, for hours; QUICK=1, too
+bench-breadth: ## Which networks of torchvision and timm are captured; QUICK=1, too
 bench-%: env
 	$(BIN)/python -m benchmarks.$* $(if $(QUICK),--quick) $(ARGS)
 

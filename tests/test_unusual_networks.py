@@ -136,6 +136,12 @@ class TokenNorm(nn.Module):
         return logits
 
 
+class ThroughAView(Body):
+    def between(self, x: Tensor) -> Tensor:
+        x.view(x.size(0), -1).mul_(3.0)
+        return x
+
+
 def shared_activation() -> nn.Module:
     shared = nn.PReLU()
     layers = [nn.Conv2d(3, 8, 3), shared, nn.Conv2d(8, 8, 3), shared]
@@ -158,6 +164,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "token norm": TokenNorm,
     "shared activation": shared_activation,
     "vector norm": vector_norm,
+    "in place through a view": ThroughAView,
 }
 
 
@@ -210,20 +217,30 @@ def test_it_is_the_same_function_and_can_be_quantized(name: str, form: str) -> N
     assert (logits - expected).norm() / expected.norm() < 0.5
 
 
-class ThroughAView(Body):
-    def between(self, x: Tensor) -> Tensor:
-        x.view(x.size(0), -1).mul_(3.0)
-        return x
-
-
 class Random(Body):
     def between(self, x: Tensor) -> Tensor:
         return x + torch.rand(1)
 
 
+class Autocast(Body):
+    def between(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().between(self.inner(x)).float()
+
+
+class Stateful(Body):
+    def between(self, x: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return x + float(self.calls)
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "in place through a view": (ThroughAView, "differs from the model"),
-    "random numbers": (Random, "differs from the model"),
+    "random numbers": (Random, r"draws random numbers \(rand\)"),
+    "autocast": (
+        lambda: Autocast(inner=nn.Conv2d(8, 8, 3)),
+        "computes in bfloat16 inside: take autocast",
+    ),
+    "state": (Stateful, "keep a state between calls"),
     "transposed in groups": (
         lambda: Keywords(norm=nn.ConvTranspose2d(8, 8, 3, groups=2)),
         "'norm' is a transposed convolution in groups",

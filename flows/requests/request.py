@@ -314,7 +314,7 @@ def _prepared(
         source=source,
         fp_bytes=_fp_bytes(network),
         classes=images.tests.classes,
-        warnings=doubts,
+        warnings=(*doubts, *network.notices),  # the latter were said when it was built
         network=network,
         calibration=calibration,
         evaluation=evaluation,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from modcap.checkpoints import arch_options
+from modcap.checkpoints import arch_options, key_names
 from modcap.checkpoints import architecture as architectures
 from modcap.checkpoints import export_archive as pt2
 from modcap.checkpoints import state_dict as weights
@@ -127,6 +127,7 @@ def _fill(model: nn.Module, found: StateDict, architecture: str, where: str) -> 
     """Puts tensors into ``model``, which must match them name by name, in shape and in kind."""
     expected = model.state_dict()
     complaint = f"{where} does not fit --arch {architecture}"
+    found = replace(found, tensors=key_names.as_expected(found.tensors, expected))
     _check_names(expected, found.tensors, complaint)
     state = OrderedDict(
         (name, fitting(name, found.tensors[name], tensor, f"checkpoint {where}"))
@@ -160,7 +161,9 @@ def _check_names(
     found = {"missing": missing, "unexpected": unexpected, "of another shape": other}
     if any(found.values()):
         details = "; ".join(f"{what} {_names(names)}" for what, names in found.items() if names)
-        raise InputError(f"{complaint}: {details}; name the architecture that was trained")
+        prefix = key_names.common_prefix(given)
+        seen = f"all its names begin with '{prefix[:_LONG]}'; " if prefix else ""
+        raise InputError(f"{complaint}: {details}; {seen}name the architecture that was trained")
 
 
 def _check_archive(program: ExportedProgram, where: str) -> None:

@@ -1,32 +1,37 @@
 """Capture: any image classifier becomes one functional graph whose weight layers are modules.
 
-torch.fx traces first, since its graph keeps the author's layers; where that fails (data-dependent
-control flow) torch.export captures, and its convolutions, linear layers and batch norms over
-parameters are lifted back into ``nn`` modules, so that all that follows knows one dialect.
+torch.fx traces first, since its graph keeps the author's layers; where that, or anything after it,
+fails (control flow, an operator that cannot be stored) torch.export captures, and its convolutions,
+linear layers and batch norms over parameters are lifted back into ``nn`` modules, so that all that
+follows knows one dialect.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import operator
-import warnings
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim.swa_utils import AveragedModel
 
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
+from modcap.graph.fold_constants import drop_checks
 from modcap.graph.functional_to_module import lift_layers
+from modcap.graph.no_ops import drop_no_ops
 from modcap.graph.nodes import WEIGHT_LAYERS
+from modcap.graph.plain_weights import plain_copy
 from modcap.graph.specialize_shapes import localise_batch_size, observe
-from modcap.graph.unquantized_weights import refuse_loose_weights
+from modcap.graph.trace import functional_program, ways
+from modcap.graph.unquantized_weights import loose_weights
 
-__all__ = ["capture", "original"]
+__all__ = ["capture", "first_that_works", "original"]
 
 _IN_PLACE: dict[Any, Any] = {
     getattr(operator, f"i{name}"): getattr(operator, name)
@@ -38,35 +43,78 @@ _ANY_LAYOUT: dict[Any, Any] = {
     torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
 }
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
-_NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_Finished = TypeVar("_Finished")
 
 
-def capture(model: nn.Module | ExportedProgram, example: Tensor) -> fx.GraphModule:
+def capture(
+    model: nn.Module | ExportedProgram, example: Tensor, strict: bool = True
+) -> fx.GraphModule:
     """The graph of ``model`` in eval mode: one tensor in, one tensor out, nothing in place.
 
     The ``meta`` of each node says whether its value is ``batched``, one row of floating-point
-    numbers for each image, and its ``ndim``, 0 where it is no tensor.
+    numbers for each image, and its ``ndim``, 0 where it is no tensor; that of the graph holds
+    ``notices``, what stays in floating point.
 
     Args:
         model: left as it is; the graph is over copies of its tensors.
         example: (N, C, H, W) with N of at least 2; the graph takes any N.
+        strict: refuses a product with parameters that cannot be quantized.
 
     Raises:
         InputError: the model cannot be captured, or a weight layer of it cannot be quantized.
     """
+    return first_that_works(model, example, lambda graph: graph, strict)
+
+
+def first_that_works(
+    model: nn.Module | ExportedProgram,
+    example: Tensor,
+    finish: Callable[[fx.GraphModule], _Finished],
+    strict: bool,
+) -> _Finished:
+    """What ``finish`` makes of the graph of ``model``: of the first way of capture that it, and
+    all before it, takes. Raises the error of the first way where none is taken."""
     own = original(model)
     _check_types(own)
     program = isinstance(model, ExportedProgram)
-    graph = cast(fx.GraphModule, own) if program else _graph_of(own, example)
+    known = [lambda _: cast(fx.GraphModule, own)] if program else ways(own)
+    refused: list[InputError] = []
+    for way in known:
+        with _noting(refused):
+            return finish(_captured(way(example), example, program, strict))
+    raise refused[0] from None
+
+
+@contextlib.contextmanager
+def _noting(refused: list[InputError]) -> Iterator[None]:
+    """Keeps why a way of capture was not taken."""
+    try:
+        yield
+    except InputError as error:
+        refused.append(error)
+    except Exception as error:  # of operators in a place where nobody expected them
+        said = (
+            f"the model cannot be captured ({type(error).__name__}: {first_line(error)}): make its "
+            "forward of tensor operations and layers"
+        )
+        refused.append(InputError(said))
+
+
+def _captured(
+    graph: fx.GraphModule, example: Tensor, program: bool, strict: bool
+) -> fx.GraphModule:
     _make_functional(graph)
+    drop_checks(graph)
     _name_inputs(graph)
     _check_ends(graph)
     observe(graph, example)
     lift_layers(graph)
-    _drop_no_ops(graph)
+    drop_no_ops(graph)
     localise_batch_size(graph)
     _check_layers(graph)
-    refuse_loose_weights(graph, example[:1], program)
+    graph.meta["notices"] = loose_weights(graph, example[:1], program)
+    if strict and graph.meta["notices"]:
+        raise InputError(graph.meta["notices"][0])
     return graph.requires_grad_(False)
 
 
@@ -74,19 +122,11 @@ def original(model: nn.Module | ExportedProgram) -> nn.Module:
     """What ``model`` computes in eval mode, in place or not: a copy of it, or a program's graph
     without the checks of what it was exported for."""
     if isinstance(model, ExportedProgram):
-        return _functional_program(model)
+        return functional_program(model)
     model = _unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("the model is a ScriptModule: give the nn.Module that it was made from")
-    try:
-        return copy.deepcopy(model).eval().requires_grad_(False)
-    except RuntimeError as error:
-        if "deepcopy" not in str(error):
-            raise
-        raise InputError(
-            f"the model cannot be copied ({first_line(error)}): remove_weight_norm and "
-            "remove_spectral_norm leave parameters that can"
-        ) from None
+    return plain_copy(model)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -101,70 +141,14 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _check_types(model: nn.Module) -> None:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+    for name, tensor in model.state_dict().items():  # which may hold more than tensors
+        if (
+            isinstance(tensor, Tensor)
+            and tensor.is_floating_point()
+            and tensor.dtype != torch.float32
+        ):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise InputError(f"'{name}' of the model is {kind}: make it float32, by model.float()")
-
-
-def _graph_of(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    traced = _traced(model)
-    if traced is None:
-        return _exported(model, example)
-    if _has_defaults(traced):  # which fx traced as if they were given, and may steer a branch
-        try:
-            return _exported(model, example)
-        except InputError:
-            return traced
-    return traced
-
-
-def _traced(model: nn.Module) -> fx.GraphModule | None:
-    try:
-        graph = fx.symbolic_trace(model)
-    except Exception:  # whatever the author's code raises when it is traced
-        return None
-    called = [n.target for n in graph.graph.nodes if n.op == "call_module"]
-    opaque = any(any(graph.get_submodule(str(target)).children()) for target in called)
-    opaque |= any(_hides_code(graph, node) for node in graph.graph.nodes)
-    return None if opaque else graph  # attention as one leaf, say: export looks inside
-
-
-def _has_defaults(graph: fx.GraphModule) -> bool:
-    """Whether there are arguments that a call may leave out."""
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    return any(node.args for node in inputs[1:])
-
-
-def _hides_code(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether ``node`` calls a function that its author kept from being traced (torch.fx.wrap)."""
-    origin = str(getattr(node.target, "__module__", None) or "torch").partition(".")[0]
-    known = origin in ("torch", "_operator", "builtins", "math")
-    return node.op == "call_function" and not known and not _is_no_op(graph, node)
-
-
-def _exported(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            batch = ({0: Dim.AUTO},)  # free where the model allows it, and checked below
-            return _functional_program(torch.export.export(model, (example,), dynamic_shapes=batch))
-    except Exception as error:
-        raise InputError(
-            f"the model cannot be captured by torch.fx nor by torch.export ({first_line(error)}): "
-            "make its forward free of control flow over data"
-        ) from None
-
-
-def _functional_program(program: ExportedProgram) -> fx.GraphModule:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = cast(fx.GraphModule, program.run_decompositions({}).module())
-    for node in list(graph.graph.nodes):  # what checks the shapes of the inputs
-        if node.op == "call_module" and not node.users and node.target == "_guards_fn":
-            graph.graph.erase_node(node)
-    graph.graph.set_codegen(fx.graph.CodeGen())
-    return fx.GraphModule(graph, graph.graph)
 
 
 def _make_functional(graph: fx.GraphModule) -> None:
@@ -226,25 +210,6 @@ def _was_in_place(node: fx.Node) -> bool:
     return False
 
 
-def _drop_no_ops(graph: fx.GraphModule) -> None:
-    for node in list(graph.graph.nodes):
-        if _is_no_op(graph, node):
-            node.replace_all_uses_with(cast(fx.Node, node.args[0]))
-            graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.delete_all_unused_submodules()
-    graph.recompile()
-
-
-def _is_no_op(graph: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), _NO_OPS)
-    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-    if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"):
-        return not node.kwargs.get("training", len(node.args) > 2 and node.args[2])
-    return name == "stochastic_depth" and not node.kwargs.get("training", node.args[-1])
-
-
 def _name_inputs(graph: fx.GraphModule) -> None:
     """A layer that is called by keyword is called by position, as all others are."""
     for node in graph.graph.nodes:
@@ -267,16 +232,11 @@ def _check_ends(graph: fx.GraphModule) -> None:
 
 
 def _check_layers(graph: fx.GraphModule) -> None:
-    seen: set[str] = set()
     for node in graph.graph.nodes:
         if node.op != "call_module":
             continue
         target = str(node.target)
         layer = graph.get_submodule(target)
-        if target in seen and isinstance(layer, WEIGHT_LAYERS):
-            raise InputError(
-                f"layer '{target}' is called twice: shared weights cannot be quantized yet"
-            )
         if isinstance(layer, _ConvTransposeNd) and layer.groups > 1:
             raise InputError(
                 f"layer '{target}' is a transposed convolution in groups, which cannot be "
@@ -292,7 +252,6 @@ def _check_layers(graph: fx.GraphModule) -> None:
                 f"layer '{target}' has no running statistics: what it gives for an image depends "
                 "on the others of the batch"
             )
-        seen.add(target)
     graph.graph.lint()
     graph.recompile()
 

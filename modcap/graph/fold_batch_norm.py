@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import cast
 
 from torch import fx, nn
@@ -15,14 +16,18 @@ __all__ = ["fold_batch_norms"]
 def fold_batch_norms(graph: fx.GraphModule) -> fx.GraphModule:
     """Folds, in place, each batch norm that alone reads a layer's output.
 
-    Others, such as those in front of a convolution (DenseNet), stay as they are.
+    Others, such as those in front of a convolution (DenseNet), or behind a layer that is called
+    more than once, stay as they are.
     """
+    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
     for node in list(graph.graph.nodes):
         if node.op != "call_module":
             continue
         norm = graph.get_submodule(str(node.target))
         source = cast(fx.Node, node.args[0])
         if not isinstance(norm, _BatchNorm) or source.op != "call_module" or len(source.users) > 1:
+            continue
+        if calls[str(source.target)] > 1:
             continue
         layer = graph.get_submodule(str(source.target))
         if isinstance(layer, nn.Linear) and source.meta["ndim"] != 2:

@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 from torch.nn import functional as F
 
 from modcap.core.errors import InputError
+from modcap.graph.fold_constants import fold_constants
 from modcap.graph.nodes import place, stored_tensor
 
 __all__ = ["lift_layers"]
@@ -56,11 +57,14 @@ def lift_layers(graph: fx.GraphModule) -> None:
     Raises:
         InputError: a layer's weight is computed at run time.
     """
-    for node in list(graph.graph.nodes):
+    for node in graph.graph.nodes:
         _recompose(graph, node)
+    fold_constants(graph, kept=(*_CONVOLUTIONS, *_LINEAR))
+    made: dict[Any, str] = {}
+    for node in list(graph.graph.nodes):
         maker = _maker(node)
         if maker is not None:
-            _replace(graph, node, maker)
+            _replace(graph, node, maker, made)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
@@ -105,8 +109,13 @@ def _maker(node: fx.Node) -> Callable[[dict[str, Any]], nn.Module] | None:
 
 
 def _replace(
-    graph: fx.GraphModule, node: fx.Node, maker: Callable[[dict[str, Any]], nn.Module]
+    graph: fx.GraphModule,
+    node: fx.Node,
+    maker: Callable[[dict[str, Any]], nn.Module],
+    made: dict[Any, str],
 ) -> None:
+    """Calls of one function over the same tensors become calls of one layer, as in ``made``."""
+    same = _signature(node)
     arguments = _arguments(graph, node)
     source = arguments.pop("input")
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -115,9 +124,11 @@ def _replace(
                 f"{node.target} at {place(node)}: its {name} is computed at run time, and only "
                 "layers over stored weights can be quantized"
             )
-    layer = maker(arguments | {"ndim": source.meta["ndim"]}).eval().requires_grad_(False)
-    name = f"lifted_{node.name}"
-    graph.add_module(name, layer)
+    if same not in made:
+        layer = maker(arguments | {"ndim": source.meta["ndim"]}).eval().requires_grad_(False)
+        made[same] = _free_name(graph, f"lifted_{node.name}")
+        graph.add_module(made[same], layer)
+    name = made[same]
     with graph.graph.inserting_after(node):
         call = graph.graph.call_module(name, (source,))
     call.meta = dict(node.meta)
@@ -126,6 +137,17 @@ def _replace(
         call.meta |= {name: user.meta[name] for name in ("batched", "ndim")}
         user.replace_all_uses_with(call)
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user not in results)
+
+
+def _signature(node: fx.Node) -> str:
+    """What ``node`` computes with, but for its first argument."""
+    return repr((node.target, node.args[1:], sorted(node.kwargs.items())))
+
+
+def _free_name(graph: fx.GraphModule, name: str) -> str:
+    while hasattr(graph, name):
+        name += "_"
+    return name
 
 
 def _arguments(graph: fx.GraphModule, node: fx.Node) -> dict[str, Any]:
@@ -175,6 +197,11 @@ def _linear(a: dict[str, Any]) -> nn.Module:
 
 
 def _batch_norm(a: dict[str, Any]) -> nn.Module:
+    if a.get("running_mean") is None or a.get("training"):
+        raise InputError(
+            "a batch norm without running statistics: what it gives for an image depends on the "
+            "others of the batch"
+        )
     mean: Tensor = a["running_mean"]
     affine = a.get("weight") is not None
     kinds = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

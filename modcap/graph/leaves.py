@@ -24,6 +24,7 @@ AlphaDropout: p
 AvgPool1d: kernel_size stride padding ceil_mode count_include_pad
 AvgPool2d: kernel_size stride padding ceil_mode count_include_pad divisor_override
 AvgPool3d: kernel_size stride padding ceil_mode count_include_pad divisor_override
+Bilinear: in1_features in2_features out_features bias
 CELU: alpha
 ChannelShuffle: groups
 CosineSimilarity: dim eps

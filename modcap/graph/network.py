@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,11 +14,12 @@ from safetensors.torch import save
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from modcap.core.errors import InputError
+from modcap.core.errors import InputError, Notice
 from modcap.core.messages import first_line
 from modcap.core.serialization import canonical, digest, metadata_of
 from modcap.data.image_set import as_input
-from modcap.graph.capture import capture, original
+from modcap.graph.capture import first_that_works
+from modcap.graph.equivalence import check
 from modcap.graph.fold_batch_norm import fold_batch_norms
 from modcap.graph.graph_file import GraphFile, parse_header, read_tensors, split
 from modcap.graph.graph_json import fill, graph_from_json, graph_to_json, tensors_of
@@ -25,8 +27,6 @@ from modcap.graph.partition import Partition, partition
 from modcap.graph.specialize_shapes import more
 
 __all__ = ["Network", "build"]
-
-_SAME = 1e-3  # relative error of logits, at most; folding batch norms costs 1e-6
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,13 @@ class Network:
         partition: the chain of modules.
         input_shape: (C, H, W) of the images it takes.
         source: where it comes from, for people; not part of its identity.
+        notices: what stays in floating point, for people, too.
     """
 
     partition: Partition
     input_shape: tuple[int, int, int]
     source: Mapping[str, str] = field(default_factory=dict, compare=False)
+    notices: tuple[str, ...] = field(default=(), compare=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of preprocessed images (N, C, H, W)."""
@@ -114,26 +116,39 @@ def _filled(document: dict[str, Any], tensors: dict[str, Tensor]) -> fx.GraphMod
 
 
 def build(
-    model: nn.Module | ExportedProgram, example: Tensor, source: Mapping[str, str] | None = None
+    model: nn.Module | ExportedProgram,
+    example: Tensor,
+    source: Mapping[str, str] | None = None,
+    strict: bool = False,
 ) -> Network:
     """Captures, folds and partitions ``model``, which is left as it is.
+
+    What stays in floating point is named in a :class:`~modcap.core.errors.Notice`.
 
     Args:
         model: in float32; see :func:`modcap.graph.capture.capture`.
         example: (N, C, H, W) preprocessed images, N of at least 2.
         source: recorded with the network.
+        strict: refuses what would stay in floating point.
 
     Raises:
         InputError: the model cannot be captured, partitioned or written without code, holds NaN
             or infinite weights, or what was captured is not the same function.
     """
     example = as_input(example)
-    channels, height, width = example.shape[1:]
-    graph = capture(model, example)
-    _check_finite(model)
-    found = partition(fold_batch_norms(graph))
-    network = Network(found, (channels, height, width), dict(source or {}))
-    _check(Network.from_bytes(network.to_bytes()), model, example)
+
+    def finish(graph: fx.GraphModule) -> Network:
+        channels, height, width = example.shape[1:]
+        _check_finite(model)
+        notices = tuple(f"{said}; it stays in floating point" for said in graph.meta["notices"])
+        found = partition(fold_batch_norms(graph))
+        network = Network(found, (channels, height, width), dict(source or {}), notices)
+        check(Network.from_bytes(network.to_bytes()), model, more(example))
+        return network
+
+    network = first_that_works(model, example, finish, strict)
+    for said in network.notices:
+        warnings.warn(said, Notice, stacklevel=2)
     return network
 
 
@@ -147,29 +162,3 @@ def _check_finite(model: nn.Module | ExportedProgram) -> None:
                 f"'{name}' of the model holds NaN or infinity: training diverged, or its file is "
                 "damaged; give another one"
             )
-
-
-@torch.no_grad()
-def _check(network: Network, model: nn.Module | ExportedProgram, example: Tensor) -> None:
-    """Refuses a network that is not what the model is, before anything is built on it."""
-    try:
-        images = more(example)
-        expected = original(model)(images.clone())  # which the model may change
-    except Exception as reason:
-        raise InputError(
-            f"the model fails on an image tensor alone, of shape {tuple(example.shape)} "
-            f"({first_line(reason)}): give one that takes nothing else"
-        ) from None
-    if isinstance(expected, tuple | list):
-        (expected,) = expected
-    if not expected.isfinite().all():
-        raise InputError(
-            "the model answers with NaN or infinite logits: check its weights, and how images are "
-            "scaled"
-        )
-    error = float((network(images) - expected).norm() / expected.norm().clamp(min=1e-12))
-    if not error < _SAME:
-        raise InputError(
-            f"the captured network differs from the model (relative error {error:.2g}): does its "
-            "forward change a tensor through a view of it, or draw random numbers?"
-        )

@@ -7,12 +7,22 @@ from typing import Any, cast
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["WEIGHT_LAYERS", "hierarchy", "place", "stored_tensor", "weight_layers"]
+__all__ = [
+    *("WEIGHT_LAYERS", "hierarchy", "layer_calls", "place", "stored_tensor", "weight_layers"),
+]
 
 WEIGHT_LAYERS = (_ConvNd, nn.Linear)
 
 
 def weight_layers(module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that first call each convolution and linear layer, in topological order."""
+    first: dict[str, fx.Node] = {}
+    for node in layer_calls(module):
+        first.setdefault(str(node.target), node)
+    return list(first.values())
+
+
+def layer_calls(module: fx.GraphModule) -> list[fx.Node]:
     """The nodes that call a convolution or linear layer, in topological order."""
     return [
         node

@@ -1,11 +1,12 @@
 """Partition: a captured network becomes a chain of modules, with no list of names.
 
-A *cut point* is a place in topological order where exactly one value is alive. A *composite* is a
-module of the model's own hierarchy with at least two weight layers, its class outside ``torch.nn``.
-A composite is a *block* when its class occurs more than once and it is no *stage*; a stage holds
-two or more composites of one class between cut points. Cut points inside a block are passed over:
-an inverted residual without shortcut stays one module, while a wrapper around a whole backbone, or
-a stage of blocks, does not. What lies between two remaining cut points is one module.
+A *cut point* is a place in topological order where exactly one value is alive, and before which
+no layer was called that is called after it: a shared weight belongs to one module. A *composite* is
+a module of the model's own hierarchy with at least two weight layers, its class outside
+``torch.nn``. A composite is a *block* when its class occurs more than once and it is no *stage*; a
+stage holds two or more composites of one class between cut points. Cut points inside a block are
+passed over: an inverted residual without shortcut stays one module, while a wrapper around a whole
+backbone, or a stage of blocks, does not. What lies between two remaining cut points is one module.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch import Tensor, fx
 from torch.fx.passes.split_module import split_module
 
 from modcap.core.errors import InputError
-from modcap.graph.nodes import hierarchy, stored_tensor, weight_layers
+from modcap.graph.nodes import hierarchy, layer_calls, stored_tensor, weight_layers
+from modcap.graph.trace import reserved
 
 __all__ = ["Partition", "partition"]
 
@@ -55,6 +57,7 @@ def partition(graph: fx.GraphModule) -> Partition:
     """
     if not weight_layers(graph):
         raise InputError("the network has no convolution and no linear layer: nothing to quantize")
+    _name_apart(graph)
     nodes = [n for n in graph.graph.nodes if n.op not in ("placeholder", "output", "get_attr")]
     cuts = _cut_points(graph, nodes)
     blocks = _blocks(graph, nodes, cuts)
@@ -69,17 +72,25 @@ def _cut_points(graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[int]:
     """Indices i such that node i's value alone is alive between nodes i and i + 1, and has a row
     for each image."""
     index = {node: i for i, node in enumerate(nodes)}
+    last_call = {str(node.target): node for node in nodes if node.op == "call_module"}
     last = {
         node: max((index.get(user, len(nodes)) for user in node.users), default=-1)
         for node in graph.graph.nodes
         if node.op != "get_attr"
     }
+    shared = {
+        node: index[last_call[str(node.target)]]
+        for node in layer_calls(graph)
+        if last_call[str(node.target)] is not node
+    }
+    open_until = -1
     alive: set[fx.Node] = {n for n in graph.graph.nodes if n.op == "placeholder"}
     cuts = []
     for i, node in enumerate(nodes[:-1]):
         alive.add(node)
+        open_until = max(open_until, shared.get(node, -1))
         alive = {value for value in alive if last[value] > i}
-        if alive == {node} and node.meta["batched"]:
+        if alive == {node} and node.meta["batched"] and i >= open_until:
             cuts.append(i)
     return cuts
 
@@ -146,6 +157,27 @@ def _split(
     return tuple(cast(fx.GraphModule, whole.get_submodule(f"submod_{i}")) for i in range(count))
 
 
+def _name_apart(graph: fx.GraphModule) -> None:
+    """Gives layers other names where, within a module, two would have the same, such as ``a.b_c``
+    and ``a_b.c``, or one that graphs have themselves."""
+    targets = {str(node.target): "" for node in graph.graph.nodes if node.op == "call_module"}
+    taken: set[str] = set()
+    for target in targets:
+        name = target.replace(".", "_")
+        while name in taken or reserved(name):
+            name += "_"
+        taken.add(name)
+        if name != target.replace(".", "_"):
+            while hasattr(graph, name):
+                name += "_"
+            graph.add_module(name, graph.get_submodule(target))
+            targets[target] = name
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            node.target = targets[node.target] or node.target
+    graph.recompile()
+
+
 def _own_stored_tensors(whole: fx.GraphModule, call: fx.Node) -> None:
     """Gives a segment tensors of its own in place of those that the whole would pass to it."""
     segment = cast(fx.GraphModule, whole.get_submodule(str(call.target)))
@@ -155,6 +187,8 @@ def _own_stored_tensors(whole: fx.GraphModule, call: fx.Node) -> None:
         if source.op != "get_attr":
             continue
         name = f"stored_{value.name}"
+        while hasattr(segment, name):  # a layer's own
+            name += "_"
         segment.register_buffer(name, stored_tensor(whole, source).clone())
         with segment.graph.inserting_before(value):
             fetched = segment.graph.get_attr(name)

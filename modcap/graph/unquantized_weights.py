@@ -1,6 +1,6 @@
 """Weights outside of layers: products of images with parameters, in whatever way they are written.
 
-They would stay in full precision, so they are refused before anything is built on them.
+They stay in full precision, which is said before anything is built on them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from modcap.core.errors import InputError
+from modcap.graph.fold_constants import SOURCES
 from modcap.graph.nodes import WEIGHT_LAYERS, place
 
-__all__ = ["refuse_loose_weights"]
+__all__ = ["loose_weights"]
 
 _PRODUCTS = (  # what matmul, einsum, tensordot, attention, recurrent layers, … come down to
     *("mm", "bmm", "mv", "dot", "vdot", "addmm", "addbmm", "baddbmm", "addmv"),
@@ -27,23 +27,26 @@ _SUMS = (torch.ops.aten.sum.dim_IntList, torch.ops.aten.mean.dim)
 _IMAGES = ""  # in the place of a parameter's name
 
 
-def refuse_loose_weights(graph: fx.GraphModule, images: Tensor, program: bool) -> None:
+def loose_weights(graph: fx.GraphModule, images: Tensor, program: bool) -> list[str]:
     """Runs ``graph`` on images (n, C, H, W), and looks at what is multiplied.
 
-    Raises:
-        InputError: a parameter is multiplied with what depends on the images, as a matrix and
-            outside of a layer; ``program`` is whether the graph comes from a ``.pt2``.
+    Returns:
+        a line for each parameter that is multiplied with what depends on the images, as a matrix
+        and outside of a layer; ``program`` is whether the graph comes from a ``.pt2``.
     """
-    _Products(graph, program).run(images)
+    products = _Products(graph, program)
+    products.run(images)
+    return list(products.found.values())
 
 
 class _Products(fx.Interpreter):
-    """Runs a graph and refuses a weight outside of layers, which would stay in full precision: a
-    parameter that an image is multiplied with, as it is or transposed, say."""
+    """Runs a graph and finds weights outside of layers, which stay in full precision: a parameter
+    that an image is multiplied with, as it is or transposed, say."""
 
     def __init__(self, graph: fx.GraphModule, program: bool) -> None:
         super().__init__(graph)
         self.extra_traceback = False
+        self.found: dict[str, str] = {}
         self._operators = _Operators(graph)
         self._mend = ", and export without run_decompositions()" if program else ""
 
@@ -56,10 +59,12 @@ class _Products(fx.Interpreter):
             return value
         with self._operators:
             value = super().run_node(n)
-        if self._operators.weight:
-            raise InputError(
-                f"'{self._operators.weight}' is multiplied at {place(n)} without a layer that can "
-                f"be quantized: make it the weight of an nn.Linear or a convolution{self._mend}"
+        weight, self._operators.weight = self._operators.weight, ""
+        if weight:
+            self.found.setdefault(
+                weight,
+                f"'{weight}' is multiplied at {place(n)} without a layer that can be quantized: "
+                f"make it the weight of an nn.Linear or a convolution{self._mend}",
             )
         return value
 
@@ -77,9 +82,10 @@ class _Operators(TorchDispatchMode):
         self.made_of = WeakTensorKeyDictionary()
         self.weight = ""
         self._scales = WeakTensorKeyDictionary()  # of the products element by element
+        folded = graph.meta.get(SOURCES, {})
         for name, parameter in graph.named_parameters():
             if parameter.ndim > 1:
-                self.made_of[parameter] = name
+                self.made_of[parameter] = folded.get(name, name)
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modcap.core.errors import ModcapError
+from modcap.graph.channels import channel_dimension
 from modcap.graph.forward import run
 from modcap.ptq.methods import Method
 from modcap.ptq.settings import Optimiser, Precision
@@ -67,7 +68,7 @@ def optimise(
     group = _Group(modules, method, settings)
     group.begin(generator)
     parameters = group.parameter_groups(sample_of(inputs.full))
-    channels = 2 if inputs.target.ndim == 3 else 1  # of tokens, the last
+    channels = channel_dimension(modules, inputs.full[:1])
     energy = float(sample_of(inputs.target).square().sum(channels).mean())
     optimizer = torch.optim.Adam(parameters, eps=_EPS * min(1.0, max(energy, _EPS)), fused=True)
     curve: list[tuple[int, float]] = []

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from modcap.graph.nodes import weight_layers
+from modcap.graph.nodes import layer_calls, weight_layers
 from modcap.quantization.layers import ActivationQuantizer, Bits, QuantLayer
 
 __all__ = [
@@ -30,13 +30,16 @@ def insert_quantizers(module: fx.GraphModule, bits: Sequence[Bits]) -> fx.GraphM
     copied = copy.deepcopy(module)
     graph = copied.graph
     inputs: dict[fx.Node, int] = {}
+    calls = layer_calls(copied)
     for node, layer_bits in zip(weight_layers(copied), bits, strict=True):
         target = cast(str, node.target)
         copied.set_submodule(target, QuantLayer(copied.get_submodule(target), layer_bits.weight))
-        source = cast(fx.Node, node.args[0])
-        inputs[source] = max(inputs.get(source, 0), layer_bits.activation)
+        for source in (cast(fx.Node, call.args[0]) for call in calls if call.target == target):
+            inputs[source] = max(inputs.get(source, 0), layer_bits.activation)
     for index, (source, width) in enumerate(inputs.items()):
         name = f"input_quantizer_{index}"
+        while hasattr(copied, name):  # a layer's own
+            name += "_"
         copied.add_module(name, ActivationQuantizer(width))
         with graph.inserting_after(source):
             quantized = graph.call_module(name, (source,))

@@ -1,0 +1,73 @@
+"""The dimension over which a reconstruction loss is summed is that of the channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from modcap.checkpoints import _torchvision
+from modcap.graph.channels import channel_dimension
+from tests.networks import cut
+from tests.test_unusual_networks import ClassToken, trained
+
+
+class Blocks(nn.Module):
+    """A convolution, then ``then``, and a linear layer where channels are last."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor], mixes: bool) -> None:
+        super().__init__()
+        self.first, self.mix, self.then, self.mixes = (
+            nn.Conv2d(3, 8, 3),
+            nn.Linear(8, 8),
+            then,
+            mixes,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.then(self.first(x)).relu()
+        return x + self.mix(x) if self.mixes else x
+
+
+FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "images": (lambda x: x, 1),
+    "channels last": (lambda x: x.permute(0, 2, 3, 1), 3),
+    "tokens": (lambda x: x.flatten(2).transpose(1, 2), 2),
+    "rows of pixels": (lambda x: x.flatten(2), 1),
+    "vectors": (lambda x: x.mean((2, 3)), 1),
+}
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize("name", FORMS)
+def test_it_follows_from_the_operators(name: str, mixes: bool) -> None:
+    then, channels = FORMS[name]
+    images = torch.randn(2, 3, 12, 12)
+    if mixes and name in ("images", "rows of pixels"):  # whose last dimension is another
+        return
+    graph = fx.symbolic_trace(Blocks(then, mixes).eval())
+    assert channel_dimension([graph], images) == channels
+    assert channel_dimension([graph, fx.symbolic_trace(nn.ReLU())], images) == channels
+
+
+def test_tokens_and_swin() -> None:
+    images = torch.randn(2, 3, 8, 8)
+    modules = cut(trained(ClassToken), images).modules
+    assert channel_dimension(modules, images) == 1
+    swin = _torchvision.models().swin_t(weights=None).eval()
+    images = torch.randn(2, 3, 64, 64)
+    modules = cut(swin, images).modules
+    sizes = [module_output(modules[: n + 1], images) for n in range(len(modules))]
+    for n, shape in enumerate(sizes):
+        if len(shape) == 4:
+            place = channel_dimension(modules[: n + 1], images[:1])
+            assert shape[place] == max(shape[1:])
+
+
+def module_output(modules: tuple[nn.Module, ...], x: Tensor) -> torch.Size:
+    with torch.no_grad():
+        for module in modules:
+            x = module(x)
+    return x.shape

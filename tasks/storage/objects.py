@@ -90,7 +90,7 @@ def download(body: Any, path: Path, expected: str | None = None) -> str:
     """Writes what an answer of S3 holds to a file, as it comes, and returns its sha256; where that
     is not the expected one, there is no file."""
     found = hashlib.sha256()
-    with _beside(path) as file:
+    with contextlib.closing(body), _beside(path) as file:
         for chunk in body.iter_chunks(_CHUNK):
             found.update(chunk)
             file.write(chunk)

@@ -233,7 +233,8 @@ class Store:
         """(content, version), or None."""
         try:
             found = self._s3.get_object(Bucket=self.bucket, Key=self._name(name))
-            return found["Body"].read(), str(found["ETag"])
+            with contextlib.closing(found["Body"]) as body:
+                return body.read(), str(found["ETag"])
         except ClientError as error:
             if code_of(error) in GONE:
                 return None
@@ -358,8 +359,9 @@ class Store:
                 return None
             raise
         found = hashlib.sha256()
-        for chunk in body.iter_chunks(_CHUNK):
-            found.update(chunk)
+        with contextlib.closing(body):
+            for chunk in body.iter_chunks(_CHUNK):
+                found.update(chunk)
         return found.hexdigest()
 
 

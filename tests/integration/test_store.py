@@ -186,6 +186,9 @@ class Breaking:
             raise self._failures.pop()
         return bytes(self._body.read(*size))
 
+    def close(self) -> None:
+        self._body.close()
+
     def iter_chunks(self, size: int) -> Iterator[bytes]:
         yield self.read(3)
         while chunk := self.read(size):

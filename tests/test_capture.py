@@ -320,6 +320,14 @@ class Upsampled(nn.Module):
         return self.a(x, output_size=(34, 34)).mean((2, 3))
 
 
+@torch.no_grad()
+def test_a_layer_that_is_told_its_output_size_is_captured_by_export() -> None:
+    model = Upsampled().eval()
+    graph = capture(model, IMAGES)
+    assert relative(graph(IMAGES), model(IMAGES)) < 1e-6
+    assert len(weight_layers(graph)) == 1
+
+
 def scripted() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -339,7 +347,6 @@ def normed() -> nn.Module:
         (Product(), "'b' is multiplied at node 'matmul' without a layer"),
         (Product(transposed=True), "'b' is multiplied at node 'matmul' without a layer"),
         (Bilinear(), "'b.weight' is multiplied at 'b' without a layer that can be quantized"),
-        (Upsampled(), "layer 'a' is called with more than its input"),
         (normed(), "layer '2' has no running statistics"),
         (scripted(), "give the nn.Module that it was made from"),
         (Dynamic(), "its weight is computed at run time"),

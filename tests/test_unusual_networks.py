@@ -225,13 +225,8 @@ class Random(Body):
 class Autocast(Body):
     def between(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return super().between(self.inner(x)).float()
-
-
-class Stateful(Body):
-    def between(self, x: Tensor) -> Tensor:
-        self.calls = getattr(self, "calls", 0) + 1
-        return x + float(self.calls)
+            y: Tensor = self.inner(x)
+        return (y.float() * 50).sin()
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -240,7 +235,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Autocast(inner=nn.Conv2d(8, 8, 3)),
         "computes in bfloat16 inside: take autocast",
     ),
-    "state": (Stateful, "keep a state between calls"),
     "transposed in groups": (
         lambda: Keywords(norm=nn.ConvTranspose2d(8, 8, 3, groups=2)),
         "'norm' is a transposed convolution in groups",

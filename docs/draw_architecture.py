@@ -18,7 +18,7 @@ __all__ = ["PICTURE", "draw", "edges"]
 
 PICTURE = ROOT / "docs/images/architecture.svg"
 
-_WIDTH, _HEIGHT, _GAP = 300, 74, 38
+_WIDTH, _HEIGHT, _GAP = 340, 74, 38
 _COLOURS = {"flows": "#e8f0fe", "tasks": "#e6f4ea", "infra": "#e6f4ea"}  # the method: the last
 _METHOD = "#fef7e0"
 
@@ -55,7 +55,7 @@ def _sentence(room: Room) -> str:
     places = (f"modcap/{path}/__init__.py", f"modcap/{path}.py", f"{path}/__init__.py")
     file = next(ROOT / place for place in places if (ROOT / place).exists())
     said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return said.split("\n\n")[0].replace("\n", " ")
+    return " ".join(said.split()).split(". ")[0].rstrip(".") + "."
 
 
 def draw() -> str:
@@ -90,7 +90,7 @@ def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
     to_x, to_y = end[0] + _WIDTH / 2, end[1] - 2
     side = 0.0
     if to_y - y > _HEIGHT + _GAP:  # around what lies between
-        side = (_WIDTH / 2 + _GAP / 2) * (1 if x >= to_x else -1)
+        side = (_WIDTH + _GAP) * (1 if x >= to_x else -1)
     bend = f"C{x + side:g} {y + 40:g} {to_x + side:g} {to_y - 40:g} {to_x:g} {to_y:g}"
     return (
         f'<path d="M{x:g} {y:g} {bend}" fill="none" stroke="#80868b" stroke-width="1.2" '

@@ -23,6 +23,8 @@ from mlflow import MlflowClient
 from modcap.core import serialization as results
 from modcap.export import artifact
 from modcap.tasks.storage.objects import fetch
+from modcap.tasks.storage.s3 import client as s3_client
+from modcap.tasks.storage.s3 import listed
 from modcap.tasks.storage.store import Store
 from tests.integration.commands import ROOT, modcap_command
 
@@ -229,25 +231,30 @@ def test_registered_model_serves_http(
 
 @pytest.fixture
 def swapped(
-    home: Path, stack: dict[str, str], registered: list[dict[str, Any]]
-) -> Iterator[list[Path]]:
+    stack: dict[str, str], registered: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Version 1 holds the artifact of version 2, wherever MLflow keeps it."""
-    digests = {report["artifact_digest"]: report for report in registered}
-    files = {file: file.read_bytes() for file in (home / "mlflow").rglob("network.safetensors")}
+    for name, value in stack.items():
+        monkeypatch.setenv(name, value)
+    whole = Store(stack["MODCAP_BUCKET"], "mlflow", stack["AWS_ENDPOINT_URL_S3"])
+    found = listed(s3_client(whole.endpoint), whole.bucket, "mlflow/")
+    names = [entry["Key"].removeprefix("mlflow/") for entry in found]
+    contents = {n: whole.get_document(n) for n in names if n.endswith("network.safetensors")}
+    files = {name: document[0] for name, document in contents.items() if document is not None}
     first, second = (report["artifact_digest"] for report in registered)
-    assert len(digests) == 2
-    (other,) = {data for data in files.values() if results.digest(data) == second}
-    mine = [file for file, data in files.items() if results.digest(data) == first]
+    assert first != second
+    other = next(data for data in files.values() if results.digest(data) == second)
+    mine = [name for name, data in files.items() if results.digest(data) == first]
     assert mine
-    for file in mine:
-        file.write_bytes(other)
-    yield mine
-    for file in mine:
-        file.write_bytes(files[file])
+    for name in mine:
+        whole.put_document(name, other)
+    yield
+    for name in mine:
+        whole.put_document(name, files[name])
 
 
 def test_a_swapped_artifact_is_refused_before_it_is_read(
-    stack: dict[str, str], registered: list[dict[str, Any]], swapped: list[Path], tmp_path: Path
+    stack: dict[str, str], registered: list[dict[str, Any]], swapped: None
 ) -> None:
     done = promote(stack, "--version", "1", "--alias", "swapped")
     assert done.returncode == 2
@@ -298,7 +305,8 @@ def test_a_version_that_modcap_did_not_make_is_one_line(
 ) -> None:
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
     client.create_registered_model("foreign")
-    client.create_model_version("foreign", "/nowhere")
+    version = client.get_model_version("gated", "1")
+    client.create_model_version("foreign", str(version.source), version.run_id)
     done = modcap_command(
         stack, "promote", "foreign", "--version", "1", "--data", "fashion-mnist", "--max-drop", "1"
     )

@@ -53,7 +53,7 @@ LAST_JOINED = [(0, 1), (1, 2), (2, 3), (3, 5)]
 
 
 def kinds(found: Plan) -> list[str]:
-    return [job.kind.value for job in found.jobs]
+    return [job.kind for job in found.jobs]
 
 
 def test_plan_stays_open_until_the_selection_is_known(network: Network) -> None:
@@ -122,7 +122,7 @@ def test_a_cell_ends_as_its_recipe_says(
     found = complete([cell(network, k=0, **fields)], {0: APART})
     jobs = {job.key: job for job in found.jobs}
     (planned,) = found.cells
-    assert [jobs[key].kind.value for key in planned.finish] == finish
+    assert [jobs[key].kind for key in planned.finish] == finish
     needs = planned.reconstructs
     for key in (*planned.finish, planned.assemble):
         assert jobs[key].needs == needs

@@ -242,7 +242,7 @@ def test_a_header_is_inflated_no_further_than_it_may_be() -> None:
 @pytest.mark.parametrize("make", [lambda t: t[:0], lambda t: t.repeat(2), lambda t: t.double()])
 def test_tensors_are_those_of_the_layers(part: str, make: Callable[..., Any]) -> None:
     tensors = load((DATA / "format1.artifact.safetensors").read_bytes())
-    name = next(n for n, t in tensors.items() if n.endswith(part) and t.ndim)
+    name = f"0.a.{part}"
     assert only_input_errors(unpack_network, save(tensors | {name: make(tensors[name])}))
     del tensors[name]
     assert only_input_errors(unpack_network, save(tensors))

@@ -15,7 +15,7 @@ from modcap.flows.reports.cell_record import Finished
 
 __all__ = ["register_on_ray"]
 
-_OF_MLFLOW = "MLFLOW_TRACKING_"
+_OF_MLFLOW = "MLFLOW_"
 _MEMORY = 512 << 20  # asked of Ray
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 import modcap
 from tests.integration.commands import ROOT, alone, modcap_command, start, sweep_arguments
@@ -101,6 +102,7 @@ def running(environment: dict[str, str], arguments: list[str]) -> Iterator[subpr
             run.kill()
 
 
+@pytest.mark.fault
 def test_a_node_comes_and_one_goes_in_mid_run(stack: dict[str, str], tmp_path: Path) -> None:
     environment = stack | {"MODCAP_PREFIX": f"nodes-{tmp_path.name}"}
     arguments = sweep_arguments(tmp_path, WAVE, "--w-bits", "2,3,4", "--seeds", "7")

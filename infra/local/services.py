@@ -254,6 +254,8 @@ def _ray(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Servi
     # a job that ran out of memory comes back to the driver, which asks for more of it
     storage = {n: v for n, v in clients.items() if n.startswith(("AWS_", "MODCAP_"))}
     environment = {**storage, **exports, "OMP_NUM_THREADS": "1", "RAY_task_oom_retries": "0"}
+    # two servers of metrics ask for no token and cannot be turned off: no such port, no server
+    environment |= {"AUTOSCALER_METRIC_PORT": "65536", "DASHBOARD_METRIC_PORT": "65536"}
 
     def ready() -> bool:
         import subprocess

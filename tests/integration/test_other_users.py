@@ -199,7 +199,7 @@ def test_ray_answers_nobody_without_its_token(
     answers = stranger.ask(plain=[(port, get) for port in listening])["plain"]
     spoken = [answer for answer in answers if answer.startswith("HTTP")]
     assert spoken
-    assert all("401" in answer.splitlines()[0] for answer in spoken), answers
+    assert all("401" in answer.splitlines()[0] for answer in spoken), spoken
     frames = [answer for answer in answers if not answer.startswith("HTTP")]
     silent = (
         "",

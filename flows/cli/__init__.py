@@ -42,8 +42,8 @@ app.add_typer(stack, name="stack")
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits with its code; errors are one line on stderr."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    before = warnings.showwarning, signal.signal(signal.SIGTERM, _terminate)
     warnings.showwarning = _say_notices(warnings.showwarning)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(args=arguments, standalone_mode=False)
     except _UsageError as error:
@@ -58,6 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
         if not _prefect_is_gone():
             raise
         code = _fail(f"Prefect at {os.environ['PREFECT_API_URL']} is gone: {AGAIN}", 1)
+    finally:  # whoever calls it in a process of theirs has these again
+        warnings.showwarning = before[0]
+        signal.signal(signal.SIGTERM, before[1] or signal.SIG_DFL)
     sys.exit(code or 0)
 
 

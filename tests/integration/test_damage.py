@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from modcap.tasks.storage.objects import cache_folder
 from modcap.tasks.storage.s3 import client
 from modcap.tasks.storage.store import Store
-from tests.integration.commands import modcap_command, sweep_arguments
+from tests.integration.commands import forget_workers, modcap_command, sweep_arguments
 
 RECIPE: dict[str, Any] = {
     "calibration": 48,
@@ -35,6 +35,8 @@ def placed(stack: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def sweep(stack: dict[str, str], folder: Path, prefix: str = "damage") -> dict[str, Any]:
+    """Whose workers keep nothing of an earlier one: they read what is in the store."""
+    forget_workers()
     done = modcap_command(stack, *sweep_arguments(folder, RECIPE, *GRID), MODCAP_PREFIX=prefix)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
@@ -112,6 +114,7 @@ def test_damaged_inputs_are_put_there_again(
         (cache_folder("inputs") / entry.key).unlink(missing_ok=True)
     placed.remove(list(placed.entries("jobs")))
     arguments = sweep_arguments(tmp_path, RECIPE, *GRID)
+    forget_workers()
     done = modcap_command(stack, *arguments, MODCAP_PREFIX="damage")
     assert done.returncode == 0, done.stderr
     assert "put there again" in done.stderr

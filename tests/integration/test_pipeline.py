@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -16,7 +18,14 @@ import modcap
 from modcap.checkpoints import checkpoint
 from modcap.tasks.storage.objects import fetch
 from modcap.tasks.storage.store import Store
-from tests.integration.commands import ARCH, CHECKPOINT, ROOT, images, modcap_command
+from tests.integration.commands import (
+    ARCH,
+    CHECKPOINT,
+    ROOT,
+    images,
+    modcap_command,
+    modcap_process,
+)
 
 SMALL: dict[str, Any] = {
     "calibration": 64,
@@ -29,11 +38,16 @@ SMALL: dict[str, Any] = {
 
 
 def quantize(
-    stack: dict[str, str], folder: Path, *flags: str, threads: int = 1, **environment: str
-) -> subprocess.CompletedProcess[str]:
+    stack: dict[str, str],
+    folder: Path,
+    *flags: str,
+    run: Callable[..., CompletedProcess[str]] = modcap_command,
+    threads: int = 1,
+    **environment: str,
+) -> CompletedProcess[str]:
     recipe = folder / "recipe.json"
     recipe.write_text(json.dumps(SMALL | {"threads": threads}))
-    return modcap_command(
+    return run(
         stack,
         *("quantize", CHECKPOINT, "--arch", ARCH, "--data", "fashion-mnist"),
         *("--eval-images", "500", "--recipe", recipe, *flags),
@@ -43,7 +57,8 @@ def quantize(
 
 @pytest.fixture(scope="module")
 def report(stack: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    done = quantize(stack, tmp_path_factory.mktemp("run"), "--json", "--name", "pipeline")
+    flags = ("--json", "--name", "pipeline")
+    done = quantize(stack, tmp_path_factory.mktemp("run"), *flags, run=modcap_process)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -180,7 +195,9 @@ def test_prefect_shows_a_task_run_for_each_job(
 def test_unreachable_service_is_one_line_and_exit_2(
     stack: dict[str, str], report: dict[str, Any], tmp_path: Path, variable: str, address: str
 ) -> None:
-    done = quantize(stack, tmp_path, "--name", "pipeline", "--no-compare", **{variable: address})
+    run = modcap_process if variable == "PREFECT_API_URL" else modcap_command  # which it ends
+    flags = ("--name", "pipeline", "--no-compare")
+    done = quantize(stack, tmp_path, *flags, run=run, **{variable: address})
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("modcap: ")

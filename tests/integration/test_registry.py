@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import mlflow
@@ -26,7 +27,7 @@ from modcap.tasks.storage.objects import fetch
 from modcap.tasks.storage.s3 import client as s3_client
 from modcap.tasks.storage.s3 import listed
 from modcap.tasks.storage.store import Store
-from tests.integration.commands import ROOT, modcap_command
+from tests.integration.commands import ROOT, modcap_command, modcap_process
 
 NETWORK = "vgg_tiny"
 
@@ -92,9 +93,13 @@ def test_onnx_form_comes_with_the_version(
     assert torch.linalg.norm(torch.from_numpy(logits) - expected) < 0.01 * expected.norm()
 
 
-def promote(stack: dict[str, str], *flags: str) -> subprocess.CompletedProcess[str]:
+def promote(
+    stack: dict[str, str],
+    *flags: str,
+    run: Callable[..., CompletedProcess[str]] = modcap_command,
+) -> CompletedProcess[str]:
     data = () if "--rollback" in flags else ("--data", "fashion-mnist", "--eval-images", "500")
-    return modcap_command(stack, "promote", "gated", "--json", *data, *flags)
+    return run(stack, "promote", "gated", "--json", *data, *flags)
 
 
 def test_gate_promotes_refuses_and_rolls_back(
@@ -141,8 +146,12 @@ def test_two_promotions_at_once_decide_one_after_the_other(
 ) -> None:
     """Whichever comes first, the more accurate version is the champion in the end."""
     flags = ("--alias", "race", "--against", "race")
+
+    def run(version: str) -> CompletedProcess[str]:
+        return promote(stack, "--version", version, *flags, run=modcap_process)
+
     with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda v: promote(stack, "--version", v, *flags), ("1", "2")))
+        both = list(pool.map(run, ("1", "2")))
     assert {both[0].returncode} == {0}, both[0].stderr
     assert both[1].returncode in (0, 3), both[1].stderr
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
@@ -297,7 +306,7 @@ def test_a_swapped_artifact_in_the_store_is_refused(
         store.put_document(places[0], own[0])
     assert done.returncode == 2
     assert "is not what was made" in done.stderr.splitlines()[-1]
-    assert modcap_command(stack, "evaluate", first, *flags, "20").returncode == 0
+    assert modcap_process(stack, "evaluate", first, *flags, "20").returncode == 0
 
 
 def test_a_version_that_modcap_did_not_make_is_one_line(

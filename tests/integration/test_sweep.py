@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 import modcap
 from modcap.core.serialization import Result
 from modcap.tasks.storage.store import Store
-from tests.integration.commands import alone, modcap_command, start, sweep_arguments
+from tests.integration.commands import alone, modcap_command, modcap_process, start, sweep_arguments
 
 SMALL: dict[str, Any] = {
     "calibration": 48,
@@ -34,7 +34,7 @@ def cells_of(client: MlflowClient, parent: str) -> list[Any]:
 @pytest.fixture(scope="module")
 def report(stack: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     arguments = sweep_arguments(tmp_path_factory.mktemp("sweep"), SMALL, *GRID)
-    done = modcap_command(stack, *arguments, MODCAP_PREFIX="sweep")
+    done = modcap_process(stack, *arguments, MODCAP_PREFIX="sweep")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -134,7 +134,7 @@ def test_plan_knows_what_is_done(
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(SMALL))
     flags = [*sweep_arguments(tmp_path, SMALL)[2:6], "--data", "fashion-mnist"]
-    shown = modcap_command(
+    shown = modcap_process(
         stack,
         *("plan", "--json", *flags, "--recipe", recipe, "--w-bits", "2,3,4", "--a-bits", "4"),
         *("--k", "0-2", "--workers", "4", "--picture", tmp_path / "plan.png"),
@@ -173,7 +173,7 @@ def test_garbage_is_what_nothing_registered_needs(
     assert "check MLFLOW_TRACKING_URI" in done.stderr
     assert list(elsewhere.keys()) == ["k"]
     forced = ("store", "gc", "--older-than", "0s", "--force")
-    assert modcap_command(stack, *forced, MODCAP_PREFIX="sweep-elsewhere").returncode == 0
+    assert modcap_process(stack, *forced, MODCAP_PREFIX="sweep-elsewhere").returncode == 0
     assert list(elsewhere.keys()) == []
     assert gc("--older-than", "1d")["removed"]["jobs"] == 0
     would = gc("--older-than", "0s", "--dry-run")["removed"]
@@ -184,6 +184,6 @@ def test_garbage_is_what_nothing_registered_needs(
     left = set(store.keys())
     kinds = {(store.meta(key) or {}).get("kind") for key in left}
     assert kinds == {"capacity", "select", "reconstruct", "correct", "tune", "assemble", "evaluate"}
-    verified = modcap_command(stack, "store", "verify", "--json", MODCAP_PREFIX="sweep")
+    verified = modcap_process(stack, "store", "verify", "--json", MODCAP_PREFIX="sweep")
     assert verified.returncode == 0, verified.stderr
     assert json.loads(verified.stdout)["damaged"] == []

@@ -88,7 +88,7 @@ def test_artifact_loads_back_to_bit_equal_outputs(bits: tuple[int, int]) -> None
     ]
     x, states = images, {}
     for index, module in enumerate(modules):
-        calibrate([module], x, 2.4)
+        calibrate([module], x, 2.0)
         freeze([module])
         x = run_batched([module], x)
         states |= {f"{index}.{name}": tensor for name, tensor in state_of(module)}

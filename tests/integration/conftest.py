@@ -23,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker(pytest.mark.integration)
+            item.add_marker(pytest.mark.xdist_group("stack"))  # one stack, in one process
 
 
 @pytest.fixture(scope="session")

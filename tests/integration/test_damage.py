@@ -35,8 +35,6 @@ def placed(stack: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def sweep(stack: dict[str, str], folder: Path, prefix: str = "damage") -> dict[str, Any]:
-    """Whose workers keep nothing of an earlier one: they read what is in the store."""
-    forget_workers()
     done = modcap_command(stack, *sweep_arguments(folder, RECIPE, *GRID), MODCAP_PREFIX=prefix)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
@@ -62,7 +60,11 @@ HARM: list[Callable[[bytes], bytes | None]] = [
 
 
 def harm(store: Store, kinds: set[str], part: str) -> int:
-    """Damages results of these kinds, each in another way; says of how many jobs."""
+    """Damages results of these kinds, each in another way; says of how many jobs.
+
+    Workers that keep good ones go: the next run reads what is in the store.
+    """
+    forget_workers()
     results = {key: (store.meta(key) or {}).get("kind") for key in list(store.keys())}
     assert set(results.values()) == KINDS
     count = 0

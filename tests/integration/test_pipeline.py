@@ -197,7 +197,8 @@ def test_unreachable_service_is_one_line_and_exit_2(
 ) -> None:
     run = modcap_process if variable == "PREFECT_API_URL" else modcap_command  # which it ends
     flags = ("--name", "pipeline", "--no-compare")
-    done = quantize(stack, tmp_path, *flags, run=run, **{variable: address})
+    hurry = {"MODCAP_PATIENCE": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    done = quantize(stack, tmp_path, *flags, run=run, **hurry, **{variable: address})
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("modcap: ")

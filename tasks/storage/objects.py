@@ -16,13 +16,14 @@ from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from modcap.core.errors import InputError, Unavailable
+from modcap.core.errors import InputError, Lost, Unavailable
 from modcap.tasks.storage.s3 import (
     GONE,
     client,
     code_of,
     endpoint_of_environment,
     listed,
+    lost,
     patiently,
 )
 
@@ -163,10 +164,10 @@ def _listed(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
 
 def _unreadable(address: str, error: Exception) -> Unavailable:
     gone = isinstance(error, ClientError) and code_of(error) in GONE
-    reason, server = str(error).splitlines()[0], endpoint_of_environment() or "AWS"
-    return (Missing if gone else Unavailable)(
-        f"{address}: cannot be read from {server} ({reason}): check address and rights"
-    )
+    endpoint = endpoint_of_environment()
+    reason, server = str(error).splitlines()[0], endpoint or "AWS"
+    kind = Missing if gone else Lost if lost(error, endpoint) else Unavailable
+    return kind(f"{address}: cannot be read from {server} ({reason}): check address and rights")
 
 
 def fetch(address: str, folder: Path) -> Path:

@@ -15,10 +15,12 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_ex
 
 __all__ = [
     "GONE",
+    "answered",
     "client",
     "code_of",
     "endpoint_of_environment",
     "listed",
+    "lost",
     "patiently",
 ]
 
@@ -46,6 +48,19 @@ def _passing(error: BaseException) -> bool:
     if isinstance(error, ClientError):
         return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
     return isinstance(error, _PASSING)
+
+
+_answered: set[str | None] = set()
+
+
+def answered(endpoint: str | None) -> None:
+    """The server was there."""
+    _answered.add(endpoint)
+
+
+def lost(error: Exception, endpoint: str | None) -> bool:
+    """Whether a server that had answered this process does so no more."""
+    return endpoint in _answered and _passing(error)
 
 
 patiently = retry(

@@ -271,6 +271,11 @@ def _news(
         if youngest > rested:
             outcomes.append(Outcome(address, "waiting", "it may still be uploaded"))
             continue
+        if found.bytes > limits.file_bytes:  # before anybody fetches it
+            gib = limits.file_bytes / 2**30
+            reason = f"it has {found.bytes / 2**30:.1f} GiB, and {gib:g} are read at most"
+            outcomes.append(Outcome(address, "bad", reason))
+            continue
         candidate = Candidate(
             address=address,
             bytes=found.bytes,

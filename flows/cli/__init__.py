@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from modcap.core.errors import ModcapError, Notice
+from modcap.core.errors import ModcapError, Notice, printable
 from modcap.core.messages import first_line
 from modcap.flows.cli.export import export
 from modcap.flows.cli.measure import capacity, evaluate
@@ -98,7 +98,7 @@ def _prefect_is_gone() -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     if _prefect_is_gone():  # Prefect would try for minutes to reach it at exit
         end(line, code)
     print(f"modcap: {line}", file=sys.stderr)

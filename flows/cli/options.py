@@ -19,7 +19,7 @@ from modcap.data.sources import HELP as IMAGES
 from modcap.flows.requests.documents import read_mapping
 from modcap.recipe import Recipe
 
-__all__ = ["in_s3", "make_recipe", "parse_age", "parse_k", "print_report"]
+__all__ = ["in_s3", "make_recipe", "parse_age", "parse_k", "print_report", "verbatim"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 

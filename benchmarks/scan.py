@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +76,17 @@ def scan(place: str, policy: Path) -> dict[str, Any]:
 
 
 def databases() -> dict[str, int]:
-    """Bytes of each database of the stack."""
-    files = [file for end in ("*.db", "*.db-wal") for file in HOME.rglob(end) if file.is_file()]
-    sizes: dict[str, int] = {}
-    for file in files:
-        name = file.name.removesuffix("-wal")
-        sizes[name] = sizes.get(name, 0) + file.stat().st_size
-    return sizes
+    """Bytes of each database of the stack that are used, in its log of writes, too."""
+    return {file.name: _bytes(file) for file in HOME.rglob("*.db") if file.is_file()}
+
+
+def _bytes(file: Path) -> int:
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as found:
+        (pages,), (unused,), (size,) = (
+            found.execute(f"PRAGMA {what}").fetchone()
+            for what in ("page_count", "freelist_count", "page_size")
+        )
+    return (pages - unused) * size
 
 
 def measure(count: int) -> dict[str, Any]:

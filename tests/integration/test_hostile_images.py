@@ -32,19 +32,17 @@ def inflating(megabytes: int) -> bytes:
     return b"".join(packer.compress(bytes(1 << 20)) for _ in range(megabytes)) + packer.flush()
 
 
+SMALL = "resize=64,crop=28,mean=0.5,std=0.5"
 BOMB = inflating(300)
 PICTURES = {
     "long": png(60_000, 1, (b"IDAT", zlib.compress(bytes(60_001)))),
     "wide": png(2**31 - 1, 2**31 - 1, (b"IDAT", ROW)),
-    "deflated": png(28, 28, (b"IDAT", BOMB)),
     "text": png(28, 28, (b"zTXt", b"x\0\0" + BOMB), (b"IDAT", ROW)),
     "profile": png(28, 28, (b"iCCP", b"x\0\0" + BOMB), (b"IDAT", ROW)),
     "short": png(28, 28),
     "script": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n",
 }
 ARRAYS = {"honest": images_bomb(3 << 30), "silent": deflated("images.npy", 1 << 30)}
-READ = {"deflated"}  # the decoder stops where the pixels end
-GOOD = png(28, 28, (b"IDAT", ROW))
 
 
 @pytest.mark.timeout(400)
@@ -60,14 +58,19 @@ def test_images_of_a_rule_cost_the_checkpoints_that_need_them(
             Bucket=bucket, Key=f"{prefix}/{name}.safetensors", Body=safetensors(len(rules))
         )
         rules.append(
-            rule | {"match": f"{name}.*", "data": str(data), "preprocess": "mean=0.5,std=0.5"}
+            rule
+            | {
+                "match": f"{name}.*",
+                "data": str(data),
+                "preprocess": SMALL,
+            }
         )
 
     for name, content in PICTURES.items():
         folder = tmp_path / name / "bag"
         folder.mkdir(parents=True)
-        (folder / "a.png").write_bytes(content)
-        (folder / "good.png").write_bytes(GOOD)
+        for number in range(40):  # enough for calibration
+            (folder / f"a{number}.png").write_bytes(content)
         put(f"picture-{name}", folder.parent)
     for name, content in ARRAYS.items():
         (tmp_path / f"{name}.npz").write_bytes(content)
@@ -93,5 +96,5 @@ def test_images_of_a_rule_cost_the_checkpoints_that_need_them(
     for name in (*PICTURES, "fifo"):
         reason = reasons[f"picture-{name}.safetensors"]
         assert "\n" not in reason
-        assert "a.png" in reason or name in READ, reason
+        assert ".png" in reason, reason
     assert "no regular file" in reasons["picture-pipe.safetensors"]

@@ -33,7 +33,7 @@ quantize: env ## Quantize the shipped MobileNetV2 x0.5 to W2A4, with everything 
 test: env ## Run all tests, also those against real servers, but for faults
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-fuzz: env ## Read 20,000 mutated files, each within 2 GB and 30 s; INPUTS=, SECONDS=, SEED=, KINDS=
+fuzz: env ## Read 20,000 mutated files, each within 2 GB and 30 s of CPU; INPUTS=, SECONDS=, SEED=, KINDS=
 	$(BIN)/python -m tests.fuzz.run $(if $(INPUTS),--inputs $(INPUTS)) \
 	  $(if $(findstring command,$(origin SECONDS)),--seconds $(SECONDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS))

@@ -37,8 +37,8 @@ def trivial(count: int) -> dict[str, Any]:
     """Data-free capacities of one small network with ever other stride coefficients."""
     from prefect import flow
 
+    from modcap.flows.execution.attempt import execute_jobs
     from modcap.flows.execution.connect import connected
-    from modcap.flows.execution.execute import execute_jobs
     from modcap.flows.execution.progress import Progress
     from modcap.flows.quantize import THREADS
     from modcap.flows.requests.request import prepare

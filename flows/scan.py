@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
@@ -91,7 +92,7 @@ def run_scan(prefix: str, policy: Policy, store: Store, progress: Progress) -> d
     """The body of the flow. Of two passes at once over one prefix, the second does nothing."""
     start = time.monotonic()
     name = f"scan-{digest(prefix.rstrip('/').encode())[:16]}"
-    with lease(store, name) as mine:
+    with lease(store, name, say=progress.note) as mine:
         if mine is None:
             return {"prefix": prefix, "busy": True, "checkpoints": [], "executed": 0}
         outcomes, executed = _pass(prefix, policy, store, progress, mine)
@@ -117,7 +118,7 @@ def _pass(
     executed, settled = 0, 0
     for batch in examined([each.candidate for each in new], store, limits, progress):
         mine.check()
-        found, done = _settle_batch(batch, stems, store, progress)
+        found, done = _settle_batch(batch, stems, store, limits, progress)
         executed += done
         outcomes += (_settled(store, places[each.checkpoint], each) for each in found)
         settled += len(found)
@@ -129,6 +130,7 @@ def _settle_batch(
     batch: Sequence[tuple[Candidate, Examined]],
     stems: frozenset[str],
     store: Store,
+    limits: Limits,
     progress: Progress,
 ) -> tuple[list[Outcome], int]:
     """What becomes of candidates that were examined, and how many jobs ran for it."""
@@ -140,7 +142,7 @@ def _settle_batch(
             outcomes.append(_outcome(candidate, cells))
         else:
             owned.append(Owned(candidate, tuple(cells)))
-    computed, executed = _computed(owned, store, progress)
+    computed, executed = _computed(owned, store, limits, progress)
     outcomes += (_outcome(e[0], _fault_of_work(e[1])) for e in computed if isinstance(e, tuple))
     for some in _of_other_names([each for each in computed if isinstance(each, Computed)]):
         outcomes += _registered(some, store)
@@ -148,7 +150,7 @@ def _settle_batch(
 
 
 def _computed(
-    owned: Sequence[Owned[Candidate]], store: Store, progress: Progress
+    owned: Sequence[Owned[Candidate]], store: Store, limits: Limits, progress: Progress
 ) -> tuple[list[Computed[Candidate] | tuple[Candidate, Exception]], int]:
     """The cells of all, computed, and how many jobs ran for it."""
     executed = 0
@@ -157,9 +159,16 @@ def _computed(
     except ModcapError as error:  # without MLflow, nothing could be registered
         return [(each.owner, error) for each in owned], 0
 
+    owners = {id(ready.cell): each.owner for each in owned for ready in each.cells}
+
     def run(cells: Sequence[Cell]) -> tuple[Plan, Results, Counts]:
         nonlocal executed
-        plan, results, counts = execute(cells, store, progress, link)
+        concerned = {owner.address: owner for owner in (owners[id(cell)] for cell in cells)}
+
+        def refill() -> None:  # whoever examines a candidate puts its inputs into the store
+            deque(examined(list(concerned.values()), store, limits, progress), maxlen=0)
+
+        plan, results, counts = execute(cells, store, progress, link, refill=refill)
         executed += counts.executed
         return plan, results, counts
 
@@ -261,6 +270,11 @@ def _news(
         youngest = max(found.modified, beside.modified) if beside else found.modified
         if youngest > rested:
             outcomes.append(Outcome(address, "waiting", "it may still be uploaded"))
+            continue
+        if found.bytes > limits.file_bytes:  # before anybody fetches it
+            gib = limits.file_bytes / 2**30
+            reason = f"it has {found.bytes / 2**30:.1f} GiB, and {gib:g} are read at most"
+            outcomes.append(Outcome(address, "bad", reason))
             continue
         candidate = Candidate(
             address=address,

@@ -56,6 +56,15 @@ def test_faults_of_every_kind_are_found_and_kept(
     assert sorted(f.index for f in again.findings) == sorted(f.index for f in report.findings)
 
 
+def test_what_computes_too_long_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time of the processor: a busy machine makes no finding."""
+    ever = kinds.Kind("x", lambda: b"", lambda _, rng: b"", lambda path: any(iter(int, 1)))
+    monkeypatch.setitem(kinds.KINDS, "x", ever)
+    monkeypatch.setattr(run, "CPU", 0)
+    (found,) = run.fuzz(1, 60, 0, ["x"], tmp_path, workers=1).findings
+    assert "SIGXCPU" in found.reason
+
+
 @pytest.mark.parametrize("name", kinds.KINDS)
 def test_a_good_file_of_each_kind_is_read_and_mutations_differ(name: str, tmp_path: Path) -> None:
     kind = kinds.KINDS[name]

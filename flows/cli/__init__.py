@@ -12,7 +12,8 @@ from typing import Any
 
 import typer
 
-from modcap.core.errors import ModcapError, Notice
+from modcap.core.errors import ModcapError, Notice, printable
+from modcap.core.messages import first_line
 from modcap.flows.cli.export import export
 from modcap.flows.cli.measure import capacity, evaluate
 from modcap.flows.cli.quantize import quantize
@@ -24,6 +25,8 @@ from modcap.flows.execution.ending import AGAIN, end, gone
 
 __all__ = ["app", "main"]
 
+_SERVICES = {"botocore": "S3", "mlflow": "MLflow", "ray": "Ray"}
+"""By the package whose errors tell of them."""
 _UsageError: Any = typer.BadParameter.__base__  # typer may carry a click of its own
 
 app = typer.Typer(
@@ -54,14 +57,23 @@ def main(arguments: list[str] | None = None) -> None:
         code = _fail(f"interrupted: {AGAIN}", 130)
     except _Terminated:
         code = _fail(f"terminated: {AGAIN}", 143)
-    except Exception:
-        if not _prefect_is_gone():
+    except Exception as error:
+        said = _of_a_service(error)
+        if said is None:
             raise
-        code = _fail(f"Prefect at {os.environ['PREFECT_API_URL']} is gone: {AGAIN}", 1)
+        code = _fail(said, 1)
     finally:  # whoever calls it in a process of theirs has these again
         warnings.showwarning = before[0]
         signal.signal(signal.SIGTERM, before[1] or signal.SIG_DFL)
     sys.exit(code or 0)
+
+
+def _of_a_service(error: Exception) -> str | None:
+    """What is said of a service that failed; None where ``error`` comes from elsewhere."""
+    if _prefect_is_gone():
+        return f"Prefect at {os.environ['PREFECT_API_URL']} is gone: {AGAIN}"
+    service = _SERVICES.get(type(error).__module__.partition(".")[0])
+    return service and f"{service}: {type(error).__name__}: {first_line(error)}: {AGAIN}"
 
 
 def _say_notices(others: Callable[..., None]) -> Callable[..., None]:
@@ -89,7 +101,7 @@ def _prefect_is_gone() -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     if _prefect_is_gone():  # Prefect would try for minutes to reach it at exit
         end(line, code)
     print(f"modcap: {line}", file=sys.stderr)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
-from modcap.core.errors import InputError, ModcapError
+from modcap.core.errors import InputError, ModcapError, printable
 from modcap.data.sources import HELP as IMAGES
 from modcap.flows.requests.documents import read_mapping
 from modcap.recipe import Recipe
 
-__all__ = ["in_s3", "make_recipe", "parse_age", "parse_k", "print_report"]
+__all__ = ["in_s3", "make_recipe", "parse_age", "parse_k", "print_report", "verbatim"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -83,6 +84,11 @@ def parse_age(text: str) -> timedelta:
     if match is None:
         raise InputError(f"--older-than {text!r}: give a number and a unit, such as 30d or 12h")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def verbatim(text: str) -> Text:
+    """What others wrote, in a table: brackets are no markup, and nothing in it moves a terminal."""
+    return Text(printable(text))
 
 
 def print_report(

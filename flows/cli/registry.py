@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from modcap.core.errors import InputError
-from modcap.flows.cli.options import Json, print_report
+from modcap.flows.cli.options import Json, print_report, verbatim
 
 __all__ = ["promote", "scan"]
 
@@ -42,7 +42,8 @@ def _show_checkpoints(report: dict[str, Any]) -> None:
     for heading in ("checkpoint", "state", "versions or reason"):
         table.add_column(heading, overflow="fold")
     for row in report["checkpoints"]:
-        table.add_row(row["checkpoint"], row["state"], ", ".join(row["versions"]) or row["reason"])
+        said = ", ".join(row["versions"]) or row["reason"]
+        table.add_row(verbatim(row["checkpoint"]), row["state"], verbatim(said))
     Console().print(table)
     print(f"{report['executed']} jobs executed, {report['seconds']:.1f} s")
 

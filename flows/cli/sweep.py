@@ -24,6 +24,7 @@ from modcap.flows.cli.options import (
     in_s3,
     make_recipe,
     print_report,
+    verbatim,
 )
 from modcap.ptq.methods import MethodName
 from modcap.recipe import CapacityKind, Homogeneity, Schedule, Selection
@@ -158,7 +159,9 @@ def _print(report: dict[str, Any]) -> None:
         asked = (row["model_name"], row["bits"], row["recipe"]["method"])
         seed = str(row["recipe"]["seed"])
         if row["state"] == "failed":
-            table.add_row(*asked, row["k_asked"], seed, "", "", "", "", f"failed: {row['reason']}")
+            table.add_row(
+                *asked, row["k_asked"], seed, "", "", "", "", verbatim(f"failed: {row['reason']}")
+            )
             continue
         table.add_row(
             *asked,

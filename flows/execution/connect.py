@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import urllib.request
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ from tenacity import retry, stop_after_attempt, wait_random_exponential
 from modcap.core.errors import Unavailable
 from modcap.flows.execution.ending import ending_well
 from modcap.infra import local
+from modcap.tasks.storage.lease import give_all_back
 from modcap.tasks.storage.store import Store
 
 __all__ = ["connected", "find_s3", "use_services"]
@@ -69,7 +69,7 @@ def connected() -> Iterator[Store]:
     from modcap.flows.execution.prefect_control import FlowControl
     from modcap.tasks.workers.ray_jobs import warm_up
 
-    control = FlowControl(threading.Event())
+    control = FlowControl(lambda: None)
     store = Store.from_environment()
     store.ensure_bucket()
     ours = not ray.is_initialized()
@@ -87,7 +87,8 @@ def connected() -> Iterator[Store]:
     for _ in range(min(_WARM_WORKERS, int(ray.cluster_resources().get("CPU", 0)))):
         warm_up.remote(store)
     try:
-        with ending_well(lambda why: ray.shutdown(), control.mark_crashed):
+        cleanups = (lambda why: ray.shutdown(), control.mark_crashed, lambda why: give_all_back())
+        with ending_well(*cleanups):
             yield store
     finally:
         if ours:

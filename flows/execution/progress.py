@@ -13,7 +13,9 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
+from modcap.core.errors import printable
 from modcap.jobs.job import Job
 from modcap.jobs.plan import Plan
 
@@ -64,8 +66,8 @@ class Progress:
             self._live = None
 
     def note(self, text: str) -> None:
-        """One line that stays."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        """One line that stays; names in it may be anybody's."""
+        self.console.print(printable(text), soft_wrap=True, markup=False)
 
     def planned(self, plan: Plan, done: Iterable[str]) -> None:
         """A round of planning found these jobs, of which some are done."""
@@ -97,7 +99,9 @@ class Progress:
         if self._live:
             table = Table.grid(padding=(0, 2))
             for label, step, steps, loss in lines:
-                table.add_row(f"  {label}", f"step {step}/{steps}", f"loss {loss:.4g}")
+                table.add_row(
+                    Text(f"  {printable(label)}"), f"step {step}/{steps}", f"loss {loss:.4g}"
+                )
             self._live.update(Group(self._bars, table, f"  {self._left(state)[2:]}"))
         elif lines and time.monotonic() - self._said > _PLAIN_SECONDS:
             self._said = time.monotonic()

@@ -21,10 +21,12 @@ from tenacity import (
 
 __all__ = [
     "GONE",
+    "answered",
     "client",
     "code_of",
     "endpoint_of_environment",
     "listed",
+    "lost",
     "patiently",
 ]
 
@@ -57,6 +59,19 @@ def _passing(error: BaseException) -> bool:
 def _out_of_patience(state: RetryCallState) -> bool:
     patience = float(os.environ.get("MODCAP_PATIENCE") or _PATIENCE)
     return stop_after_delay(patience)(state)
+
+
+_answered: set[str | None] = set()
+
+
+def answered(endpoint: str | None) -> None:
+    """The server was there."""
+    _answered.add(endpoint)
+
+
+def lost(error: Exception, endpoint: str | None) -> bool:
+    """Whether a server that had answered this process does so no more."""
+    return endpoint in _answered and _passing(error)
 
 
 patiently = retry(

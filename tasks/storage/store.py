@@ -35,6 +35,7 @@ from modcap.core.serialization import DamagedResult, Result, decode, digest, enc
 from modcap.tasks.storage.objects import digest_of, download
 from modcap.tasks.storage.s3 import (
     GONE,
+    answered,
     client,
     code_of,
     endpoint_of_environment,
@@ -103,6 +104,7 @@ class Store:
         """
         try:
             self._ensure_bucket()
+            answered(self.endpoint)
         except (BotoCoreError, ClientError) as error:
             where = self.endpoint or "AWS"
             raise Unavailable(

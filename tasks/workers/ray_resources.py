@@ -15,7 +15,7 @@ from modcap.jobs.job import Job
 __all__ = ["GPU_MEMORY", "MOST_IN_FLIGHT", "in_flight", "refuse_impossible", "request"]
 
 MOST_IN_FLIGHT = 1000
-"""Task runs at once, at most: Prefect waits for each on a thread."""
+"""Ray tasks at once, at most; Prefect waits on a thread for each that optimises."""
 _LEAST_IN_FLIGHT = 60
 
 GPU_MEMORY = "gpu_memory"
@@ -37,7 +37,7 @@ def request(job: Job, growth: int = 1) -> dict[str, Any]:
 
 
 def in_flight() -> int:
-    """How many task runs keep this cluster busy: some wait, so that no worker does."""
+    """How many Ray tasks keep this cluster busy: some wait, so that no worker does."""
     if os.environ.get("MODCAP_AUTOSCALING"):
         return MOST_IN_FLIGHT  # what waits is what makes the cluster grow
     threads = sum(node.get("CPU", 0) for node in _nodes())

@@ -14,8 +14,8 @@ from prefect import flow
 
 from modcap import zoo
 from modcap.core.errors import ModcapError
+from modcap.flows.execution.attempt import execute_jobs
 from modcap.flows.execution.connect import connected
-from modcap.flows.execution.execute import execute_jobs
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import THREADS
 from modcap.graph.network import build

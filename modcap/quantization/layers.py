@@ -249,10 +249,14 @@ class QuantLayer(nn.Module):
         bias = cast("Tensor | None", self.layer.bias) if self.bias is None else self.bias
         if bias is None or not self.reads:
             return bias
-        factor = self.factor
-        scale = self.scale if factor is None else self.scale * factor
-        unit = (self.reads[0].step * scale).detach()
+        unit = self.bias_unit()
         return bias + (integer_bias(bias, unit) * unit - bias).detach()
+
+    @torch.no_grad()
+    def bias_unit(self) -> Tensor:
+        """The product of both scales (channels,): what 1 stands for in an integer bias."""
+        factor = self.factor
+        return self.reads[0].step * (self.scale if factor is None else self.scale * factor)
 
     def freeze(self) -> None:
         """Rounds to integers; afterwards ``layer`` computes with their float image."""

@@ -29,15 +29,12 @@ WIDTH = 8
 
 def suits_integer_kernels(network: QuantizedNetwork) -> bool:
     """Whether all is quantized, to 8 bits, with weights that are symmetric."""
-    for module in network.chain:
-        layers, activations = quantizers(module)
-        for layer in layers.values():
-            centred = bool((layer.zero_point == middle(WIDTH)).all())
-            if not layer.reads or layer.bits != WIDTH or not centred:
-                return False
-        if any(quantizer.bits != WIDTH for quantizer in activations.values()):
-            return False
-    return True
+    found = [quantizers(module) for module in network.chain]
+    layers = [layer for of_module, _ in found for layer in of_module.values()]
+    activations = [quantizer for _, of_module in found for quantizer in of_module.values()]
+    centred = all(bool((layer.zero_point == middle(WIDTH)).all()) for layer in layers)
+    widths = {quantizer.bits for quantizer in (*layers, *activations)}
+    return centred and widths == {WIDTH} and all(layer.reads for layer in layers)
 
 
 def around_calculations(

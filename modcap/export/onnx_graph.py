@@ -19,6 +19,7 @@ __all__ = ["BATCH", "BIAS_BITS", "INPUT", "OUTPUT", "Encoding", "Graph"]
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 BIAS_BITS = 32
+_QUANTIZING = ("Max", "Min", "QuantizeLinear", "DequantizeLinear")
 _TYPES = {
     torch.float32: "FLOAT",
     torch.float64: "DOUBLE",
@@ -71,6 +72,11 @@ class Graph:
         self._inputs: list[Any] = []
         self._names: Counter[str] = Counter()
 
+    def _short(self, letter: str) -> str:
+        """A new name of few bytes."""
+        self._names[letter] += 1
+        return f"{letter}{self._names[letter]}"
+
     def name(self, kind: str) -> str:
         """A new name for something of ``kind`` at the place."""
         name = f"{self.place}/{kind}" if self.place else kind
@@ -78,7 +84,8 @@ class Graph:
         return name if self._names[name] == 1 else f"{name}_{self._names[name]}"
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node with one output, and names it; both have one name."""
+        """Adds a node with one output, and names it; both have one name. What quantizes has short
+        names for its values, since it is most of the nodes of a small file."""
         return self.add_many(operator, 1, *inputs, **attributes)[0]
 
     def add_many(self, operator: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
@@ -86,7 +93,8 @@ class Graph:
         from onnx import helper
 
         name = self.name(operator)
-        outputs = [name] if count == 1 else [f"{name}:{i}" for i in range(count)]
+        value = self._short("v") if operator in _QUANTIZING else name
+        outputs = [value] if count == 1 else [f"{value}:{i}" for i in range(count)]
         self._nodes.append(helper.make_node(operator, inputs, outputs, name=name, **attributes))
         return outputs
 
@@ -103,7 +111,7 @@ class Graph:
         key = (tensor.dtype, tuple(tensor.shape), raw)
         if key not in self._constants:
             kind = _TYPES[tensor.dtype]
-            self._constants[key] = self._store("constant", kind, tensor.shape, raw)
+            self._constants[key] = self._store_as(self._short("c"), kind, tensor.shape, raw)
         return self._constants[key]
 
     def cast(self, name: str, dtype: torch.dtype) -> str:
@@ -131,7 +139,7 @@ class Graph:
             return self._signed_weight(integers, encoding)
         width = storage_bits(encoding.bits, self.opset)
         stored = self._integers(encoding.name, integers, width)
-        zero = self._integers(f"{encoding.name}:zero_point", encoding.zero_point, width)
+        zero = self._integers(self._short("z"), encoding.zero_point, width)
         scale = self.constant(encoding.scale.float())
         return self.add("DequantizeLinear", stored, scale, zero, axis=encoding.axis)
 
@@ -171,15 +179,12 @@ class Graph:
         return self.add("Min", y, self.constant(high))
 
     def _zero_point(self, zero_point: Tensor, width: int) -> str:
-        name = f"zero_point_{width}_{int(zero_point)}"
+        name = f"zero_{width}_{int(zero_point)}"
         return name if name in self._initializers else self._integers(name, zero_point, width)
 
     def _integers(self, name: str, values: Tensor, width: int) -> str:
         raw = pack(values, width).numpy().tobytes()
         return self._store_as(name, f"UINT{width}", values.shape, raw)
-
-    def _store(self, name: str, kind: str, shape: Sequence[int], raw: bytes) -> str:
-        return self._store_as(f"{name}_{len(self._constants)}", kind, shape, raw)
 
     def _store_as(self, name: str, kind: str, shape: Sequence[int], raw: bytes) -> str:
         from onnx import TensorProto, helper

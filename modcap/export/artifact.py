@@ -150,7 +150,7 @@ def unpack_network(data: bytes) -> QuantizedNetwork:
         parts = split(tensors, len(header.graphs))
     except (InputError, zlib.error) as error:
         raise InputError(f"not a modcap artifact, or a damaged one ({error})") from None
-    places = header.quantizers or [None] * len(parts)
+    places: Sequence[list[_Place] | None] = header.quantizers or [None] * len(parts)
     given = zip(header.graphs, header.bits, parts, places, strict=True)
     modules = [
         _rebuild(document, [Bits(*b) for b in bits], own, module_places)
@@ -209,8 +209,8 @@ def _rebuild(
     places = placements(module, bits) if given is None else _checked(module, layers, given)
     quantized = attach(module, bits, scheme, places)
     _check_complete(own.keys(), _state_names(quantized, own))
-    for name, layer in quantizers(quantized)[0].items():
-        if layer.reads and f"{name}.bias" in own:
+    for name, weights in quantizers(quantized)[0].items():
+        if weights.reads and f"{name}.bias" in own:
             (place,) = (place for place in places if name in place.layers)
             unit = own[f"{place.name}.scale"] * own[f"{name}.scale"]
             own[f"{name}.bias"] = own[f"{name}.bias"].float() * unit

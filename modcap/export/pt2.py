@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,8 @@ class _Layer(nn.Module):
         self.integer_bias = bool(source.reads) and source.layer.bias is not None
         if self.integer_bias:
             unit = source.bias_unit().clone()
-            self.register_buffer("bias", integer_bias(source.layer.bias.detach(), unit).int())
+            bias = cast(Tensor, source.layer.bias).detach()
+            self.register_buffer("bias", integer_bias(bias, unit).int())
             self.register_buffer("bias_unit", unit)
             self.layer.bias = nn.Parameter(torch.empty(0), requires_grad=False)
         self.register_buffer("packed", pack(source.integers, self.width))

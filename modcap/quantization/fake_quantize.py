@@ -88,6 +88,7 @@ class PowerOfTwo(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        slope: Tensor
         (slope,) = ctx.saved_tensors
         return grads[0] * slope
 

@@ -183,7 +183,7 @@ def _probe(prepared: Prepared) -> ModuleTimes:
         start = time.perf_counter()
         y = run_batched([module], x)
         forward.append((time.perf_counter() - start) / batch)
-        quantized = insert_quantizers(module, bits)
+        quantized = insert_quantizers(module, bits, recipe.scheme)
         start = time.perf_counter()
         calibrate([quantized], x, recipe.scale_exponent)
         search.append(time.perf_counter() - start)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from modcap.export.registry import Export
 from modcap.export.storage import storage_bits
 from modcap.quantization.affine import dequantize, levels
 from modcap.quantization.bit_packing import pack
-from modcap.quantization.layers import ActivationQuantizer, QuantLayer
+from modcap.quantization.layers import ActivationQuantizer, QuantLayer, integer_bias
 
 __all__ = ["write_pt2"]
 
@@ -38,6 +38,8 @@ class _Layer(nn.Module):
     shifts: Tensor
     scale: Tensor
     zero_point: Tensor
+    bias: Tensor
+    bias_unit: Tensor
 
     def __init__(self, source: QuantLayer) -> None:
         super().__init__()
@@ -48,6 +50,13 @@ class _Layer(nn.Module):
         spread[source.axis] = -1
         self.layer = source.layer
         self.layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.integer_bias = bool(source.reads) and source.layer.bias is not None
+        if self.integer_bias:
+            unit = source.bias_unit().clone()
+            bias = cast(Tensor, source.layer.bias).detach()
+            self.register_buffer("bias", integer_bias(bias, unit).int())
+            self.register_buffer("bias_unit", unit)
+            self.layer.bias = nn.Parameter(torch.empty(0), requires_grad=False)
         self.register_buffer("packed", pack(source.integers, self.width))
         self.register_buffer("shifts", torch.arange(0, 8, self.width, dtype=torch.uint8))
         self.register_buffer("scale", source.scale.reshape(spread))
@@ -58,7 +67,10 @@ class _Layer(nn.Module):
         values = torch.bitwise_and(shifted, levels(self.width))
         integers = values.flatten()[: math.prod(self.shape)].reshape(self.shape).float()
         weight = dequantize(integers, self.scale, self.zero_point)
-        result: Tensor = functional_call(self.layer, {"weight": weight}, (x,))
+        state = {"weight": weight}
+        if self.integer_bias:
+            state["bias"] = self.bias.float() * self.bias_unit
+        result: Tensor = functional_call(self.layer, state, (x,))
         return result
 
 

@@ -104,5 +104,6 @@ def _line(z: Tensor, y: Tensor, layer: QuantLayer) -> tuple[Tensor, Tensor | Non
     square, product = (z * z).mean(1), (z * y).mean(1)
     steady = square <= 1e-12 * mean_z.square().squeeze(1)  # nothing to fit a slope to
     factor = torch.where(steady, 1.0, product / square.clamp_min(1e-30)).clamp(*_FACTORS)
+    factor = layer.nearest_factor(factor)
     shift = mean_y.squeeze(1) - factor * mean_z.squeeze(1)
     return factor, shift if has_bias else None

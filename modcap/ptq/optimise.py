@@ -140,8 +140,7 @@ class _Group:
         for quantizer in self.activations:
             quantizer.enabled, quantizer.quantize_probability = True, 1.0
             quantizer.generator = None
-            quantizer.scale.data.abs_()
-            quantizer.scale.grad = None
+            quantizer.settle()
 
     @torch.no_grad()
     def output_sizes(self, x: Tensor) -> dict[QuantLayer, float]:

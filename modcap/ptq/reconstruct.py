@@ -12,11 +12,13 @@ with one loss at the end of the group (MRECG, section 3.3).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from modcap.graph.forward import channels_last, run_batched
 from modcap.ptq.methods import Method
@@ -45,7 +47,12 @@ def calibrate(modules: Sequence[nn.Module], full: Tensor, p: float) -> None:
     x = sample_of(full)
     for module in modules:
         layers, activations = quantizers(module)
-        handles = [q.register_forward_pre_hook(_calibrate_on(p)) for q in activations.values()]
+        graph = cast(fx.GraphModule, module).graph
+        calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
+        handles = [
+            quantizer.register_forward_pre_hook(_calibrate_on(p, calls[name]))
+            for name, quantizer in activations.items()
+        ]
         for quantizer in activations.values():
             quantizer.enabled = False
         x = module(x)
@@ -57,10 +64,18 @@ def calibrate(modules: Sequence[nn.Module], full: Tensor, p: float) -> None:
             layer.calibrate(p)
 
 
-def _calibrate_on(p: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _calibrate_on(p: float, calls: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """Calibrates a quantizer when it is called for the last time, on all that it saw."""
+    seen: list[Tensor] = []
+
     def hook(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(quantizer, ActivationQuantizer)
-        quantizer.calibrate(args[0], p)
+        if calls == 1:
+            quantizer.calibrate(args[0], p)
+            return
+        seen.append(args[0].flatten().clone())  # what follows may work in place
+        if len(seen) == calls:
+            quantizer.calibrate(torch.cat(seen), p)
 
     return hook
 

@@ -16,6 +16,7 @@ from modcap.ptq.bit_policy import BitPolicy
 from modcap.ptq.methods import AnyMethod, QDrop
 from modcap.ptq.settings import Optimiser, Precision, flat_fields
 from modcap.quantization.layers import BFLOAT16_BITS
+from modcap.quantization.scheme import Activations, Scales, Scheme, WeightRange
 from modcap.recipe.overlay import overlay, read_old_names
 
 __all__ = [
@@ -98,6 +99,19 @@ class Recipe(Frozen):
     w_bits: int = Field(4, ge=2, le=8, description="bits of weights")
     a_bits: int = Field(4, ge=2, le=8, description="bits of activations")
     first_last_bits: int = Field(8, ge=2, le=8, description="bits of the first and the last layer")
+    activations: Activations = Field(
+        Activations.INPUTS,
+        description="what is quantized: what weight layers read (inputs), or all that an integer "
+        "device holds: also sums, concatenations, averages, what layers give, biases and logits",
+    )
+    weights: WeightRange = Field(
+        WeightRange.ASYMMETRIC,
+        description="symmetric: integers of weights have 0 in the middle, for devices that have no "
+        "zero points of weights",
+    )
+    scales: Scales = Field(
+        Scales.ANY, description="power-of-two: for devices that shift in place of multiplying"
+    )
     method: AnyMethod = Field(
         QDrop(),
         description="rtn, adaround, brecq or qdrop; or a mapping of its name and settings",
@@ -237,6 +251,11 @@ class Recipe(Frozen):
     def bit_policy(self) -> BitPolicy:
         """Which layer gets how many bits."""
         return BitPolicy(self.w_bits, self.a_bits, self.first_last_bits)
+
+    @property
+    def scheme(self) -> Scheme:
+        """What is quantized, and on which grids."""
+        return Scheme(activations=self.activations, weights=self.weights, scales=self.scales)
 
     @property
     def bits(self) -> str:

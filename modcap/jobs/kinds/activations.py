@@ -17,6 +17,7 @@ from modcap.jobs.job import Job
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.quantization.insert import device_of, insert_quantizers, restore, state_of
 from modcap.quantization.layers import Bits
+from modcap.quantization.scheme import USUAL, Scheme
 
 __all__ = ["full_precision", "quantized_modules", "states_of", "tensors_of_modules"]
 
@@ -55,11 +56,13 @@ def quantized_modules(
     bits: Sequence[Sequence[Bits]],
     states: Mapping[int, dict[str, Tensor]],
     start: int = 0,
+    scheme: Scheme = USUAL,
 ) -> list[nn.Module]:
     """Modules from ``start`` on, one for each entry of ``bits``, in the given states."""
     modules: list[nn.Module] = []
     for index, module_bits in enumerate(bits, start):
-        module = insert_quantizers(floats[index], module_bits)
+        last = index == len(floats) - 1
+        module = insert_quantizers(floats[index], module_bits, scheme, last)
         device = device_of(floats[index])
         restore(module, {name: tensor.to(device) for name, tensor in states[index].items()})
         modules.append(module)

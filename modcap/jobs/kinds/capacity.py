@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from modcap.core.named import sparse
 from modcap.core.serialization import Result
 from modcap.graph.forward import run_batched
 from modcap.jobs.cost_model import ModuleTimes, reconstruction_memory
@@ -18,6 +19,7 @@ from modcap.ptq.reconstruct import calibrate, freeze
 from modcap.ptq.selection import Span
 from modcap.quantization.insert import insert_quantizers
 from modcap.quantization.layers import Bits
+from modcap.quantization.scheme import Scheme
 from modcap.recipe import CapacityKind
 
 __all__ = ["DataDependentCapacity", "DataFreeCapacity", "capacities_of", "capacity_jobs"]
@@ -50,6 +52,7 @@ class DataDependentCapacity(Arithmetic, Work):
     bits: tuple[tuple[Bits, ...], ...]
     images: int
     p: float
+    scheme: Scheme = sparse(Scheme())
 
     @torch.no_grad()
     def run(
@@ -60,8 +63,9 @@ class DataDependentCapacity(Arithmetic, Work):
         x = images.normalized(0, self.images).to(self.device)
         x_quantized = x
         found = []
-        for module, bits in zip(modules, self.bits, strict=True):
-            quantized = insert_quantizers(module, bits)
+        for index, (module, bits) in enumerate(zip(modules, self.bits, strict=True)):
+            last = index == len(modules) - 1
+            quantized = insert_quantizers(module, bits, self.scheme, last)
             calibrate([quantized], x, self.p)
             freeze([quantized])
             x, x_quantized = run_batched([module], x), run_batched([quantized], x_quantized)
@@ -103,6 +107,7 @@ def _data_dependent(cell: Cell) -> Job:
         bits=tuple(map(tuple, cell.bits)),
         images=recipe.capacity_images,
         p=recipe.scale_exponent,
+        scheme=recipe.scheme,
         **Arithmetic.fields_of(recipe),
     )
     images = max(recipe.capacity_images, recipe.optimiser.batch_size)

@@ -27,6 +27,7 @@ from modcap.ptq.selection import Span
 from modcap.ptq.settings import Optimiser, flat_fields
 from modcap.quantization.insert import insert_quantizers
 from modcap.quantization.layers import Bits
+from modcap.quantization.scheme import Scheme
 from modcap.recipe import Budget
 
 __all__ = ["Reconstruct", "reconstruct_job"]
@@ -42,6 +43,7 @@ class Reconstruct(Arithmetic, Work):
         seed: of batches and drops.
         prefix: the first of the modules before it that it sees quantized.
         prefix_bits: of these.
+        scheme: what is quantized, and on which grids.
     """
 
     kind: ClassVar[str] = "reconstruct"
@@ -56,6 +58,7 @@ class Reconstruct(Arithmetic, Work):
     seed: int | None = sparse(None)
     prefix: int | None = sparse(None)
     prefix_bits: tuple[tuple[Bits, ...], ...] = sparse(())
+    scheme: Scheme = sparse(Scheme())
 
     def run(
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
@@ -64,8 +67,10 @@ class Reconstruct(Arithmetic, Work):
         full = full_precision(job, cache, self.start)
         quantized = self._quantized_input(job, cache, needs)
         inputs = Inputs(quantized, full, full_precision(job, cache, self.stop))
-        span = floats[self.start : self.stop]
-        group = [insert_quantizers(module, b) for module, b in zip(span, self.bits, strict=True)]
+        group = [
+            insert_quantizers(floats[index], bits, self.scheme, index == len(floats) - 1)
+            for index, bits in enumerate(self.bits, self.start)
+        ]
         calibrate(group, full, self.p)
         settings = self.optimiser or Optimiser(iterations=0)
         limit = job.room.activation_limit
@@ -92,7 +97,7 @@ class Reconstruct(Arithmetic, Work):
             x = full_precision(job, cache, at)
         floats = cache.network(job.inputs["network"], self.device).partition.modules
         rest = self.prefix_bits[at - self.prefix :]
-        modules = quantized_modules(floats, rest, states_of(needs), at)
+        modules = quantized_modules(floats, rest, states_of(needs), at, self.scheme)
         x = run_batched(modules, x, job.room.activation_limit)
         cache.activations.put(self._place(job, job.needs), x, job.room.activation_bytes)
         return x
@@ -150,6 +155,7 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
         bits=tuple(map(tuple, cell.bits[span.start : span.stop])),
         method=recipe.method,
         p=recipe.scale_exponent,
+        scheme=recipe.scheme,
         **learns,
         **Arithmetic.fields_of(recipe),
     )

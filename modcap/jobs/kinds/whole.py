@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from modcap.core.errors import ModcapError
-from modcap.core.named import Frozen
+from modcap.core.named import Frozen, sparse
 from modcap.core.serialization import Result
 from modcap.graph.forward import run_batched
 from modcap.jobs.cost_model import ModuleTimes, evaluation_memory, reconstruction_memory
@@ -28,12 +29,18 @@ from modcap.ptq.relative_error import relative_error
 from modcap.ptq.selection import Span
 from modcap.ptq.settings import Precision
 from modcap.quantization.layers import Bits
+from modcap.quantization.scheme import Scheme
 
 __all__ = ["Choose", "Correct", "Tune", "choose_job", "correct_job", "trial_job", "tune_job"]
 
 
 class _OverWhole(Arithmetic, Work):
     bits: tuple[tuple[Bits, ...], ...]
+    scheme: Scheme = sparse(Scheme())
+
+    def quantized(self, floats: Sequence[Any], results: Sequence[Result]) -> list[nn.Module]:
+        """The modules in the states that ``results`` say."""
+        return quantized_modules(floats, self.bits, states_of(results), scheme=self.scheme)
 
 
 class Correct(_OverWhole):
@@ -46,7 +53,7 @@ class Correct(_OverWhole):
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
     ) -> Result:
         floats = cache.network(job.inputs["network"], self.device).partition.modules
-        modules = quantized_modules(floats, self.bits, states_of(needs))
+        modules = self.quantized(floats, needs)
         images = cache.images(job.inputs["calibration"])
         x = images.normalized(0, channel_correction.IMAGES).to(self.device)
         before, after = channel_correction.correct(floats, modules, x)
@@ -103,7 +110,7 @@ class Choose(_OverWhole):
             if states[-1].meta["kind"] == Tune.kind:  # of all: that knows it
                 errors.append(states[-1].meta["error"])
                 continue
-            modules = quantized_modules(floats, self.bits, states_of(states))
+            modules = self.quantized(floats, states)
             output = run_batched(modules, full_precision(job, cache, 0))
             errors.append(relative_error(output, full_precision(job, cache, len(floats))))
         return errors
@@ -129,7 +136,7 @@ class Tune(_OverWhole):
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
     ) -> Result:
         floats = cache.network(job.inputs["network"], self.device).partition.modules
-        modules = quantized_modules(floats, self.bits, states_of(needs))
+        modules = self.quantized(floats, needs)
         x, target = full_precision(job, cache, 0), full_precision(job, cache, len(floats))
         curve, before, after = finetune.tune(
             floats,
@@ -160,7 +167,8 @@ class Tune(_OverWhole):
 
 
 def _common(cell: Cell) -> dict[str, Any]:
-    return {"bits": tuple(map(tuple, cell.bits))} | Arithmetic.fields_of(cell.recipe)
+    fields = {"bits": tuple(map(tuple, cell.bits)), "scheme": cell.recipe.scheme}
+    return fields | Arithmetic.fields_of(cell.recipe)
 
 
 def _job(cell: Cell, work: Work, needs: tuple[str, ...], label: str, memory: int) -> Job:

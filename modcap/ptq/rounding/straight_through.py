@@ -6,7 +6,7 @@ Gradients pass through the rounding as if it were the identity (Bengio et al., 2
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,8 @@ class MovingIntegers(LearnedIntegers):
     """A weight in units of the distance between integers, from where the layer's integers are: as
     close to the full-precision weight as it rounds to what they are."""
 
+    follows_scale: ClassVar[bool] = True
+
     def __init__(self, layer: QuantLayer, weight: Tensor) -> None:
         super().__init__()
         if layer.integers is None:
@@ -35,14 +37,19 @@ class MovingIntegers(LearnedIntegers):
         scale, zero = (layer.per_channel_view(x) for x in (layer.scale, layer.zero_point))
         away = torch.clamp(weight / scale + zero - layer.integers, -_NEARLY_HALF, _NEARLY_HALF)
         self.variable = nn.Parameter(layer.integers + away)
-        self._top = levels(layer.bits)
+        self._zero, self._top = zero, levels(layer.bits)
 
     def forward(self) -> Tensor:
-        q: Tensor = StraightThroughRound.apply(self.variable, self._top)  # type: ignore[no-untyped-call]
+        q: Tensor = StraightThroughRound.apply(self._moved(), self._top)  # type: ignore[no-untyped-call]
         return q
 
     def rounded(self) -> Tensor:
-        return torch.clamp(torch.round(self.variable.detach()), 0, self._top)
+        return torch.clamp(torch.round(self._moved().detach()), 0, self._top)
+
+    def _moved(self) -> Tensor:
+        if self.factor is None:
+            return self.variable
+        return (self.variable - self._zero) / self.factor + self._zero
 
 
 class StraightThroughRounding(Rounding):

@@ -71,6 +71,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    @property
+    def image_bytes(self) -> int:
+        """Of one image as the network takes it."""
+        return 4 * self.pixels[:1].numel()
+
     def normalized(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Images start to stop as the network takes them: (n, C, H, W) float32."""
         x = self.pixels[start:stop]

@@ -8,13 +8,12 @@ from typing import ClassVar, Literal
 import torch
 
 from modcap.core.serialization import Result
-from modcap.graph.forward import run_batched
-from modcap.jobs.cost_model import ModuleTimes, reconstruction_memory
+from modcap.graph.forward import BATCH, run_batched
+from modcap.jobs.cost_model import ModuleTimes, capacity_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import capacity
 from modcap.ptq.reconstruct import calibrate, freeze
-from modcap.ptq.selection import Span
 from modcap.quantization.insert import insert_quantizers
 from modcap.quantization.layers import Bits
 from modcap.recipe import CapacityKind
@@ -61,10 +60,13 @@ class DataDependentCapacity(Arithmetic, Work):
         x_quantized = x
         for module, bits in zip(modules, self.bits, strict=False):
             quantized = insert_quantizers(module, bits)
-            calibrate([quantized], x, self.p)
+            calibrate([quantized], x, self.p, job.passes)
             freeze([quantized])
-            x, x_quantized = run_batched([module], x), run_batched([quantized], x_quantized)
-        return Result(meta={"capacity": capacity.data_dependent(x_quantized, x)})
+            x = run_batched([module], x, job.passes)
+            x_quantized = run_batched([quantized], x_quantized, job.passes)
+        # all at once where they go through modules at once, as ever
+        together = None if self.pass_images == BATCH else self.pass_images
+        return Result(meta={"capacity": capacity.data_dependent(x_quantized, x, together)})
 
     def seconds(self, times: ModuleTimes) -> float:
         stop = self.module + 1
@@ -93,9 +95,8 @@ def _data_dependent(cell: Cell, index: int) -> Job:
         bits=tuple(map(tuple, cell.bits[: index + 1])),
         images=recipe.capacity_images,
         p=recipe.scale_exponent,
-        **Arithmetic.fields_of(recipe),
+        **Arithmetic.fields_of(cell),
     )
-    images = max(recipe.capacity_images, recipe.optimiser.batch_size)
-    memory = reconstruction_memory(cell.network, Span(index, index + 1), images, 0)
+    memory = capacity_memory(cell.network, recipe.capacity_images, recipe.activation_bytes)
     label = f"capacity {cell.modules[index]}"
     return Job(work, cell.inputs("calibration"), label=label, room=Room.of(recipe, memory))

@@ -251,9 +251,8 @@ def main() -> None:
         if "peak" in row:
             share = row["asked"] / row["peak"]
             asked, peak = (row[part] / 2**20 for part in ("asked", "peak"))
-            print(
-                f"{row['network']:20} {row['kind']:12} asked {asked:6.0f} MB, took {peak:6.0f} MB, {share:.2f}"
-            )
+            name, kind = f"{row['network']:20}", f"{row['kind']:12}"
+            print(f"{name} {kind} asked {asked:6.0f} MB, took {peak:6.0f} MB, {share:.2f}")
 
 
 if __name__ == "__main__":

@@ -384,7 +384,7 @@ def _starter(
                 if growth == _GROWTH:
                     raise ModcapError(
                         f"{label}: out of memory with {growth} times its estimate, too: lower the "
-                        "recipe's calibration, batch_size or activation_memory"
+                        "recipe's activation_memory, or give smaller images (--preprocess, crop=…)"
                     ) from error
             growth *= 2
             progress.note(f"{label}: out of memory, started again with {growth} times its estimate")

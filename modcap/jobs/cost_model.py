@@ -4,8 +4,8 @@
            + images * (2 input + 2 output)      calibration activations of the group
            + images * 2 output of all modules   what is kept for the next job, at most 1 GiB
            + the larger of
-               pass * 3 live                    a forward pass, and the temporary values of quantizers
-               step * (kept + 3 live)           one with gradients, and these
+               pass * 3 live                    a forward pass, and what quantizers hold meanwhile
+               step * (1.7 kept + 3 live)       one with gradients, and these
            + 12 * weights + 4 * all weights     rounding, Adam's two moments, gradients, copies
 
 The calibration activations are the group's input, in full precision and behind the quantized
@@ -16,6 +16,7 @@ and a step have is a rule of shapes, too (:mod:`modcap.jobs.pass_sizes`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ __all__ = [
 
 KEPT = 4  # tensors of calibration activations that a reconstruction holds: 2 input, 2 output
 _BASE = 512 << 20  # a worker process with torch, 312 MB, inputs and results kept, 192 MB at most
+_KEPT = 1.7  # times what a pass with gradients keeps: what gradients take, and gaps in memory
 _TEMPORARY = 3  # times the values that are there at once: in quantizers, in sums, in gradients
 _WEIGHTS = 12  # times the weights, of a group that is optimised
 _LOSSES = 256  # images that errors over the depth, and corrections, are measured on
@@ -138,7 +140,7 @@ def _step(network: Network | Outline, span: Span, batch: int) -> int:
     group = footprints(network)[span.start : span.stop]
     at_once = images_per_step(network, span, batch) or batch
     temporary = _TEMPORARY * max(module.live for module in group)
-    return at_once * (sum(module.kept for module in group) + temporary)
+    return math.ceil(at_once * (_KEPT * sum(module.kept for module in group) + temporary))
 
 
 def _ends(module: Footprint, images: int, bound: int | None) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -141,4 +141,5 @@ class _Sizes(fx.Interpreter):
 def _channels(module: nn.Module, node: fx.Node) -> int:
     """That a weight layer gives."""
     layer = module.get_submodule(str(node.target))
-    return int(getattr(layer, "out_channels", None) or getattr(layer, "out_features", 1))
+    name = "out_features" if isinstance(layer, nn.Linear) else "out_channels"
+    return cast(int, getattr(layer, name))

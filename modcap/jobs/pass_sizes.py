@@ -16,7 +16,7 @@ __all__ = ["PASS", "STEP", "correction_images", "images_per_pass", "images_per_s
 PASS = 512 << 20
 """Bytes of all values that a module computes for the images of a pass, at most."""
 
-STEP = 1 << 30
+STEP = 512 << 20
 """Bytes that a pass with gradients keeps, at most; a single image may take more."""
 
 

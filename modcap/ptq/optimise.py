@@ -195,8 +195,9 @@ class _Group:
                 loss = loss * (len(part) / len(index))
             total += float(loss.detach())
             penalty = self.settings.rounding.penalty(self.integers)
-            whole = penalty is None or number < len(parts)  # it counts once
-            (loss if whole else loss + penalty).backward()  # type: ignore[no-untyped-call]
+            if penalty is not None and number == len(parts):  # it counts once
+                loss = loss + penalty
+            loss.backward()
         return total
 
     def forward(self, x: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class _Worker:
     def __init__(self, store: Store) -> None:
         self.store = store
         folder = cache_folder("inputs")
-        self.bench = WorkerCache(lambda digest: store.fetch_input(digest, folder).read_bytes())
+        self.bench = WorkerCache(lambda digest: store.fetch_input(digest, folder))
         self._results: ByteCache[Result] = ByteCache(_KEPT_RESULTS)
 
     def needs(self, job: Job) -> list[Result]:

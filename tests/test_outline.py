@@ -73,7 +73,7 @@ def test_estimates_are_those_of_the_network(prepared: list[Prepared]) -> None:
     outline = outline_of(network)
     assert outline_of(outline) is outline
     assert footprints(outline) == footprints(network)
-    assert evaluation_memory(outline, 10) == evaluation_memory(network, 10)
+    assert evaluation_memory(outline) == evaluation_memory(network)
 
 
 def test_an_outline_is_whole(prepared: list[Prepared]) -> None:

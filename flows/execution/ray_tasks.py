@@ -89,7 +89,7 @@ class RayTasks:
         if growth > _GROWTH:
             return ModcapError(
                 f"{label}: out of memory with {tried.growth} times its estimate, too: lower the "
-                "recipe's calibration, batch_size or activation_memory"
+                "recipe's activation_memory, or give smaller images (--preprocess, crop=…)"
             )
         self._progress.note(
             f"{label}: out of memory, started again with {growth} times its estimate"

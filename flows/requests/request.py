@@ -120,8 +120,9 @@ class Prepared(Ready):
 
     def upload(self, store: Store) -> None:
         """Puts what jobs read into the store, each once, under its digest."""
-        for value in (self.network, self.calibration, self.evaluation):
-            store.upload_input(value.digest, value.to_bytes())
+        store.upload_input(self.network.digest, self.network.to_bytes())
+        for images in (self.calibration, self.evaluation):
+            store.upload_large_input(images.digest, images.file_bytes, images.write)
 
     def with_recipe(self, recipe: Recipe, name: str) -> Prepared:
         """The same checkpoint and images by another recipe (of equal calibration and seed).

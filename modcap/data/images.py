@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modcap.core.errors import InputError
+from modcap.data import large_array
 
 __all__ = [
     "FLOOR",
@@ -55,7 +56,8 @@ class Images:
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Images:
         """The images at ``indices``, in that order."""
         chosen = np.asarray(indices, np.int64)
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+        images = large_array.taken(self.images, chosen)
+        return replace(self, images=images, labels=self.labels[chosen])
 
     @cached_property
     def digest(self) -> str:

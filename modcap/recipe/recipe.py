@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 
+_ACTIVATIONS = 0.5  # GiB in memory, where a recipe leaves it open
 _TUNING = 300  # steps at most, where a recipe leaves it open
 _TRIAL = 4  # tuning is as many times as long as the one by which several k are compared
 
@@ -184,9 +185,9 @@ class Recipe(Frozen):
     activation_memory: float | None = Field(
         None,
         gt=0,
-        description="device cpu: GiB of calibration activations that a reconstruction, or tuning, "
-        "holds in memory, and of those that a worker keeps; larger ones lie in temporary files; "
-        "same bytes. None holds all",
+        description="device cpu: GiB of calibration activations that a job holds in memory, and of "
+        "those that a worker keeps; larger ones lie in temporary files; same bytes. None is half a "
+        "GiB; on a GPU all are held",
     )
 
     @model_validator(mode="after")
@@ -237,8 +238,11 @@ class Recipe(Frozen):
 
     @property
     def activation_bytes(self) -> int | None:
-        """``activation_memory`` in bytes."""
-        return None if self.activation_memory is None else int(self.activation_memory * 2**30)
+        """``activation_memory`` in bytes; None is no bound."""
+        if self.device is not Device.CPU:
+            return None
+        bound = _ACTIVATIONS if self.activation_memory is None else self.activation_memory
+        return int(bound * 2**30)
 
     @property
     def k_asked(self) -> str:

@@ -73,7 +73,7 @@ class _Worker:
     def __init__(self, store: Store) -> None:
         self.store = store
         folder = cache_folder("inputs")
-        self.bench = WorkerCache(lambda digest: store.fetch_input(digest, folder).read_bytes())
+        self.bench = WorkerCache(lambda digest: store.fetch_input(digest, folder))
         self.idle = Idle(self.bench.activations.clear, _IDLE_SECONDS)
         self._results: ByteCache[Result] = ByteCache(_KEPT_RESULTS)
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from modcap.core.serialization import Result
-from modcap.graph.forward import BATCH, concatenate_to, run_batched
+from modcap.graph.forward import concatenate_to, run_batched
 from modcap.jobs.job import Job
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.quantization.insert import device_of, insert_quantizers, restore, state_of
@@ -25,17 +25,17 @@ __all__ = ["full_precision", "quantized_modules", "states_of", "tensors_of_modul
 def full_precision(job: Job, cache: WorkerCache, stop: int) -> Tensor:
     """The full-precision activations (N, ...) in front of module ``stop``."""
     place = job.device, job.threads, job.inputs["network"], job.inputs["calibration"]
-    limit = job.room.activation_limit
+    passes = job.passes
     for at in range(stop, -1, -1):
         x = cache.activations.get((*place, at))
         if x is not None:
             break
     else:
         images = cache.images(job.inputs["calibration"])
-        parts = (part.to(job.device) for part in images.batches(BATCH))
-        at, x = 0, concatenate_to(parts, len(images), limit)
+        parts = (part.to(job.device) for part in images.batches(passes.images))
+        at, x = 0, concatenate_to(parts, len(images), passes.limit)
     modules = cache.network(job.inputs["network"], job.device).partition.modules
-    x = run_batched(modules[at:stop], x, limit)
+    x = run_batched(modules[at:stop], x, passes)
     cache.activations.put((*place, stop), x, job.room.activation_bytes)
     return x
 

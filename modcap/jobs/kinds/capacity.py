@@ -10,13 +10,12 @@ import torch
 
 from modcap.core.named import sparse
 from modcap.core.serialization import Result
-from modcap.graph.forward import run_batched
-from modcap.jobs.cost_model import ModuleTimes, reconstruction_memory
+from modcap.graph.forward import BATCH, run_batched
+from modcap.jobs.cost_model import ModuleTimes, capacity_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import capacity
 from modcap.ptq.reconstruct import calibrate, freeze
-from modcap.ptq.selection import Span
 from modcap.quantization.insert import insert_quantizers
 from modcap.quantization.layers import Bits
 from modcap.quantization.scheme import Scheme
@@ -62,14 +61,17 @@ class DataDependentCapacity(Arithmetic, Work):
         images = cache.images(job.inputs["calibration"])
         x = images.normalized(0, self.images).to(self.device)
         x_quantized = x
+        # all at once where they go through modules at once, as ever
+        together = None if self.pass_images == BATCH else self.pass_images
         found = []
         for index, (module, bits) in enumerate(zip(modules, self.bits, strict=True)):
             last = index == len(modules) - 1
             quantized = insert_quantizers(module, bits, self.scheme, last)
-            calibrate([quantized], x, self.p)
+            calibrate([quantized], x, self.p, job.passes)
             freeze([quantized])
-            x, x_quantized = run_batched([module], x), run_batched([quantized], x_quantized)
-            found.append(capacity.data_dependent(x_quantized, x))
+            x = run_batched([module], x, job.passes)
+            x_quantized = run_batched([quantized], x_quantized, job.passes)
+            found.append(capacity.data_dependent(x_quantized, x, together))
         return Result(meta={"capacities": found})
 
     def seconds(self, times: ModuleTimes) -> float:
@@ -108,12 +110,8 @@ def _data_dependent(cell: Cell) -> Job:
         images=recipe.capacity_images,
         p=recipe.scale_exponent,
         scheme=recipe.scheme,
-        **Arithmetic.fields_of(recipe),
+        **Arithmetic.fields_of(cell),
     )
-    images = max(recipe.capacity_images, recipe.optimiser.batch_size)
-    memory = max(
-        reconstruction_memory(cell.network, Span(index, index + 1), images, 0)
-        for index in range(len(cell.modules))
-    )
+    memory = capacity_memory(cell.network, recipe.capacity_images, recipe.activation_bytes)
     room = Room.of(recipe, memory)
     return Job(work, cell.inputs("calibration"), label=f"capacity {cell.name}", room=room)

@@ -19,6 +19,8 @@ from modcap.ptq import oscillation
 __all__ = ["EvaluateFull", "EvaluateQuantized", "evaluate_full_job", "evaluate_job", "top1"]
 
 _LOSSES = 256  # images that the losses over the depth are measured on
+_TESTED = 250  # test images at once, at most
+_INPUT = 16 << 20  # bytes of these, where no more is known
 
 
 class EvaluateFull(Arithmetic, Work):
@@ -34,7 +36,7 @@ class EvaluateFull(Arithmetic, Work):
     ) -> Result:
         network = cache.network(job.inputs["network"], self.device)
         images = cache.images(job.inputs["evaluation"])
-        meta = {"top1": top1(network, images, self.device), "images": len(images)}
+        meta = {"top1": top1(network, images, self.device, self.pass_images), "images": len(images)}
         return Result(meta=meta)
 
     def seconds(self, times: ModuleTimes) -> float:
@@ -57,10 +59,11 @@ class EvaluateQuantized(Arithmetic, Work):
         packed = needs[0].tensors["artifact"].numpy().tobytes()
         quantized = artifact.unpack_network(packed).to(self.device)
         x = cache.images(job.inputs["calibration"]).normalized(0, _LOSSES).to(self.device)
-        losses = oscillation.losses(network.partition.modules, quantized.modules_in_order, x)
+        full, behind = network.partition.modules, quantized.modules_in_order
+        losses = oscillation.losses(full, behind, x, self.pass_images)
         return Result(
             meta={
-                "top1": top1(quantized, images, self.device),
+                "top1": top1(quantized, images, self.device, self.pass_images),
                 "images": len(images),
                 "losses": losses,
                 "oscillation": oscillation.oscillation(losses),
@@ -74,14 +77,23 @@ class EvaluateQuantized(Arithmetic, Work):
 
 @torch.no_grad()
 def top1(
-    model: Callable[[Tensor], Tensor], images: ImageSet, device: str = "cpu", batch: int = 250
+    model: Callable[[Tensor], Tensor],
+    images: ImageSet,
+    device: str = "cpu",
+    batch: int | None = None,
 ) -> float:
     """Percentage of images whose largest logit is their label's.
+
+    Args:
+        model: gives logits (N, classes) for images (N, C, H, W).
+        images: with labels.
+        device: where the model is.
+        batch: images at once, at most 250; None goes by their size.
 
     Raises:
         InputError: there are no images, or labels of no class.
     """
-    hits = 0
+    hits, batch = 0, min(_TESTED, batch or max(1, _INPUT // images.image_bytes))
     images.check_labels(model(images.normalized(0, 1).to(device)).shape[1])
     for x, labels in zip(images.batches(batch), images.labels.split(batch), strict=True):
         hits += int((model(x.to(device)).argmax(1).cpu() == labels).sum())
@@ -90,16 +102,16 @@ def top1(
 
 def evaluate_job(cell: Cell, assemble: str) -> Job:
     """Of what the job ``assemble`` packed."""
-    work = EvaluateQuantized(**Arithmetic.fields_of(cell.recipe))
+    work = EvaluateQuantized(**Arithmetic.fields_of(cell))
     inputs = cell.inputs("calibration", "evaluation")
     return Job(work, inputs, (assemble,), f"evaluate {cell.name}", _room(cell))
 
 
 def evaluate_full_job(cell: Cell) -> Job:
     """Of full precision."""
-    work = EvaluateFull(**Arithmetic.fields_of(cell.recipe))
+    work = EvaluateFull(**Arithmetic.fields_of(cell))
     return Job(work, cell.inputs("evaluation"), (), "evaluate full precision", _room(cell))
 
 
 def _room(cell: Cell) -> Room:
-    return Room.of(cell.recipe, evaluation_memory(cell.network, cell.pixels))
+    return Room.of(cell.recipe, evaluation_memory(cell.network))

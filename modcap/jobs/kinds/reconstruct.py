@@ -19,6 +19,7 @@ from modcap.jobs.kinds.activations import (
     states_of,
     tensors_of_modules,
 )
+from modcap.jobs.pass_sizes import images_per_step
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq.methods import AnyMethod
 from modcap.ptq.optimise import Inputs
@@ -71,11 +72,10 @@ class Reconstruct(Arithmetic, Work):
             insert_quantizers(floats[index], bits, self.scheme, index == len(floats) - 1)
             for index, bits in enumerate(self.bits, self.start)
         ]
-        calibrate(group, full, self.p)
+        calibrate(group, full, self.p, job.passes)
         settings = self.optimiser or Optimiser(iterations=0)
-        limit = job.room.activation_limit
         outcome = reconstruct(
-            group, inputs, self.method, settings, self.group_seed, progress, limit
+            group, inputs, self.method, settings, self.group_seed, progress, job.passes
         )
         place = self._place(job, (*job.needs, job.key))
         cache.activations.put(place, outcome.output, job.room.activation_bytes)
@@ -98,7 +98,7 @@ class Reconstruct(Arithmetic, Work):
         floats = cache.network(job.inputs["network"], self.device).partition.modules
         rest = self.prefix_bits[at - self.prefix :]
         modules = quantized_modules(floats, rest, states_of(needs), at, self.scheme)
-        x = run_batched(modules, x, job.room.activation_limit)
+        x = run_batched(modules, x, job.passes)
         cache.activations.put(self._place(job, job.needs), x, job.room.activation_bytes)
         return x
 
@@ -146,7 +146,8 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
         if recipe.iterations_per is Budget.MODULE:
             steps *= span.stop - span.start
         optimiser = recipe.optimiser.model_copy(update={"iterations": steps})
-        learns = {"optimiser": optimiser, "seed": recipe.seed}
+        at_once = images_per_step(cell.network, span, batch)
+        learns = {"optimiser": optimiser, "seed": recipe.seed, "step_images": at_once}
     if first < span.start:
         learns |= {"prefix": first, "prefix_bits": cell.bits[first : span.start]}
     work = Reconstruct(
@@ -157,7 +158,7 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
         p=recipe.scale_exponent,
         scheme=recipe.scheme,
         **learns,
-        **Arithmetic.fields_of(recipe),
+        **Arithmetic.fields_of(cell),
     )
     bound = recipe.activation_bytes
     memory = reconstruction_memory(cell.network, span, recipe.calibration, batch, bound)

@@ -49,7 +49,10 @@ def names() -> list[tuple[str, str]]:
     models = _torchvision.models()
     vision = models.list_models(module=models)
     return timm + [
-        (f"torchvision:{name}{_ASKED.get(name, '')}", models.get_model_builder(name).__module__.split(".")[-1])
+        (
+            f"torchvision:{name}{_ASKED.get(name, '')}",
+            models.get_model_builder(name).__module__.split(".")[-1],
+        )
         for name in vision
     ]
 

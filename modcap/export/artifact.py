@@ -4,7 +4,8 @@ The tensor ``header`` is compressed JSON that holds the graph, so loading needs 
 the architecture nor pickle. The other tensors are, for weight layer L of module i,
 ``i.L.integers`` (bit stream, see :mod:`modcap.quantization.bit_packing`), ``i.L.scale`` and
 ``i.L.zero_point`` (per output channel) and ``i.L.bias``; for activation quantizer A ``i.A.scale``
-and ``i.A.zero_point``; and what stayed float, under its name.
+and ``i.A.zero_point``; and what stayed float, under its name. Where they are known, the header says
+how images are preprocessed and what the classes are called.
 """
 
 from __future__ import annotations
@@ -32,18 +33,25 @@ from modcap.quantization.layers import Bits
 __all__ = ["QuantizedNetwork", "load", "pack_network", "unpack_network"]
 
 FORMAT = 1
+_LONGEST = 10_000  # characters of a name of a class, or of what preprocessing is written as
 _Width = Annotated[int, Field(ge=2, le=8)]
 
 
 class _Header(GraphFile):
     format: Literal[1]
     bits: list[list[tuple[_Width, _Width]]]
+    preprocess: str = Field("", max_length=_LONGEST)
+    classes: list[Annotated[str, Field(max_length=_LONGEST)]] = Field([])
 
 
 class QuantizedNetwork(nn.Module):
     """A hard quantized network: integer weights, quantized activations.
 
     Maps preprocessed images (N, C, H, W) float32 to logits (N, classes).
+
+    Attributes:
+        preprocess: of these images, as ``--preprocess`` takes it; empty where it is not known.
+        classes: names of the logits, in their order; empty where they are not known.
     """
 
     def __init__(
@@ -51,11 +59,15 @@ class QuantizedNetwork(nn.Module):
         modules: Sequence[fx.GraphModule],
         names: Sequence[str],
         input_shape: tuple[int, int, int],
+        preprocess: str = "",
+        classes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.chain = nn.ModuleList(modules)
         self.names = tuple(names)
         self.input_shape = input_shape
+        self.preprocess = preprocess
+        self.classes = tuple(classes)
         self.eval().requires_grad_(False)
 
     @property
@@ -78,14 +90,20 @@ def _floats(module: fx.GraphModule) -> dict[str, Tensor]:
 
 
 def pack_network(
-    network: Network, states: Mapping[str, Tensor], bits: Sequence[Sequence[Bits]]
+    network: Network,
+    states: Mapping[str, Tensor],
+    bits: Sequence[Sequence[Bits]],
+    preprocess: str = "",
+    classes: Sequence[str] = (),
 ) -> bytes:
-    """The artifact's bytes; the same for the same network, states and bits.
+    """The artifact's bytes; the same for the same network, states, bits and what is said of images.
 
     Args:
         network: the full-precision network.
         states: ``i.NAME`` to tensor, as :func:`modcap.quantization.layers.state_of` names them.
         bits: of each weight layer of each module.
+        preprocess: as ``--preprocess`` takes it, where it is known.
+        classes: names of the logits, in their order, where they are known.
     """
     tensors = dict(states)
     for index, (module, widths) in enumerate(zip(network.partition.modules, bits, strict=True)):
@@ -99,6 +117,8 @@ def pack_network(
         "graphs": [graph_to_json(module) for module in network.partition.modules],
         "input_shape": network.input_shape,
         "names": network.partition.names,
+        **({"preprocess": preprocess} if preprocess else {}),
+        **({"classes": list(classes)} if classes else {}),
     }
     compressed = bytearray(zlib.compress(canonical(header), level=9))
     tensors["header"] = torch.frombuffer(compressed, dtype=torch.uint8)
@@ -121,7 +141,9 @@ def unpack_network(data: bytes) -> QuantizedNetwork:
         raise InputError("not a modcap artifact, or a damaged one (bits of each module)")
     given = zip(header.graphs, header.bits, parts, strict=True)
     modules = [_rebuild(document, [Bits(*b) for b in bits], own) for document, bits, own in given]
-    return QuantizedNetwork(modules, header.names, header.input_shape)
+    return QuantizedNetwork(
+        modules, header.names, header.input_shape, header.preprocess, header.classes
+    )
 
 
 def _compressed(tensors: dict[str, Tensor]) -> bytes:

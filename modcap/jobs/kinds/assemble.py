@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from modcap.core.named import sparse
 from modcap.core.serialization import Result
 from modcap.export import artifact
 from modcap.jobs.job import Cell, Job, Progress, Work
@@ -19,11 +20,18 @@ __all__ = ["Assemble", "assemble_job"]
 
 
 class Assemble(Work):
-    """Packs what the jobs before it left."""
+    """Packs what the jobs before it left.
+
+    Attributes:
+        bits: of each weight layer of each module.
+        preprocess, classes: what the artifact says of images and logits, where that is known.
+    """
 
     kind: ClassVar[str] = "assemble"
 
     bits: tuple[tuple[Bits, ...], ...]
+    preprocess: str = sparse("")
+    classes: tuple[str, ...] = sparse(())
 
     def run(
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
@@ -32,7 +40,7 @@ class Assemble(Work):
         for result in needs:
             states |= {n: t for n, t in result.tensors.items() if n != "curve"}
         network = cache.network(job.inputs["network"])
-        data = artifact.pack_network(network, states, self.bits)
+        data = artifact.pack_network(network, states, self.bits, self.preprocess, self.classes)
         packed = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         meta = {"artifact": hashlib.sha256(data).hexdigest(), "artifact_bytes": len(data)}
         return Result({"artifact": packed}, meta)
@@ -40,5 +48,9 @@ class Assemble(Work):
 
 def assemble_job(cell: Cell, needs: tuple[str, ...]) -> Job:
     """``needs`` hold the state of every module."""
-    work = Assemble(bits=tuple(map(tuple, cell.bits)))
+    work = Assemble(
+        bits=tuple(map(tuple, cell.bits)),
+        preprocess=cell.known.preprocess,
+        classes=cell.known.classes,
+    )
     return Job(work, cell.inputs(), needs, label=f"assemble {cell.name}")

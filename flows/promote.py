@@ -177,7 +177,7 @@ def _split(gate: Gate, versions: Sequence[ModelVersion]) -> Split:
     content, since the same images may lie in several places, and read once for each size."""
     forms = {v.version: (_tag(v, "preprocess"), _classes(v)) for v in versions}
     pools = {
-        form: pool_of(gate.data, Preprocess.parse(form[0]), form[1]).digest
+        form: pool_of(gate.data, Preprocess.written(form[0]), form[1]).digest
         for form in set(forms.values())
     }
     for version in versions:
@@ -204,7 +204,7 @@ def _classes(version: ModelVersion) -> tuple[str, ...] | None:
 def _measure(version: ModelVersion, gate: Gate, split: Split, store: Store) -> _Measured:
     """The accuracy of a version, and of the network that it was made from, on the gate's images."""
     network, size = artifact_of_version(version)
-    transform = Preprocess.parse(_tag(version, "preprocess"))
+    transform = Preprocess.written(_tag(version, "preprocess"))
     known = _classes(version)
     tests = evaluation_images(gate.data, transform, gate.eval_images, known, split=split)
     images = images_of(tests, transform)

@@ -66,6 +66,16 @@ def test_evaluate_measures_every_image_by_what_the_artifact_says_of_them(
         evaluate_artifact(str(artifact(tmp_path)), str(npz), None, None)
 
 
+def test_what_a_file_says_of_itself_names_no_other_file(npz: Path, tmp_path: Path) -> None:
+    other = tmp_path / "p.json"
+    other.write_text('{"mean": [0.5], "std": [0.25]}')
+    packed, file = artifact(tmp_path).read_bytes(), tmp_path / "n.onnx"
+    save(Export(packed, known=Known(preprocess=str(other))), "onnx", file)
+    with pytest.raises(InputError, match="is not understood"):
+        evaluate_artifact(str(file), str(npz), None, None)
+    assert evaluate_artifact(str(file), str(npz), str(other), None)["images"] == COUNT
+
+
 def test_agreement_with_a_checkpoint_that_is_given(npz: Path, tmp_path: Path) -> None:
     asked = request(tmp_path, data=str(npz))
     file = str(artifact(tmp_path, preprocess=GRAY))

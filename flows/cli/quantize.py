@@ -15,6 +15,7 @@ from modcap.flows.cli.options import (
     Checkpoint,
     Classes,
     Data,
+    Exports,
     Iterations,
     Json,
     Preprocess,
@@ -56,9 +57,7 @@ def quantize(
     classes: Classes = None,
     name: Annotated[str | None, typer.Option(help="Name of the registered model.")] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Register the ONNX form too.")] = False,
-    export: Annotated[
-        list[str] | None, typer.Option("--export", help="Another form to register; repeatable.")
-    ] = None,
+    export: Exports = None,
     compare: Annotated[bool, typer.Option(help="Also run rounding to nearest and k = 0.")] = True,
     json_: Json = False,
 ) -> None:

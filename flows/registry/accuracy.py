@@ -63,10 +63,7 @@ def evaluate_artifact(
         arch: of the checkpoint.
     """
     subject = evaluated_at(address)
-    said = preprocess or subject.known.preprocess
-    if not said:
-        raise InputError(f"--preprocess is missing: {address} does not say how images were scaled")
-    transform = Preprocess.parse(said)
+    transform = _transform(preprocess, subject, address)
     named = classes_of(classes) or subject.known.classes or None
     tests = evaluation_images(spec, transform, limit, named)
     images = images_of(tests, transform)
@@ -86,6 +83,14 @@ def evaluate_artifact(
     _add_full_precision(report, subject, images, found, checkpoint, arch)
     _add_held_out(report, subject, tests, spec, transform, found == images.labels)
     return report
+
+
+def _transform(said: str | None, subject: Evaluated, address: str) -> Preprocess:
+    if said:
+        return Preprocess.parse(said)
+    if not subject.known.preprocess:
+        raise InputError(f"--preprocess is missing: {address} does not say how images were scaled")
+    return Preprocess.written(subject.known.preprocess)
 
 
 def _add_full_precision(

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import modcap
+from modcap import core
 
 __all__ = ["write_library"]
 
@@ -20,7 +20,7 @@ _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # equal code, equal bytes
 
 def write_library(file: Path) -> None:
     """Writes ``modcap`` without what runs it on servers, as a zip archive."""
-    root = Path(modcap.__file__).parent
+    root = Path(core.__file__).parents[1]
     with zipfile.ZipFile(file, "w") as archive:
         for source in _sources(root):
             name = source.relative_to(root.parent).as_posix()

@@ -30,7 +30,9 @@ def save_model(folder: Path, finished: Finished, model: Model) -> None:
     """Writes all that a version holds into a new ``folder``; ``model`` says whose it is."""
     example = np.zeros((1, *finished.input_shape), np.float32)
     with TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Add type hints", UserWarning)  # the signature says more
+        warnings.filterwarnings(
+            "ignore", ".*Add type hints", UserWarning
+        )  # the signature says more
         packed, library = Path(scratch, "network.safetensors"), Path(scratch, "modcap.zip")
         packed.write_bytes(finished.artifact)
         write_library(library)

@@ -122,3 +122,18 @@ def test_results_of_another_environment_are_named() -> None:
     assert {e["torch"] for e in found[1:]} == {"1.0", "unknown"}
     assert in_words(found).count(";") == 2
     assert here["processor"]
+
+
+@pytest.mark.parametrize("name", ["a?b", "a@b", "a/b", "a:b", "..", "a'b"])
+def test_names_that_an_address_of_the_registry_cannot_hold(name: str) -> None:
+    with pytest.raises(InputError, match="a registered model cannot be called"):
+        parse(Request, {"checkpoint": "x.pt2", "data": "d", "name": name})
+
+
+@pytest.mark.parametrize("name", ["a#b", "a b", "a%20b", "net-w4a4"])
+def test_names_that_an_address_of_the_registry_holds(name: str) -> None:
+    from mlflow.store.artifact.utils.models import _parse_model_uri
+
+    parse(Request, {"checkpoint": "x.pt2", "data": "d", "name": name})
+    for address in (f"models:/{name}/1", f"models:/{name}@champion"):
+        assert _parse_model_uri(address).name == name

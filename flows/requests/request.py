@@ -34,7 +34,9 @@ from modcap.tasks.storage.store import Store
 __all__ = ["BadImages", "Prepared", "Ready", "Request", "prepare", "prepare_all"]
 
 
-_MODEL_NAME = re.compile(r"(?!\.*$)[^/:'\"`\\]+")  # what MLflow takes and its searches read
+_MODEL_NAME = re.compile(
+    r"(?!\.*$)[^/:'\"`\\?@]+"
+)  # what MLflow takes and its searches and addresses read
 
 
 class BadImages(Unavailable):
@@ -93,7 +95,7 @@ class Request(BaseModel):
         if not _MODEL_NAME.fullmatch(self.model_name):
             raise ValueError(
                 f"a registered model cannot be called {self.model_name!r}: give a name without "
-                "slash, colon, quote or backslash"
+                "slash, colon, quote, backslash, question mark or @"
             )
         return self
 

@@ -194,11 +194,16 @@ def _log_model(client: MlflowClient, run_id: str, number: str, finished: Finishe
     logged = client.create_logged_model(
         number, _MODEL, run_id, tags_of(finished), model_type="quantized network"
     )
-    own = {"model_uuid": logged.model_id, "model_id": logged.model_id, "run_id": run_id}
+    made = Model(
+        artifact_path=logged.artifact_location,
+        run_id=run_id,
+        model_uuid=logged.model_id,
+        model_id=logged.model_id,
+    )
     try:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / _MODEL
-            save_model(place, finished, Model(artifact_path=logged.artifact_location, **own))
+            save_model(place, finished, made)
             client.log_model_artifacts(logged.model_id, str(place))
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
     except BaseException:

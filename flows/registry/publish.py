@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
@@ -207,7 +208,8 @@ def _log_model(client: MlflowClient, run_id: str, number: str, finished: Finishe
             client.log_model_artifacts(logged.model_id, str(place))
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
     except BaseException:
-        client.finalize_logged_model(logged.model_id, "FAILED")
+        with contextlib.suppress(MlflowException):  # perhaps it was that which is away
+            client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")
 

@@ -25,8 +25,8 @@ DATA = ["--data", "fashion-mnist"]
 FLAGS = {
     "quantize": (
         "a-bits arch calibration capacity classes compare data eval-data eval-images export "
-        "homogeneity iterations json k method name no-compare onnx preprocess preset recipe schedule seed "
-        "selection tuning w-bits"
+        "homogeneity iterations json k method name no-compare onnx preprocess preset recipe "
+        "schedule seed selection tuning w-bits"
     ),
     "capacity": "arch capacity classes data json k preprocess preset recipe w-bits",
     "evaluate": "arch checkpoint classes data eval-images json preprocess",
@@ -38,8 +38,8 @@ FLAGS = {
     ),
     "sweep": (
         "a-bits arch calibration capacity checkpoint classes data eval-images export "
-        "homogeneity iterations json k max-bytes max-drop method preprocess preset recipe schedule seeds "
-        "selection tuning w-bits"
+        "homogeneity iterations json k max-bytes max-drop method preprocess preset recipe schedule "
+        "seeds selection tuning w-bits"
     ),
     "scan": "json policy",
     "promote": ("against alias data eval-images json max-bytes max-drop rollback version"),

@@ -188,7 +188,8 @@ def test_garbage_is_what_nothing_registered_needs(
     # what the registered cell was made from is still there: its groups, capacities, selection
     left = set(store.keys())
     kinds = {(store.meta(key) or {}).get("kind") for key in left}
-    assert kinds == {"capacity", "select", "reconstruct", "correct", "tune", "assemble", "evaluate"}
+    made = {"capacity", "select", "reconstruct", "correct", "tune", "assemble", "evaluate"}
+    assert kinds == made | {"export"}
     verified = modcap_command(stack, "store", "verify", "--json", MODCAP_PREFIX="sweep")
     assert verified.returncode == 0, verified.stderr
     assert json.loads(verified.stdout)["damaged"] == []

@@ -100,6 +100,7 @@ def test_the_library_is_the_same_in_every_version_and_without_servers(tmp_path: 
 
 
 @pytest.mark.fresh
+@pytest.mark.timeout(1800)  # pip installs torch
 def test_it_loads_and_serves_in_a_fresh_environment(version: Path, tmp_path: Path) -> None:
     """Installed from an index by its own list, as ``mlflow models serve`` does it."""
     python = tmp_path / "bin/python"

@@ -347,9 +347,9 @@ def test_a_version_that_modcap_did_not_make_is_one_line(
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
     client.create_registered_model("foreign")
     version = client.get_model_version("gated", "1")
-    client.create_model_version(
-        "foreign", str(version.source), version.run_id, model_id=version.model_id
-    )
+    (made,) = client.get_run(str(version.run_id)).outputs.model_outputs
+    source = str(version.source)
+    client.create_model_version("foreign", source, version.run_id, model_id=made.model_id)
     done = modcap_command(
         stack, "promote", "foreign", "--version", "1", "--data", "fashion-mnist", "--max-drop", "1"
     )

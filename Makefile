@@ -38,8 +38,8 @@ fuzz: env ## Read 20,000 mutated files, each within 2 GB and 30 s of CPU; INPUTS
 	  $(if $(findstring command,$(origin SECONDS)),--seconds $(SECONDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS))
 
-faults: env ## Kill every part of the system in mid-sweep; about ten minutes
-	$(BIN)/python -m pytest -m fault
+faults: env ## Kill every part of the system in mid-sweep, load a version in a fresh environment; about 15 minutes
+	$(BIN)/python -m pytest -m 'fault or fresh'
 
 bench-speed: ## Time reconstruction beside peers from PyPI; QUICK=1 is the short form
 bench-fidelity: ## Every selection beside every other, at equal steps; QUICK=1, too

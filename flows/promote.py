@@ -26,10 +26,10 @@ from modcap.data.preprocess import Preprocess
 from modcap.data.sources import Split
 from modcap.flows.registry.aliases import moving_aliases
 from modcap.flows.registry.mlflow_runs import closing, experiment_of, reaching
-from modcap.flows.registry.publish import CLASSES
+from modcap.flows.registry.model_files import CLASSES
 from modcap.flows.registry.version_artifact import artifact_of_version
 from modcap.flows.requests.gate import Gate
-from modcap.flows.requests.request import evaluation_images, images_of, pool_of
+from modcap.flows.requests.request import evaluation_images, images_of, measured, pool_of
 from modcap.graph.network import Network
 from modcap.jobs.kinds.evaluate import top1
 from modcap.tasks.storage.lease import Lease
@@ -47,6 +47,7 @@ class _Measured:
     top1: float
     fp_top1: float
     images: int
+    said: str  # which images
     bytes: int
 
     @property
@@ -90,12 +91,12 @@ def _decide(client: MlflowClient, gate: Gate) -> _Decision:
     while True:
         seen = _look(client, gate)
         split = _split(gate, [v for v in (seen.version, seen.rival) if v is not None])
-        measured = measure(seen.version, split)
+        own = measure(seen.version, split)
         rival = None if seen.rival is None else measure(seen.rival, split)
         with moving_aliases(gate.name) as mine:
             if _look(client, gate).numbers == seen.numbers:
-                reasons = tuple(_reasons(gate, measured, rival))
-                decision = _Decision(gate, measured, rival, seen.before, reasons)
+                reasons = tuple(_reasons(gate, own, rival))
+                decision = _Decision(gate, own, rival, seen.before, reasons)
                 if not reasons:
                     decision.move(client, mine)
                 decision.record(client)
@@ -176,7 +177,7 @@ def _split(gate: Gate, versions: Sequence[ModelVersion]) -> Split:
     content, since the same images may lie in several places, and read once for each size."""
     forms = {v.version: (_tag(v, "preprocess"), _classes(v)) for v in versions}
     pools = {
-        form: pool_of(gate.data, Preprocess.parse(form[0]), form[1]).digest
+        form: pool_of(gate.data, Preprocess.written(form[0]), form[1]).digest
         for form in set(forms.values())
     }
     for version in versions:
@@ -203,13 +204,15 @@ def _classes(version: ModelVersion) -> tuple[str, ...] | None:
 def _measure(version: ModelVersion, gate: Gate, split: Split, store: Store) -> _Measured:
     """The accuracy of a version, and of the network that it was made from, on the gate's images."""
     network, size = artifact_of_version(version)
-    transform = Preprocess.parse(_tag(version, "preprocess"))
-    tests = evaluation_images(gate.data, transform, gate.eval_images, split, _classes(version))
+    transform = Preprocess.written(_tag(version, "preprocess"))
+    known = _classes(version)
+    tests = evaluation_images(gate.data, transform, gate.eval_images, known, split=split)
     images = images_of(tests, transform)
     outputs = check_input(network, images.normalized(0, 2))
     classes.check_count(tests.classes, outputs, f"data {gate.data}")
     full = _full_precision(_tag(version, "network_digest"), images, store)
-    return _Measured(version, top1(network, images), full, len(images), size)
+    said = measured(tests, gate.data)
+    return _Measured(version, top1(network, images), full, len(images), said, size)
 
 
 def _full_precision(digest: str, images: ImageSet, store: Store) -> float:
@@ -275,6 +278,7 @@ class _Decision:
             "fp_top1": self.measured.fp_top1,
             "drop": self.measured.drop,
             "images": self.measured.images,
+            "measured": self.measured.said,
             "bytes": self.measured.bytes,
             "against_top1": None if self.rival is None else self.rival.top1,
             "by": _who(),

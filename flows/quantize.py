@@ -14,6 +14,7 @@ from modcap.flows.execution.connect import connected
 from modcap.flows.execution.execute import Results, execute
 from modcap.flows.execution.progress import Progress
 from modcap.flows.registry.mlflow_runs import link_of
+from modcap.flows.registry.owner import check_default_name
 from modcap.flows.registry.publish import Registered, publish
 from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
 from modcap.flows.requests.request import Prepared, Request, prepare
@@ -46,6 +47,7 @@ def run_quantize(
     """The body of the flow, on services that are connected already."""
     start = time.monotonic()
     prepared = prepare(request)
+    check_default_name(request, prepared.source)
     prepared.upload(store)
     variants = _variants(prepared) if compare else {"main": prepared}
     link = link_of(EXPERIMENT, {"recipe_digest": request.recipe.digest})
@@ -68,10 +70,16 @@ def run_quantize(
         "mlflow_run_url": published.run_url,
         "model_name": published.model_name,
         "model_version": published.model_version,
+        "exports": [_placed(row, published) for row in said["exports"]],
         "seconds": round(time.monotonic() - start, 1),
     }
     create_table_artifact(said["comparison"], key="comparison", description=main.cell.name)
     return said
+
+
+def _placed(row: dict[str, Any], version: Registered) -> dict[str, Any]:
+    """The row of an export, with its address."""
+    return row | {"file": f"models:/{version.model_name}/{version.model_version}/{row['path']}"}
 
 
 def _variants(prepared: Prepared) -> dict[str, Prepared]:
@@ -79,9 +87,10 @@ def _variants(prepared: Prepared) -> dict[str, Prepared]:
     recipe = prepared.request.recipe
     variants = {"main": prepared}
     if recipe.method.learns:
-        variants["rtn"] = prepared.with_recipe(rounding_to_nearest(recipe), "rtn")
+        plain = prepared.exporting(())
+        variants["rtn"] = plain.with_recipe(rounding_to_nearest(recipe), "rtn")
         if recipe.k != 0 and not (recipe.capacity is CapacityKind.NONE and recipe.k is None):
-            variants["k=0"] = prepared.with_recipe(unjoined(recipe), "k=0")
+            variants["k=0"] = plain.with_recipe(unjoined(recipe), "k=0")
     return variants
 
 

@@ -31,13 +31,14 @@ from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import link_of
 from modcap.flows.registry.on_ray import register_on_ray
+from modcap.flows.registry.version_tags import version_of_modcap
 from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
 from modcap.flows.requests.blame import Fault, fault_of, said_of
 from modcap.flows.requests.candidate import Candidate
 from modcap.flows.requests.description import ready
 from modcap.flows.requests.request import Ready
 from modcap.flows.requests.scan_policy import Policy
-from modcap.jobs.job import Cell
+from modcap.jobs.job import REVISION, Cell
 from modcap.jobs.plan import CellPlan, Plan
 from modcap.tasks.storage.lease import Lease, lease
 from modcap.tasks.storage.objects import find
@@ -237,7 +238,7 @@ def _start_to_register(computed: Computed[Candidate], store: Store) -> Any:
             (_finished(computed, cell, planned, store), cell.request.model_name)
             for cell, planned in computed.cells
         ]
-        return register_on_ray(computed.owner.address, cells, EXPERIMENT)
+        return register_on_ray(cells, EXPERIMENT)
     except Exception as error:
         return error
 
@@ -251,7 +252,10 @@ def _news(
     rested = datetime.now(timezone.utc) - timedelta(seconds=policy.settle_seconds)
     new: list[_New] = []
     checkpoints = {a: found for a, found in objects.items() if a.endswith(_SUFFIXES)}
-    allowed = policy.permissions.model_dump(mode="json") | {"limits": asdict(limits)}
+    allowed = policy.permissions.model_dump(mode="json") | {
+        "limits": asdict(limits),
+        "made_by": [REVISION, version_of_modcap()],  # another one may know better
+    }
     for address, found in checkpoints.items():
         rule = policy.rule(address.removeprefix(prefix).lstrip("/"))
         if rule is None:

@@ -24,12 +24,12 @@ ARCH = ["--arch", "modcap.zoo:resnet18_narrow"]
 DATA = ["--data", "fashion-mnist"]
 FLAGS = {
     "quantize": (
-        "a-bits arch calibration capacity classes compare data eval-data eval-images homogeneity "
-        "iterations json k method name no-compare onnx preprocess preset recipe schedule seed "
-        "selection tuning w-bits"
+        "a-bits arch calibration capacity classes compare data eval-data eval-images export "
+        "homogeneity iterations json k method name no-compare onnx preprocess preset recipe "
+        "schedule seed selection tuning w-bits"
     ),
     "capacity": "arch capacity classes data json k preprocess preset recipe w-bits",
-    "evaluate": "classes data eval-images json preprocess",
+    "evaluate": "arch checkpoint classes data eval-images json preprocess",
     "export": "format json opset out",
     "plan": (
         "a-bits arch calibration capacity checkpoint classes data homogeneity iterations json k "
@@ -37,9 +37,9 @@ FLAGS = {
         "w-bits workers"
     ),
     "sweep": (
-        "a-bits arch calibration capacity checkpoint classes data eval-images homogeneity "
-        "iterations json k max-bytes max-drop method preprocess preset recipe schedule seeds "
-        "selection tuning w-bits"
+        "a-bits arch calibration capacity checkpoint classes data eval-images export "
+        "homogeneity iterations json k max-bytes max-drop method preprocess preset recipe schedule "
+        "seeds selection tuning w-bits"
     ),
     "scan": "json policy",
     "promote": ("against alias data eval-images json max-bytes max-drop rollback version"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Annotated, Any
 
@@ -83,23 +84,33 @@ def evaluate(
     ],
     data: Data,
     preprocess: Preprocess = None,
-    eval_images: int | None = None,
+    eval_images: Annotated[int | None, typer.Option(help="Images; all by default.")] = None,
     classes: Classes = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Full precision, to say how often both agree.")
+    ] = None,
+    arch: Arch = None,
     json_: Json = False,
 ) -> None:
-    """Measure top-1, latency and bytes of a quantized artifact, or of an export of one."""
+    """Measure top-1, agreement with full precision, latency and bytes of an artifact or export."""
     from modcap.flows.execution.connect import find_s3, use_services
     from modcap.flows.registry.accuracy import evaluate_artifact
     from modcap.flows.registry.artifacts import REGISTRY
 
     if artifact.startswith(REGISTRY):
         use_services("s3", "mlflow")
-    elif in_s3(artifact, data, classes):
+    elif in_s3(artifact, data, classes, checkpoint):
         find_s3()
-    measure = partial(evaluate_artifact, artifact, data, preprocess, eval_images, classes)
-    print_report(measure, json_, _show_accuracy)
+    how = (preprocess, eval_images, classes, checkpoint, arch)
+    print_report(partial(evaluate_artifact, artifact, data, *how), json_, _show_accuracy)
 
 
 def _show_accuracy(report: dict[str, Any]) -> None:
-    print(f"top-1 {report['top1']:.2f} % of {report['images']}")
+    print(f"top-1 {report['top1']:.2f} % of {report['measured']}")
+    if "agreement" in report:
+        print(
+            f"agrees with full precision ({report['fp_top1']:.2f} %) on {report['agreement']:.2f} %"
+        )
     print(f"{report['latency_ms']:.2f} ms for one image, {report['bytes']:,} bytes")
+    for warning in report["warnings"]:
+        print(f"modcap: {warning}", file=sys.stderr)

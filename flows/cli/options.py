@@ -36,6 +36,10 @@ Classes = Annotated[
     ),
 ]
 Preprocess = Annotated[str | None, typer.Option(help="Such as 'mean=0.286,std=0.353'.")]
+Exports = Annotated[
+    list[str] | None,
+    typer.Option("--export", help="Another form to register: onnx, pt2, …; may be repeated."),
+]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="YAML or JSON with recipe fields; flags win.")
 ]

@@ -15,6 +15,7 @@ from modcap.flows.cli.options import (
     Checkpoint,
     Classes,
     Data,
+    Exports,
     Iterations,
     Json,
     Preprocess,
@@ -56,6 +57,7 @@ def quantize(
     classes: Classes = None,
     name: Annotated[str | None, typer.Option(help="Name of the registered model.")] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Register the ONNX form too.")] = False,
+    export: Exports = None,
     compare: Annotated[bool, typer.Option(help="Also run rounding to nearest and k = 0.")] = True,
     json_: Json = False,
 ) -> None:
@@ -90,6 +92,7 @@ def quantize(
         "classes": classes,
         "name": name,
         "onnx": onnx,
+        "exports": tuple(export or ()),
         "recipe": full,
     }
     request = parse(Request, fields)
@@ -102,6 +105,8 @@ def quantize(
 
 
 def _show(report: dict[str, Any]) -> None:
+    from modcap.flows.reports.environments import in_words
+
     console = Console()
     title = f"{report['model_name']} version {report['model_version']}: {report['bits']}"
     table = Table(title=title, title_justify="left")
@@ -121,8 +126,17 @@ def _show(report: dict[str, Any]) -> None:
     jobs = report["jobs"]
     console.print(
         f"jobs: {jobs['planned']} planned, {jobs['executed']} executed, {jobs['reused']} reused; "
-        f"{report['seconds']:.1f} s; {report['images']} test images",
+        f"{report['seconds']:.1f} s; {report['measured']}",
         soft_wrap=True,
     )
+    if len(report["environments"]) > 1:
+        console.print(
+            "computed in more than one environment, between which bytes may differ: "
+            + in_words(report["environments"]),
+            soft_wrap=True,
+            markup=False,
+        )
+    for row in report["exports"]:
+        console.print(f"{row['format']}: {row['bytes']:,} bytes: {row['file']}", soft_wrap=True)
     console.print(f"MLflow run: {report['mlflow_run_url']}", soft_wrap=True, markup=False)
     console.print(f"artifact:   {report['artifact']}", soft_wrap=True, markup=False)

@@ -88,5 +88,10 @@ def promote(
 
 
 def _show_alias(report: dict[str, Any]) -> None:
+    if "measured" in report:
+        print(
+            f"top-1 {report['top1']:.2f} %, full precision {report['fp_top1']:.2f} %, of "
+            f"{report['measured']}"
+        )
     if report.get("passed", True):
         print(f"{report['name']} version {report['version']} is {report['alias']}")

@@ -15,6 +15,7 @@ from modcap.flows.cli.options import (
     Calibration,
     Classes,
     Data,
+    Exports,
     Iterations,
     Json,
     Preprocess,
@@ -102,6 +103,7 @@ def sweep(
     eval_images: Annotated[int | None, typer.Option(help="Test images; all by default.")] = None,
     preprocess: Preprocess = None,
     classes: Classes = None,
+    export: Exports = None,
     max_drop: MaxDrop = None,
     max_bytes: MaxBytes = None,
     json_: Json = False,
@@ -122,8 +124,9 @@ def sweep(
         tuning=tuning,
         calibration=calibration,
     )
-    images = {"data": data, "preprocess": preprocess, "classes": classes}
-    requests = make_requests(checkpoint, arch, recipe=base, eval_images=eval_images, **images)
+    images: dict[str, Any] = {"data": data, "preprocess": preprocess, "classes": classes}
+    images |= {"eval_images": eval_images, "exports": tuple(export or ())}
+    requests = make_requests(checkpoint, arch, recipe=base, **images)
     fields = {
         "requests": requests,
         "method": tuple(method or ()),

@@ -8,16 +8,27 @@ from typing import Any
 
 from torch import Tensor
 
-from modcap.core.serialization import canonical, digest
+from modcap.core.serialization import Result, canonical, digest
+from modcap.export import EXPORTERS
 from modcap.flows.execution.execute import Counts
 from modcap.flows.execution.job_results import Results
+from modcap.flows.reports.environments import environments_of
 from modcap.flows.requests.request import Ready
 from modcap.jobs.job import Job
 from modcap.jobs.plan import CellPlan, Plan
 from modcap.ptq.selection import Span
 from modcap.recipe import Recipe
 
-__all__ = ["Finished", "finished", "jobs_of", "report"]
+__all__ = ["Exported", "Finished", "below_version", "finished", "jobs_of", "report"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The artifact as a file of another format, and where it lies below its version."""
+
+    format: str
+    path: str
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,8 @@ class Finished:
     jobs: tuple[str, ...]
     network_digest: str
     report: Mapping[str, Any]
-    exports: tuple[str, ...]
+    exports: tuple[Exported, ...]
+    images: Mapping[str, tuple[str, str]]  # calibration, evaluation: place and digest
 
     @property
     def classes(self) -> list[str]:
@@ -79,12 +91,15 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
         "fp_top1": results[cell.evaluate_full].meta["top1"],
         "top1": evaluated["top1"],
         "images": evaluated["images"],
+        "measured": prepared.measured,
         "oscillation": evaluated["oscillation"],
         "losses": evaluated["losses"],
         "final_error": evaluated["final_error"],
         "artifact_bytes": assembled["artifact_bytes"],
         "artifact_digest": assembled["artifact"],
         "fp_bytes": prepared.fp_bytes,
+        "exports": [_exported_row(results[key].meta) for key in cell.exports],
+        "environments": environments_of(cell, results),
         "source": prepared.source,
         "classes": None if prepared.classes is None else list(prepared.classes),
         "warnings": list(prepared.warnings),
@@ -125,7 +140,7 @@ def finished(
         "recipe": cell.cell.recipe.digest,
         "source": prepared.source["checkpoint_digest"],
         "name": prepared.request.model_name,
-        **_published(prepared.request.formats),
+        **_published(cell.cell.exports),
     }
     return Finished(
         key=digest(canonical(publication)),
@@ -154,11 +169,45 @@ def finished(
         seconds=sum(
             results[key].meta["seconds"] for key in (*plan.reconstructions(cell), *cell.finish)
         ),
-        jobs=(cell.select, cell.assemble, cell.evaluate, cell.evaluate_full),
+        jobs=(cell.select, cell.assemble, cell.evaluate, cell.evaluate_full, *cell.exports),
         network_digest=cell.cell.network.digest,
         report=said,
-        exports=prepared.request.formats,
+        images={
+            "calibration": (prepared.request.data, cell.cell.calibration),
+            "evaluation": (
+                prepared.request.eval_data or prepared.request.data,
+                cell.cell.evaluation,
+            ),
+        },
+        exports=tuple(_exported(results[key]) for key in cell.exports),
     )
+
+
+_OF_JOBS = (
+    "kind",
+    "needs",
+    "inputs",
+    "seconds",
+    "label",
+    "attempt",
+    "environment",
+)  # in every meta
+
+
+def _exported_row(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report says of an export: format, bytes, agreement with the artifact, …"""
+    said = {name: value for name, value in meta.items() if name not in _OF_JOBS}
+    return said | {"path": below_version(meta["format"])}
+
+
+def _exported(result: Result) -> Exported:
+    name = result.meta["format"]
+    return Exported(name, below_version(name), result.tensors["export"].numpy().tobytes())
+
+
+def below_version(name: str) -> str:
+    """Where the export of this format lies below its version."""
+    return f"{name}/network{EXPORTERS[name].suffix}"
 
 
 def _published(formats: tuple[str, ...]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from modcap.flows.requests.request import Prepared, Ready, Request
+from modcap.flows.requests.request import Prepared, Ready, Request, known_of
 from modcap.jobs.job import Cell
 from modcap.jobs.outline import Outline, outline_of
 
@@ -33,6 +33,7 @@ class Description(_Said):
     outline: Outline
     source: dict[str, str]
     fp_bytes: int
+    measured: str
     classes: tuple[str, ...] | None
     warnings: tuple[str, ...]
     cells: tuple[_CellSaid, ...] = Field(min_length=1)
@@ -55,6 +56,7 @@ def describe(prepared: Sequence[Prepared]) -> Description:
         outline=outline_of(first.network),
         source=first.source,
         fp_bytes=first.fp_bytes,
+        measured=first.measured,
         classes=first.classes,
         warnings=first.warnings,
         cells=cells,
@@ -74,9 +76,12 @@ def ready(description: Description) -> list[Ready]:
                 each.request.recipe,
                 each.name,
                 each.pixels,
+                known_of(said.source, said.classes),
+                each.request.formats,
             ),
             source=said.source,
             fp_bytes=said.fp_bytes,
+            measured=said.measured,
             classes=said.classes,
             warnings=said.warnings,
         )

@@ -7,7 +7,7 @@ import functools
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from modcap.data import classes as names
 from modcap.data import sources as data
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
-from modcap.export import EXPORTERS, require
+from modcap.export import EXPORTERS, Known, require
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell
 from modcap.ptq.capacity import signature
@@ -34,7 +34,9 @@ from modcap.tasks.storage.store import Store
 __all__ = ["BadImages", "Prepared", "Ready", "Request", "prepare", "prepare_all"]
 
 
-_MODEL_NAME = re.compile(r"(?!\.*$)[^/:'\"`\\]+")  # what MLflow takes and its searches read
+_MODEL_NAME = re.compile(
+    r"(?!\.*$)[^/:'\"`\\?@]+"
+)  # what MLflow takes and its searches and addresses read
 
 
 class BadImages(Unavailable):
@@ -93,7 +95,7 @@ class Request(BaseModel):
         if not _MODEL_NAME.fullmatch(self.model_name):
             raise ValueError(
                 f"a registered model cannot be called {self.model_name!r}: give a name without "
-                "slash, colon, quote or backslash"
+                "slash, colon, quote, backslash, question mark or @"
             )
         return self
 
@@ -106,6 +108,7 @@ class Ready:
     cell: Cell
     source: dict[str, str]
     fp_bytes: int
+    measured: str
     classes: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
 
@@ -123,6 +126,10 @@ class Prepared(Ready):
         store.upload_input(self.network.digest, self.network.to_bytes())
         for images in (self.calibration, self.evaluation):
             store.upload_large_input(images.digest, images.file_bytes, images.write)
+
+    def exporting(self, formats: tuple[str, ...]) -> Prepared:
+        """The same with these exports."""
+        return replace(self, cell=replace(self.cell, exports=formats))
 
     def with_recipe(self, recipe: Recipe, name: str) -> Prepared:
         """The same checkpoint and images by another recipe (of equal calibration and seed).
@@ -164,6 +171,12 @@ def _blaming_images(which: str = "") -> Iterator[None]:
         raise BadImages(which + said) from None
 
 
+def known_of(source: Mapping[str, str], classes: Sequence[str] | None) -> Known:
+    """What artifacts, and their exports, say of where they come from."""
+    digests = {"source_digest": source["checkpoint_digest"], "data_digest": source["data_digest"]}
+    return Known({}, digests, source["preprocess"], tuple(classes or ()))
+
+
 def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
     return ImageSet(
         torch.from_numpy(images.images),
@@ -184,13 +197,34 @@ def evaluation_images(
     spec: str,
     preprocess: Preprocess,
     limit: int | None,
-    split: data.Split = "evaluation",
     classes: Sequence[str] | None = None,
+    pools: Collection[str] = (),
+    split: data.Split = "all",
 ) -> data.Images:
-    """The images, at most ``limit`` of them, that accuracy is measured on."""
+    """The images that accuracy is measured on, the same for every command: all of a place, or the
+    first ``limit``, but none that is set aside for calibration where that draws from there, too.
+
+    Args:
+        spec: the place.
+        preprocess: how images are read.
+        limit: the most that are wanted.
+        classes: names that number folders of classes.
+        pools: digests of images that calibration draws from; they are compared by content, since
+            the same images may lie in several places.
+        split: ``evaluation`` where calibration draws from the same place for certain.
+    """
     with _blaming_images():
         place = str(local_path(spec))
-        return data.load(place, split=split, preprocess=preprocess, limit=limit, classes=classes)
+        found = data.load(place, split=split, preprocess=preprocess, limit=limit, classes=classes)
+    if found.aside and pools and pool_of(spec, preprocess, classes).digest in pools:
+        return found.held_out()
+    return found
+
+
+def measured(images: data.Images, place: str) -> str:
+    """Which images those are, for people."""
+    without = f", without {images.left_out:,} set aside for calibration" if images.left_out else ""
+    return f"{len(images):,} images of {place}{without}"
 
 
 def classes_of(path: str | None) -> tuple[str, ...] | None:
@@ -271,7 +305,7 @@ class _Images:
     tests: data.Images
     evaluation: ImageSet
     preprocess: Preprocess
-    measured: str
+    place: str  # of the tests
 
     @classmethod
     def read(cls, request: Request, preprocess: Preprocess) -> _Images:
@@ -280,9 +314,9 @@ class _Images:
         known = known or pool.classes
         place = request.eval_data or request.data
         split: data.Split = "all" if request.eval_data else "evaluation"
-        tests = evaluation_images(place, preprocess, request.eval_images, split, known)
-        measured = f"data {place}"
-        return cls(pool, tests, images_of(tests, preprocess), preprocess, measured)
+        most, pools = request.eval_images, {pool.digest}
+        tests = evaluation_images(place, preprocess, most, known, pools, split)
+        return cls(pool, tests, images_of(tests, preprocess), preprocess, place)
 
     def calibration(self, recipe: Recipe) -> ImageSet:
         with _blaming_images():
@@ -292,8 +326,8 @@ class _Images:
     def check(self, outputs: int) -> None:
         """Refuses images of other classes than a network's ``outputs``."""
         with _blaming_images():
-            names.check_count(self.tests.classes, outputs, self.measured)
-        with _blaming_images(f"{self.measured}: "):
+            names.check_count(self.tests.classes, outputs, f"data {self.place}")
+        with _blaming_images(f"data {self.place}: "):
             self.evaluation.check_labels(outputs)
 
 
@@ -311,9 +345,19 @@ def _prepared(
     pixels = evaluation.pixels.nbytes
     return Prepared(
         request=request,
-        cell=Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels),
+        cell=Cell(
+            network,
+            calibration.digest,
+            evaluation.digest,
+            recipe,
+            name,
+            pixels,
+            known_of(source, images.tests.classes),
+            request.formats,
+        ),
         source=source,
         fp_bytes=_fp_bytes(network),
+        measured=measured(images.tests, images.place),
         classes=images.tests.classes,
         warnings=(*doubts, *network.notices),  # the latter were said when it was built
         network=network,

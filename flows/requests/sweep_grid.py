@@ -50,14 +50,15 @@ class Sweep(BaseModel):
 
 
 def prepare_sweep(grid: Sweep) -> list[Prepared]:
-    """Every cell; a checkpoint is read once per seed, which chooses its calibration images."""
+    """Every cell; a checkpoint is read once per seed, which chooses its calibration images. Exports
+    are for the best alone, which is not known yet."""
     prepared: list[Prepared] = []
     for request in grid.requests:
         bases: dict[int, Prepared] = {}
         for recipe in grid.recipes(request.recipe):
             if recipe.seed not in bases:
                 first = request.model_copy(update={"recipe": recipe})
-                bases[recipe.seed] = prepare(first)
+                bases[recipe.seed] = prepare(first).exporting(())
             name = (
                 f"{request.model_name} {recipe.bits} {recipe.method.name} "
                 f"k={recipe.k_asked} seed={recipe.seed}"

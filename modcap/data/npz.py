@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from modcap.core.errors import InputError
 from modcap.data import arrays
-from modcap.data.images import Images, Split, split_of_one
+from modcap.data.images import Images, Split
 from modcap.data.preprocess import Preprocess
 from modcap.data.source import Source
 
@@ -35,8 +35,7 @@ def _read(
     limit: int | None,
     classes: Sequence[str] | None,
 ) -> Images:
-    whole = read_all(Path(spec), spec)
-    return whole.take(split_of_one(len(whole), split)[:limit])
+    return read_all(Path(spec), spec).divided(split, limit)
 
 
 def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str) -> Images:

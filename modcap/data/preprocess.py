@@ -111,6 +111,15 @@ class Preprocess(BaseModel):
             return _IMAGENET
         if text.endswith((".json", ".yaml", ".yml")):
             return _validated(documents.read(Path(text), f"--preprocess {text}"), text)
+        return cls.written(text)
+
+    @classmethod
+    def written(cls, text: str) -> Preprocess:
+        """The inverse of ``str``: for what a file or a registry says, which names no other file.
+
+        Raises:
+            InputError: the text is something else.
+        """
         fields = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
         if not fields or len(fields) != text.count(",") + 1:
             raise InputError(f"--preprocess {text!r} is not understood: write {EXAMPLE}")

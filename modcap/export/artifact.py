@@ -4,7 +4,8 @@ The tensor ``header`` is compressed JSON that holds the graph, so loading needs 
 the architecture nor pickle. The other tensors are, for weight layer L of module i,
 ``i.L.integers`` (bit stream, see :mod:`modcap.quantization.bit_packing`), ``i.L.scale`` and
 ``i.L.zero_point`` (per output channel) and ``i.L.bias``; for activation quantizer A ``i.A.scale``
-and ``i.A.zero_point``; and what stayed float, under its name.
+and ``i.A.zero_point``; and what stayed float, under its name. Where they are known, the header says
+how images are preprocessed and what the classes are called.
 
 Format 2 is of networks whose values are all quantized: its header says where the quantizers stand,
 and biases are integers.
@@ -37,6 +38,7 @@ from modcap.quantization.scheme import USUAL, Activations, Scheme
 __all__ = ["QuantizedNetwork", "load", "pack_network", "unpack_network"]
 
 FORMAT, FORMAT_OF_ALL = 1, 2
+_LONGEST = 10_000  # characters of a name of a class, or of what preprocessing is written as
 _Width = Annotated[int, Field(ge=2, le=8)]
 
 
@@ -53,6 +55,8 @@ class _Header(GraphFile):
     format: Literal[1, 2]
     bits: list[list[tuple[_Width, _Width]]]
     quantizers: list[list[_Place]] | None = None
+    preprocess: str = Field("", max_length=_LONGEST)
+    classes: list[Annotated[str, Field(max_length=_LONGEST)]] = Field([])
 
     @model_validator(mode="after")
     def _one_for_each_module(self) -> _Header:
@@ -69,6 +73,10 @@ class QuantizedNetwork(nn.Module):
     """A hard quantized network: integer weights, quantized activations.
 
     Maps preprocessed images (N, C, H, W) float32 to logits (N, classes).
+
+    Attributes:
+        preprocess: of these images, as ``--preprocess`` takes it; empty where it is not known.
+        classes: names of the logits, in their order; empty where they are not known.
     """
 
     def __init__(
@@ -76,11 +84,15 @@ class QuantizedNetwork(nn.Module):
         modules: Sequence[fx.GraphModule],
         names: Sequence[str],
         input_shape: tuple[int, int, int],
+        preprocess: str = "",
+        classes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.chain = nn.ModuleList(modules)
         self.names = tuple(names)
         self.input_shape = input_shape
+        self.preprocess = preprocess
+        self.classes = tuple(classes)
         self.eval().requires_grad_(False)
 
     @property
@@ -107,14 +119,18 @@ def pack_network(
     states: Mapping[str, Tensor],
     bits: Sequence[Sequence[Bits]],
     scheme: Scheme = USUAL,
+    preprocess: str = "",
+    classes: Sequence[str] = (),
 ) -> bytes:
-    """The artifact's bytes; the same for the same network, states and bits.
+    """The artifact's bytes; the same for the same network, states, bits and what is said of images.
 
     Args:
         network: the full-precision network.
         states: ``i.NAME`` to tensor, as :func:`modcap.quantization.layers.state_of` names them.
         bits: of each weight layer of each module.
         scheme: by which the states were made.
+        preprocess: as ``--preprocess`` takes it, where it is known.
+        classes: names of the logits, in their order, where they are known.
     """
     tensors = dict(states)
     places = _places(network, bits) if scheme.of_all else None
@@ -132,6 +148,8 @@ def pack_network(
         "graphs": [graph_to_json(module) for module in network.partition.modules],
         "input_shape": network.input_shape,
         "names": network.partition.names,
+        **({"preprocess": preprocess} if preprocess else {}),
+        **({"classes": list(classes)} if classes else {}),
     }
     compressed = bytearray(zlib.compress(canonical(header), level=9))
     tensors["header"] = torch.frombuffer(compressed, dtype=torch.uint8)
@@ -156,7 +174,9 @@ def unpack_network(data: bytes) -> QuantizedNetwork:
         _rebuild(document, [Bits(*b) for b in bits], own, module_places)
         for document, bits, own, module_places in given
     ]
-    return QuantizedNetwork(modules, header.names, header.input_shape)
+    return QuantizedNetwork(
+        modules, header.names, header.input_shape, header.preprocess, header.classes
+    )
 
 
 def _compressed(tensors: dict[str, Tensor]) -> bytes:

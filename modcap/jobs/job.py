@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from modcap.core.named import Frozen, key_fields, sparse
 from modcap.core.serialization import Result, canonical, digest
+from modcap.export import Known
 from modcap.graph.forward import BATCH, Passes
 from modcap.graph.network import Network
 from modcap.jobs.cost_model import KEPT, ModuleTimes
@@ -177,8 +178,14 @@ class Job:
 class Cell:
     """One quantization to make: a network, its images (by digest) and a recipe.
 
-    Of a network that lies in the store already, its outline is enough. ``pixels`` are the bytes of
-    the images of evaluation.
+    Attributes:
+        network: of one that lies in the store already, its outline is enough.
+        calibration, evaluation: digests of images.
+        recipe: how.
+        name: for people.
+        pixels: bytes of the images of evaluation.
+        known: where it comes from, for the artifact and its exports.
+        exports: formats that the artifact is wanted in, too.
     """
 
     network: Network | Outline
@@ -187,6 +194,8 @@ class Cell:
     recipe: Recipe
     name: str = ""
     pixels: int = 0
+    known: Known = field(default_factory=Known)
+    exports: tuple[str, ...] = ()
 
     @property
     def bits(self) -> list[list[Bits]]:

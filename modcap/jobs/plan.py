@@ -18,6 +18,7 @@ from modcap.jobs.job import Cell, Job
 from modcap.jobs.kinds.assemble import assemble_job
 from modcap.jobs.kinds.capacity import capacity_jobs
 from modcap.jobs.kinds.evaluate import evaluate_full_job, evaluate_job
+from modcap.jobs.kinds.export import export_job
 from modcap.jobs.kinds.reconstruct import Reconstruct, reconstruct_job
 from modcap.jobs.kinds.select import select_job
 from modcap.jobs.kinds.whole import Choose, choose_job, correct_job, trial_job, tune_job
@@ -53,6 +54,7 @@ class CellPlan:
     assemble: str = ""
     evaluate: str = ""
     evaluate_full: str = ""
+    exports: tuple[str, ...] = ()
 
     @property
     def finish(self) -> tuple[str, ...]:
@@ -71,7 +73,7 @@ class Plan:
     def needed(self, cell: CellPlan) -> set[str]:
         """Every job that ``cell`` needs, those included that only choose its k."""
         found: set[str] = set()
-        ends = (cell.select, cell.evaluate, cell.evaluate_full, *cell.finish)
+        ends = (cell.select, cell.evaluate, cell.evaluate_full, *cell.finish, *cell.exports)
         ahead = [key for key in ends if key]
         while ahead:
             key = ahead.pop()
@@ -155,6 +157,7 @@ def _plan_cell(
         tune=tune,
         assemble=assemble,
         evaluate=add(evaluate_job(cell, assemble)),
+        exports=tuple(add(export_job(cell, assemble, name)) for name in cell.exports),
     )
 
 

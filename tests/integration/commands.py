@@ -122,4 +122,5 @@ def images(calibration: int, seed: int) -> torch.Tensor:
 def alone(recipe: modcap.Recipe) -> bytes:
     """The artifact of one cell, made by the library in this process."""
     model = checkpoint.load(CHECKPOINT, ARCH).model
-    return modcap.quantize(model, images(recipe.calibration, recipe.seed), recipe).artifact
+    x = images(recipe.calibration, recipe.seed)
+    return modcap.quantize(model, x, recipe, preprocess=published_preprocess(ARCH)).artifact

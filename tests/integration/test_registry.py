@@ -48,7 +48,7 @@ def quantized(stack: dict[str, str], folder: Path, bits: str) -> dict[str, Any]:
         stack,
         *("quantize", checkpoint, "--arch", f"modcap.zoo:{NETWORK}", "--json"),
         *("--data", "fashion-mnist", "--eval-images", "200", "--recipe", recipe),
-        *("--w-bits", bits, "--a-bits", bits, "--name", "gated", "--onnx"),
+        *("--w-bits", bits, "--a-bits", bits, "--name", "gated", "--onnx", "--export", "encodings"),
     )
     assert done.returncode == 0, done.stderr
     made: dict[str, Any] = json.loads(done.stdout)
@@ -78,6 +78,10 @@ def test_onnx_form_comes_with_the_version(
     for name, value in stack.items():  # not mlflow.set_tracking_uri: it would outlive this test
         monkeypatch.setenv(name, value)
     version = MlflowClient().get_model_version("gated", registered[0]["model_version"])
+    rows = {row["format"]: row for row in registered[0]["exports"]}
+    assert set(rows) == {"onnx", "encodings"}
+    assert rows["onnx"]["agreement"] == 100
+    assert rows["onnx"]["file"] == f"models:/gated/{version.version}/{version.tags['onnx']}"
     file = mlflow.artifacts.download_artifacts(
         artifact_uri=f"models:/gated/{version.version}/{version.tags['onnx']}",
         dst_path=str(tmp_path),
@@ -91,6 +95,43 @@ def test_onnx_form_comes_with_the_version(
         expected = artifact.load(packed)(images)
     # sums are added up in another order there: a value between two integers may round either way
     assert torch.linalg.norm(torch.from_numpy(logits) - expected) < 0.01 * expected.norm()
+
+
+def test_a_version_is_a_logged_model_of_its_run_with_its_images(
+    stack: dict[str, str], registered: list[dict[str, Any]]
+) -> None:
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    version = client.get_model_version("gated", "1")
+    run = client.get_run(str(version.run_id))
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert model.source_run_id == version.run_id
+    assert str(model.status) == "READY"
+    assert version.source == model.artifact_location
+    contexts = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
+    assert set(contexts) == {"calibration", "evaluation"}
+    assert contexts["calibration"].name == "fashion-mnist"
+    assert "torch 2" in version.tags["environment"]
+    (environment,) = registered[0]["environments"]
+    assert environment["jobs"] > 3
+
+
+def test_evaluate_and_promote_measure_the_same_images(
+    stack: dict[str, str], registered: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "images.npz"
+    shipped = numpy.load(ROOT / "examples/fashion_mnist/data/evaluation.npz")
+    numpy.savez(file, images=shipped["images"][:300], labels=shipped["labels"][:300])
+    done = modcap_command(stack, "evaluate", "models:/gated/1", "--data", file, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    flags = ("--data", file, "--version", "1", "--alias", "same", "--json")
+    gate = json.loads(modcap_command(stack, "promote", "gated", *flags).stdout)
+    for name in ("top1", "fp_top1", "images", "measured"):
+        assert found[name] == gate[name]
+    assert found["images"] == 300
+    assert found["agreement"] > 90
+    assert found["warnings"] == []
 
 
 def promote(
@@ -315,7 +356,9 @@ def test_a_version_that_modcap_did_not_make_is_one_line(
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
     client.create_registered_model("foreign")
     version = client.get_model_version("gated", "1")
-    client.create_model_version("foreign", str(version.source), version.run_id)
+    (made,) = client.get_run(str(version.run_id)).outputs.model_outputs
+    source = str(version.source)
+    client.create_model_version("foreign", source, version.run_id, model_id=made.model_id)
     done = modcap_command(
         stack, "promote", "foreign", "--version", "1", "--data", "fashion-mnist", "--max-drop", "1"
     )

@@ -22,6 +22,7 @@ SMALL: dict[str, Any] = {
     "schedule": "waves",
     "path_share": 0,
 }
+EXPORTS = ("--export", "pt2")
 GRID = ("--w-bits", "2,3", "--a-bits", "4", "--k", "0-2")
 
 
@@ -33,7 +34,7 @@ def cells_of(client: MlflowClient, parent: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def report(stack: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    arguments = sweep_arguments(tmp_path_factory.mktemp("sweep"), SMALL, *GRID)
+    arguments = sweep_arguments(tmp_path_factory.mktemp("sweep"), SMALL, *GRID, *EXPORTS)
     done = modcap_process(stack, *arguments, MODCAP_PREFIX="sweep")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -60,7 +61,7 @@ def test_same_sweep_again_adds_nothing(
 ) -> None:
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
     before = len(client.search_model_versions("name = 'resnet18_narrow'"))
-    arguments = sweep_arguments(tmp_path, SMALL, *GRID)
+    arguments = sweep_arguments(tmp_path, SMALL, *GRID, *EXPORTS)
     again = json.loads(modcap_command(stack, *arguments, MODCAP_PREFIX="sweep").stdout)
     assert again["jobs"]["executed"] == 0
     assert again["mlflow_run_id"] == report["mlflow_run_id"]
@@ -81,6 +82,10 @@ def test_cells_are_nested_and_the_best_is_registered(
     assert report["best"] == {"resnet18_narrow": best["name"]}
     version = client.get_model_version("resnet18_narrow", best["model_version"])
     assert version.run_id == best["mlflow_run_id"]
+    assert version.tags["pt2"] == "pt2/network.pt2"
+    assert [len(cell["exports"]) for cell in report["cells"]] == [
+        int(cell is best) for cell in report["cells"]
+    ]
     assert [cell["name"] for cell in report["cells"] if "model_version" in cell] == [best["name"]]
 
 
@@ -183,7 +188,8 @@ def test_garbage_is_what_nothing_registered_needs(
     # what the registered cell was made from is still there: its groups, capacities, selection
     left = set(store.keys())
     kinds = {(store.meta(key) or {}).get("kind") for key in left}
-    assert kinds == {"capacity", "select", "reconstruct", "correct", "tune", "assemble", "evaluate"}
+    made = {"capacity", "select", "reconstruct", "correct", "tune", "assemble", "evaluate"}
+    assert kinds == made | {"export"}
     verified = modcap_process(stack, "store", "verify", "--json", MODCAP_PREFIX="sweep")
     assert verified.returncode == 0, verified.stderr
     assert json.loads(verified.stdout)["damaged"] == []

@@ -24,7 +24,10 @@ from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import Parent, closing_parent, finish_parent, start_parent
 from modcap.flows.registry.publish import Published, Registered, publish_cell
 from modcap.flows.reports import plots
-from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
+from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
+from modcap.flows.reports.document import report_of
+from modcap.flows.reports.link import PAGE, link_report
+from modcap.flows.reports.page import page_of
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
 from modcap.jobs.job import Cell
@@ -60,13 +63,14 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
         rows = _rows(prepared, execution)
         best = {name: _best(grid, rows, name) for name in {row["model_name"] for row in rows}}
         _publish_rows(prepared, execution, rows, best, parent, store, progress)
-        summary = _Summary(grid, rows, sharing(execution.plan), execution.counts)
+        names = {name: row and row["name"] for name, row in best.items()}
+        summary = _Summary(grid, rows, names, sharing(execution.plan), execution.counts)
         nested = [row["mlflow_run_id"] for row in rows if row["state"] == "finished"]
         write = summary.write
         parent = finish_parent(EXPERIMENT, parent, summary.metrics(), write, nested, _failed(rows))
     create_table_artifact(summary.table(), key="sweep", description=_name(grid, prepared))
+    link_report(parent.url, _name(grid, prepared))
     report = summary.report() | {
-        "best": {name: row and row["name"] for name, row in best.items()},
         "mlflow_run_id": parent.run_id,
         "mlflow_run_url": parent.url,
         "seconds": round(time.monotonic() - start, 1),
@@ -94,8 +98,11 @@ def _publish_rows(
     for prep, cell, row in zip(prepared, plan.cells, rows, strict=True):
         if row["state"] == "failed":
             continue
-        done = finished(prep, cell, plan, execution.results, row, {})
-        row["artifact"] = store.put_artifact(row["artifact_digest"], done.artifact)
+        said = row | details(prep, cell, plan, execution.results)
+        done = finished(prep, cell, plan, execution.results, said, {})
+        row["artifact"] = said["artifact"] = store.put_artifact(
+            row["artifact_digest"], done.artifact
+        )
         chosen = best[row["model_name"]] is row
         progress.note(f"logging {row['name']}")
         published = _publish_cell(done, parent, row["model_name"] if chosen else None)
@@ -190,6 +197,7 @@ class _Summary:
 
     grid: Sweep
     rows: list[dict[str, Any]]
+    best: Mapping[str, str | None]
     shared: dict[str, int]
     counts: Counts
 
@@ -226,6 +234,7 @@ class _Summary:
     def report(self) -> dict[str, Any]:
         return {
             "cells": self.rows,
+            "best": dict(self.best),
             "jobs": jobs_of(self.counts),
             "reconstructions": self.shared
             | {"ratio": round(self.shared["distinct"] / max(1, self.shared["independent"]), 4)},
@@ -233,6 +242,8 @@ class _Summary:
 
     def write(self, folder: Path) -> None:
         (folder / "sweep.json").write_text(json.dumps(self.report(), indent=1))
+        page = page_of(report_of(self.report(), "this sweep"))
+        (folder / PAGE).write_text(page, encoding="utf-8")
         if not self.finished:
             return
         (folder / "plots").mkdir()

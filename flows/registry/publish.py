@@ -40,6 +40,9 @@ from modcap.flows.registry.version_tags import (
 )
 from modcap.flows.reports import plots
 from modcap.flows.reports.cell_record import Finished
+from modcap.flows.reports.document import report_of
+from modcap.flows.reports.link import PAGE
+from modcap.flows.reports.page import page_of
 from modcap.tasks.storage.lease import Lease
 
 import mlflow  # isort: skip  # after modcap.flows.registry.mlflow_runs, which sets what it reads at import
@@ -200,6 +203,8 @@ def _write_files(folder: Path, finished: Finished) -> None:
     for name, figure in pictures.items():
         (folder / "plots" / f"{name}.png").write_bytes(plots.png(figure))
     (folder / "report.json").write_text(json.dumps(finished.report, indent=1))
+    page = page_of(report_of(finished.report, "this run"), finished.artifact)
+    (folder / PAGE).write_text(page, encoding="utf-8")
 
 
 def _save_model(folder: Path, finished: Finished) -> None:

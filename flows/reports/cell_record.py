@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from modcap.core.serialization import canonical, digest
+from modcap.core.serialization import Result, canonical, digest
 from modcap.flows.execution.execute import Counts
 from modcap.flows.execution.job_results import Results
 from modcap.flows.requests.request import Ready
@@ -17,7 +17,7 @@ from modcap.jobs.plan import CellPlan, Plan
 from modcap.ptq.selection import Span
 from modcap.recipe import Recipe
 
-__all__ = ["Finished", "finished", "jobs_of", "report"]
+__all__ = ["Finished", "details", "finished", "jobs_of", "report"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
     names = cell.cell.modules
     return {
         "checkpoint": prepared.request.checkpoint,
+        "name": cell.cell.name,
         "recipe": prepared.request.recipe.model_dump(mode="json"),
         "bits": prepared.request.recipe.bits,
         "method": prepared.request.recipe.method.name,
@@ -82,12 +83,53 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
         "oscillation": evaluated["oscillation"],
         "losses": evaluated["losses"],
         "final_error": evaluated["final_error"],
+        "agreement": _agreement(results[cell.evaluate_full], results[cell.evaluate]),
         "artifact_bytes": assembled["artifact_bytes"],
         "artifact_digest": assembled["artifact"],
         "fp_bytes": prepared.fp_bytes,
         "source": prepared.source,
         "classes": None if prepared.classes is None else list(prepared.classes),
         "warnings": list(prepared.warnings),
+    }
+
+
+def _agreement(full: Result, quantized: Result) -> float | None:
+    """Percentage of test images that both take for the same class; None where the store holds
+    evaluations of a version that did not keep what was predicted."""
+    both = [result.tensors.get("predictions") for result in (full, quantized)]
+    if both[0] is None or both[1] is None:
+        return None
+    return 100 * int((both[0] == both[1]).sum()) / len(both[0])
+
+
+def details(prepared: Ready, cell: CellPlan, plan: Plan, results: Results) -> dict[str, Any]:
+    """What the page of one run shows beside :func:`report`; too much for each cell of a sweep."""
+    selected, evaluated = results[cell.select].meta, results[cell.evaluate].meta
+    needed = plan.needed(cell) | {cell.assemble}
+    return {
+        "request": prepared.request.model_dump(mode="json", exclude={"recipe", "checkpoint"}),
+        "capacities": selected["capacities"],
+        "differentials": selected["differentials"],
+        "homogeneous": selected["allowed"],
+        "selected": selected["selected"],
+        "per_class": _per_class(results[cell.evaluate_full].meta, evaluated),
+        "activations": evaluated.get("activations", {}),
+        "job_times": [
+            {"label": job.label, "kind": job.kind, "seconds": results[job.key].meta["seconds"]}
+            for job in plan.jobs
+            if job.key in needed
+        ],
+    }
+
+
+def _per_class(full: Mapping[str, Any], quantized: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Counts for each class, where both evaluations have them."""
+    if "class_hits" not in full or "class_hits" not in quantized:
+        return None
+    return {
+        "images": full["class_images"],
+        "fp_hits": full["class_hits"],
+        "hits": quantized["class_hits"],
     }
 
 

@@ -17,7 +17,7 @@ from modcap.flows.registry.mlflow_runs import link_of
 from modcap.flows.registry.publish import Registered, publish
 from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
 from modcap.flows.reports.link import link_report
-from modcap.flows.requests.request import Prepared, Request, prepare
+from modcap.flows.requests.request import Prepared, Request, prepare, say
 from modcap.jobs.plan import CellPlan
 from modcap.recipe import CapacityKind, Recipe
 from modcap.tasks.storage.store import Store
@@ -70,11 +70,15 @@ def run_quantize(
         "mlflow_run_url": published.run_url,
         "model_name": published.model_name,
         "model_version": published.model_version,
+        "candidate": published.candidate.version,
+        "candidate_reason": published.candidate.reason,
         "seconds": round(time.monotonic() - start, 1),
     }
     shown = [{k: v for k, v in row.items() if k != "losses"} for row in said["comparison"]]
     create_table_artifact(shown, key="comparison", description=main.cell.name)
     link_report(published.run_url, main.cell.name)
+    if published.candidate.reason:
+        say(published.candidate.reason)
     return said
 
 

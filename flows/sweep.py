@@ -109,6 +109,9 @@ def _publish_rows(
         row["mlflow_run_id"] = published.run_id
         if isinstance(published, Registered):
             row["model_version"] = published.model_version
+            row["candidate"] = published.candidate.version
+            if published.candidate.reason:
+                progress.note(f"{row['model_name']}: {published.candidate.reason}")
 
 
 def _failed(rows: Sequence[dict[str, Any]]) -> str:

@@ -20,6 +20,7 @@ from modcap.core.serialization import canonical, digest
 from modcap.export import Export, Known, save
 from modcap.export.artifact import unpack_network
 from modcap.flows.registry.aliases import moving_aliases
+from modcap.flows.registry.candidate import Move, move_candidate
 from modcap.flows.registry.mlflow_runs import (
     PARENT,
     RUN_KEY,
@@ -43,7 +44,6 @@ from modcap.flows.reports.cell_record import Finished
 from modcap.flows.reports.document import report_of
 from modcap.flows.reports.link import PAGE
 from modcap.flows.reports.page import page_of
-from modcap.tasks.storage.lease import Lease
 
 import mlflow  # isort: skip  # after modcap.flows.registry.mlflow_runs, which sets what it reads at import
 from mlflow import MlflowClient
@@ -60,7 +60,6 @@ __all__ = [
     "sources_of",
 ]
 
-ALIAS = "candidate"
 CLASSES = "classes.json"  # below the version
 _BATCH = 900  # metrics per request; the server takes a thousand
 
@@ -79,6 +78,7 @@ class Registered(Published):
 
     model_name: str
     model_version: str
+    candidate: Move
 
 
 def publish(finished: Finished, *, experiment: str, model_name: str) -> Registered:
@@ -89,8 +89,8 @@ def publish(finished: Finished, *, experiment: str, model_name: str) -> Register
     """
     with reaching() as client:
         run = _publish_run(client, experiment, finished, with_model=True)
-        version = _register(client, finished, model_name, run.run_id)
-    return Registered(run.run_id, run.run_url, model_name, version)
+        version, move = _register(client, finished, model_name, run.run_id)
+    return Registered(run.run_id, run.run_url, model_name, version, move)
 
 
 def publish_cell(
@@ -101,8 +101,8 @@ def publish_cell(
         run = _publish_run(client, experiment, finished, model_name is not None, parent)
         if model_name is None:
             return run
-        version = _register(client, finished, model_name, run.run_id)
-    return Registered(run.run_id, run.run_url, model_name, version)
+        version, move = _register(client, finished, model_name, run.run_id)
+    return Registered(run.run_id, run.run_url, model_name, version, move)
 
 
 def sources_of(model_name: str) -> set[str]:
@@ -266,13 +266,14 @@ def _description(finished: Finished) -> str:
     )
 
 
-def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) -> str:
-    """The version of ``name`` that holds this cell; made, and named candidate, when missing."""
+def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) -> tuple[str, Move]:
+    """The version of ``name`` that holds this cell, made when missing, and what became of the
+    alias of the candidate."""
     own = _versions(client, name, finished.key)
     version = own[0] if own else _make_version(client, finished, name, run_id)
     with moving_aliases(name) as mine:
-        _make_candidate(client, name, version, mine)
-    return version
+        move = move_candidate(client, name, version, mine)
+    return version, move
 
 
 def _make_version(client: MlflowClient, finished: Finished, name: str, run_id: str) -> str:
@@ -289,15 +290,6 @@ def _make_version(client: MlflowClient, finished: Finished, name: str, run_id: s
     if str(made.version) in others:  # two registered at once: the first one stays
         client.delete_model_version(name, str(made.version))
     return first
-
-
-def _make_candidate(client: MlflowClient, name: str, version: str, mine: Lease) -> None:
-    """Gives ``version`` the alias unless a later one has it: a crash, or another driver, may have
-    come between a version and its alias."""
-    aliases = client.get_registered_model(name).aliases
-    if int(aliases.get(ALIAS, 0)) < int(version):
-        mine.check()
-        client.set_registered_model_alias(name, ALIAS, version)
 
 
 def _versions(client: MlflowClient, name: str, key: str) -> Sequence[str]:

@@ -34,6 +34,7 @@ def tags_of(finished: Finished) -> dict[str, str]:
         "source_digest": finished.source["checkpoint_digest"],
         "source_uri": finished.source["checkpoint"],
         "data_digest": finished.source["data_digest"],
+        "evaluation_digest": finished.report["evaluation_digest"],
         "preprocess": finished.source["preprocess"],
         "recipe_digest": finished.recipe.digest,
         "modcap_version": version_of_modcap(),

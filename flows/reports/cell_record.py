@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from modcap.core.serialization import Result, canonical, digest
+from modcap.data.doubts import doubt_of_accuracy
 from modcap.flows.execution.execute import Counts
 from modcap.flows.execution.job_results import Results
-from modcap.flows.requests.request import Ready
+from modcap.flows.requests.request import Ready, say
 from modcap.jobs.job import Job
 from modcap.jobs.plan import CellPlan, Plan
 from modcap.ptq.selection import Span
@@ -80,6 +81,7 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
         "fp_top1": results[cell.evaluate_full].meta["top1"],
         "top1": evaluated["top1"],
         "images": evaluated["images"],
+        "evaluation_digest": cell.cell.evaluation,
         "oscillation": evaluated["oscillation"],
         "losses": evaluated["losses"],
         "final_error": evaluated["final_error"],
@@ -89,8 +91,18 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
         "fp_bytes": prepared.fp_bytes,
         "source": prepared.source,
         "classes": None if prepared.classes is None else list(prepared.classes),
-        "warnings": list(prepared.warnings),
+        "warnings": list(_warnings(prepared, results[cell.evaluate_full].meta)),
     }
+
+
+def _warnings(prepared: Ready, full: Mapping[str, Any]) -> Iterator[str]:
+    """What says that the result may be wrong; the worst first."""
+    if prepared.chance is not None:
+        guesses = doubt_of_accuracy(full["top1"], full["images"], prepared.chance)
+        if guesses is not None:
+            say(guesses)
+            yield guesses
+    yield from prepared.warnings
 
 
 def _agreement(full: Result, quantized: Result) -> float | None:

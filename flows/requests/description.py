@@ -35,6 +35,7 @@ class Description(_Said):
     fp_bytes: int
     classes: tuple[str, ...] | None
     warnings: tuple[str, ...]
+    chance: float | None = Field(None, ge=0, le=100)
     cells: tuple[_CellSaid, ...] = Field(min_length=1)
 
 
@@ -57,6 +58,7 @@ def describe(prepared: Sequence[Prepared]) -> Description:
         fp_bytes=first.fp_bytes,
         classes=first.classes,
         warnings=first.warnings,
+        chance=first.chance,
         cells=cells,
     )
 
@@ -79,6 +81,7 @@ def ready(description: Description) -> list[Ready]:
             fp_bytes=said.fp_bytes,
             classes=said.classes,
             warnings=said.warnings,
+            chance=said.chance,
         )
         for each in said.cells
     ]

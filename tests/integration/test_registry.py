@@ -121,7 +121,7 @@ def test_gate_promotes_refuses_and_rolls_back(
     assert run.data.params["passed"] == "False"
     assert run.data.metrics["drop"] > 1
 
-    second = promote(stack, "--version", "2")
+    second = promote(stack, "--version", "2", "--max-drop", "100")
     assert json.loads(second.stdout)["from_version"] == "1"
     assert client.get_model_version_by_alias("gated", "champion").version == "2"
     history = "modcap.history.champion"  # with a promotion that died before it moved the alias
@@ -168,7 +168,7 @@ def test_an_alias_to_compare_with_that_nobody_has_is_refused(
 
 
 def test_unknown_model_is_one_line(stack: dict[str, str]) -> None:
-    done = modcap_command(stack, "promote", "nobody", "--data", "fashion-mnist")
+    done = modcap_command(stack, "promote", "nobody", "--data", "fashion-mnist", "--max-drop", "1")
     assert done.returncode == 2
     assert "nobody" in done.stderr.splitlines()[-1]
 
@@ -256,7 +256,7 @@ def swapped(
 def test_a_swapped_artifact_is_refused_before_it_is_read(
     stack: dict[str, str], registered: list[dict[str, Any]], swapped: None
 ) -> None:
-    done = promote(stack, "--version", "1", "--alias", "swapped")
+    done = promote(stack, "--version", "1", "--alias", "swapped", "--max-drop", "1")
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert "gated version 1 is not what was made" in last
@@ -319,8 +319,8 @@ def test_the_candidate_moves_under_the_lease_of_the_model(
 ) -> None:
     """Who holds the lease reads, and a later version becomes candidate; what it then writes is on
     what it read, so nobody may come between."""
-    from modcap.flows.registry import publish as tracking
     from modcap.flows.registry.aliases import moving_aliases
+    from modcap.flows.registry.candidate import move_candidate
 
     for name, value in stack.items():
         monkeypatch.setenv(name, value)
@@ -332,14 +332,14 @@ def test_the_candidate_moves_under_the_lease_of_the_model(
             order.append("older reads")
             started.set()
             time.sleep(2)
-            tracking._make_candidate(client, "gated", "1", mine)
+            move_candidate(client, "gated", "1", mine)
             order.append("older wrote")
 
     def newer() -> None:
         started.wait(30)
         with moving_aliases("gated") as mine:
             order.append("newer reads")
-            tracking._make_candidate(client, "gated", "2", mine)
+            move_candidate(client, "gated", "2", mine)
 
     started = threading.Event()
     with ThreadPoolExecutor(2) as pool:

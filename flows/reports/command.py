@@ -28,7 +28,7 @@ def command_of(
         source: where checkpoint and images came from.
     """
     written = json.dumps(recipe, indent=1, sort_keys=True)
-    words = ["modcap quantize", shlex.quote(checkpoint), *_options({**source, **request})]
+    words = [f"modcap quantize {shlex.quote(checkpoint)}", *_options({**source, **request})]
     lines = " \\\n  ".join([*words, "--recipe recipe.json"])
     return f"cat > recipe.json <<'END'\n{written}\nEND\n{lines}"
 

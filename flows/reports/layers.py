@@ -52,6 +52,12 @@ class Layer:
     reach: tuple[float, float] | None = None
     seen: tuple[float, float, float] | None = None
 
+    @property
+    def place(self) -> str:
+        """Its name, after that of its module where that says more."""
+        same = self.name == self.module or self.name.startswith(f"{self.module}.")
+        return self.name if same else f"{self.module}.{self.name}"
+
 
 def layers_in(artifact: bytes, seen: Mapping[str, Mapping[str, float]]) -> list[Layer]:
     """The layers of a packed network, in order.

@@ -31,8 +31,10 @@ Row = tuple[str, ...]
 
 
 def number(value: float | None) -> str:
-    """Four digits."""
-    return "–" if value is None else f"{value:.4g}"
+    """Four digits; all of a large one."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def signed(value: float) -> str:
@@ -82,7 +84,7 @@ def by_module(run: RunReport, boundaries: Sequence[charts.Marked]) -> list[Row]:
 def layers_of(layers: Sequence[Layer]) -> list[Row]:
     return [
         (
-            f"{each.module} · {each.name}",
+            each.place,
             f"{each.w_bits}/{each.a_bits or 'float'}",
             f"{each.weights:,}",
             f"{each.bytes:,}",
@@ -104,7 +106,7 @@ def _between(ends: tuple[float, float] | None) -> str:
 
 def levels_of(layers: Sequence[Layer]) -> list[Row]:
     """The counts behind the histograms."""
-    return [(f"{each.module} · {each.name}", " ".join(map(str, each.histogram))) for each in layers]
+    return [(each.place, " ".join(map(str, each.histogram))) for each in layers]
 
 
 def by_class(run: RunReport) -> list[Row]:

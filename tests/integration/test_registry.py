@@ -110,6 +110,9 @@ def test_gate_promotes_refuses_and_rolls_back(
     assert refused.returncode == 3
     decision = json.loads(refused.stdout)
     assert (decision["passed"], decision["images"]) == (False, 500)
+    figures = [(row["condition"], row["met"]) for row in decision["conditions"]]
+    rival = ("against version 1 (champion)", False)
+    assert figures == [("max_drop", False), ("max_bytes", False), rival]
     last = refused.stderr.splitlines()[-1]
     assert "points of top-1" in last
     assert "bytes" in last
@@ -154,7 +157,7 @@ def test_a_gate_measures_on_all_images_that_no_version_was_calibrated_on(
 ) -> None:
     images = tmp_path / "held-out.npz"
     numpy.savez(images, images=numpy.zeros((30, 1, 28, 28), "u1"), labels=numpy.arange(30) % 10)
-    flags = ("--data", str(images), "--version", "1", "--alias", "all")
+    flags = ("--data", str(images), "--version", "1", "--alias", "all", "--min-top1", "0")
     done = modcap_command(stack, "promote", "gated", "--json", *flags)
     assert json.loads(done.stdout)["images"] == 30, done.stderr
 
@@ -347,6 +350,32 @@ def test_the_candidate_moves_under_the_lease_of_the_model(
             future.result()
     assert order == ["older reads", "older wrote", "newer reads"]
     assert client.get_model_version_by_alias("gated", "candidate").version == "2"
+
+
+def test_the_candidate_stays_where_a_later_version_is_worse(
+    stack: dict[str, str], registered: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modcap.flows.registry.aliases import moving_aliases
+    from modcap.flows.registry.candidate import move_candidate
+
+    for name, value in stack.items():
+        monkeypatch.setenv(name, value)
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    client.create_registered_model("ruled")
+    like = client.get_model_version("gated", "1")
+    moved: list[tuple[str, str]] = []
+    for changes in ({}, {"top1": "50"}, {"top1": "50", "artifact_bytes": "10"}):
+        tags = {**like.tags, **changes}
+        made = client.create_model_version("ruled", str(like.source), like.run_id, tags)
+        with moving_aliases("ruled") as mine:
+            move = move_candidate(client, "ruled", str(made.version), mine)
+        moved.append((move.version, move.reason))
+        assert client.get_model_version_by_alias("ruled", "candidate").version == move.version
+    assert [version for version, _ in moved] == ["1", "1", "3"]
+    assert "version 1 stays candidate: version 2 is less accurate (top-1 50.00" in moved[1][1]
+    assert client.get_model_version("ruled", "2").tags["not_candidate"] == moved[1][1]
+    assert "less accurate" in moved[2][1]
+    assert "but smaller" in moved[2][1]
 
 
 def test_no_credential_is_written_anywhere(

@@ -7,6 +7,7 @@ lines differ in dashes and marks, too.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
@@ -16,7 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from modcap.ptq.selection import Span
 
@@ -46,6 +47,7 @@ _DASHES = ("-", "--", ":", "-.")
 _MARKS = "os^Dv<"
 _WIDTH = 5.0  # inches of 72 units
 _ROW = 0.235
+_SPAN = 300.0  # of a logarithmic scale
 _NAME = 20  # characters of a module beside its row
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -120,14 +122,32 @@ def _height(count: int, others: float = 1.0) -> float:
     return others + _ROW * max(count, 3)
 
 
-def _plain(value: float, place: int | None) -> str:
-    """A tick of a logarithmic scale: 1, 2 and 5 of each decade have room."""
-    text = f"{value:.3g}"
-    return text if text.strip("0.")[:1] in ("1", "2", "5") or value <= 0 else ""
+def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
+    """A scale of the largest two and a half decades of ``values``: what is less leaves the picture
+    on the left, so that the others can be told apart. Without values above 0 it stays linear."""
+    found = [value for value in values if 0 < value < math.inf]
+    if not found:
+        return
+    high = 1.15 * max(found)
+    low = max(0.85 * min(found), high / _SPAN)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    steps = (1, 2, 5) if high / low < 40 else (1, 3)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axes.set_xticks(shown, [f"{tick:.3g}" for tick in shown])
+    axes.set_xticks([], minor=True)
 
 
 def _legend(axes: Axes, columns: int = 2) -> None:
     axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=2.4)  # type: ignore[union-attr]
+
+
+def _power(value: float) -> str:
+    """One digit and a power of ten, such as 9e10."""
+    digit, _, power = f"{value:.0e}".partition("e")
+    return f"{digit}e{int(power)}"
 
 
 def capacities(values: Sequence[float], names: Sequence[str]) -> str:
@@ -158,8 +178,7 @@ def boundaries(values: Sequence[Marked], names: Sequence[str]) -> str:
         axes.set_xscale("symlog", linthresh=largest * 1e-4)
         axes.set_xticks([0, *(largest * 10**-power for power in (4, 2, 0))])
         axes.set_xticks([], minor=True)
-        short_number = EngFormatter(places=0, sep="")
-        axes.set_xticklabels(["0", *(short_number(largest * 10**-power) for power in (4, 2, 0))])
+        axes.set_xticklabels(["0", *(_power(largest * 10**-power) for power in (4, 2, 0))])
         axes.set_xlim(0, largest * 1.2)
         axes.set_xlabel("squared difference of capacities")
         _rows(axes, names)
@@ -184,10 +203,7 @@ def loss_over_depth(
         ):
             style = {"color": _LINES[look], "ls": _DASHES[look % 4], "marker": _MARKS[look]}
             axes.plot(values, range(len(values)), ms=4, lw=1.8, label=short(name, 34), **style)
-        if all(min(values, default=0) > 0 for values in lines.values()):
-            axes.set_xscale("log")
-        for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            ticks(FuncFormatter(_plain))
+        _logarithmic(axes, [value for values in lines.values() for value in values])
         axes.set_xlabel("loss (error / energy of the output)")
         _rows(axes, names)
         _legend(axes)

@@ -54,9 +54,12 @@ class Layer:
 
     @property
     def place(self) -> str:
-        """Its name, after that of its module where that says more."""
-        same = self.name == self.module or self.name.startswith(f"{self.module}.")
-        return self.name if same else f"{self.module}.{self.name}"
+        """Its name behind that of its module, of which it begins with what a graph may spell."""
+        spelt = self.module.replace(".", "_")
+        for prefix in (self.module, spelt):
+            if self.name.startswith(prefix):
+                return self.module + self.name[len(prefix) :]
+        return f"{self.module}.{self.name}"
 
 
 def layers_in(artifact: bytes, seen: Mapping[str, Mapping[str, float]]) -> list[Layer]:

@@ -47,7 +47,7 @@ def _environment() -> Environment:
 def _size(count: int) -> str:
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if count >= unit:
-            return f"{count / unit:.2f} {name}"
+            return f"{count / unit:.2f}\u00a0{name}"
     return f"{count} bytes"
 
 

@@ -43,6 +43,8 @@ def signed(value: float) -> str:
 
 
 def seconds(value: float) -> str:
+    if value < 0.1:
+        return "< 0.1 s"
     if value < 100:
         return f"{value:.1f} s"
     return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.1f} h"

@@ -63,7 +63,7 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
         rows = _rows(prepared, execution)
         best = {name: _best(grid, rows, name) for name in {row["model_name"] for row in rows}}
         _publish_rows(prepared, execution, rows, best, parent, store, progress)
-        names = {name: row and row["name"] for name, row in best.items()}
+        names = {name: None if row is None else row["name"] for name, row in best.items()}
         summary = _Summary(grid, rows, names, sharing(execution.plan), execution.counts)
         nested = [row["mlflow_run_id"] for row in rows if row["state"] == "finished"]
         write = summary.write

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ Marked = tuple[float, str]
 def _svg(draw: Callable[[Axes], None], rows: float, title: str, width: float = _WIDTH) -> str:
     """The picture that ``draw`` makes, as an element that stands in a page; ``title`` says what it
     shows to those who do not see it."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(cast(Any, _STYLE)):
         figure = Figure(figsize=(width, rows), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
@@ -141,7 +141,7 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _legend(axes: Axes, columns: int = 2) -> None:
-    axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=2.4)  # type: ignore[union-attr]
+    axes.figure.legend(loc="outside lower center", ncols=columns, handlelength=2.4)
 
 
 def _power(value: float) -> str:
@@ -201,7 +201,8 @@ def loss_over_depth(
         for (name, values), look in zip(
             lines.items(), islice(cycle(range(6)), len(lines)), strict=True
         ):
-            style = {"color": _LINES[look], "ls": _DASHES[look % 4], "marker": _MARKS[look]}
+            style: dict[str, Any] = {"color": _LINES[look], "marker": _MARKS[look]}
+            style["ls"] = _DASHES[look % len(_DASHES)]
             axes.plot(values, range(len(values)), ms=4, lw=1.8, label=short(name, 34), **style)
         _logarithmic(axes, [value for values in lines.values() for value in values])
         axes.set_xlabel("loss (error / energy of the output)")

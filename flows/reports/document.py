@@ -166,7 +166,9 @@ def report_of(values: Any, name: str) -> RunReport | SweepReport:
             f"{name} is no report of a run or a sweep: give what modcap quantize --json or modcap "
             "sweep --json printed, or report.json of a run"
         )
-    return parse(SweepReport if "cells" in values else RunReport, values, name)
+    if "cells" in values:
+        return parse(SweepReport, values, name)
+    return parse(RunReport, values, name)
 
 
 def read_report(file: Path, name: str) -> RunReport | SweepReport:

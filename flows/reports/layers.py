@@ -86,11 +86,15 @@ def layers_in(artifact: bytes, seen: Mapping[str, Mapping[str, float]]) -> list[
                     a_bits=0 if act is None else act.bits,
                     macs=macs[id(layer)],
                     reach=None if act is None else _reach(act.bits, act.scale, act.zero_point),
-                    seen=measured and (measured["low"], measured["high"], measured["clipped"]),
+                    seen=None if measured is None else _ends(measured),
                     **_weights(layer),
                 )
             )
     return found
+
+
+def _ends(seen: Mapping[str, float]) -> tuple[float, float, float]:
+    return seen["low"], seen["high"], seen["clipped"]
 
 
 def _sources(graph: fx.GraphModule) -> Iterator[tuple[str, str]]:

@@ -145,14 +145,15 @@ def jobs_of(run: RunReport) -> list[Row]:
 
 def origin_of(run: RunReport) -> list[Row]:
     """Where checkpoint and images came from, and what was made."""
-    rows = [(name.replace("_", " "), value) for name, value in run.source.items()]
+    rows: list[Row] = [(name.replace("_", " "), value) for name, value in run.source.items()]
     made = {
         "artifact": run.artifact,
         "artifact sha256": run.artifact_digest,
         "registered model": " version ".join(filter(None, (run.model_name, run.model_version))),
         "MLflow run": run.mlflow_run_url,
     }
-    return rows + [pair for pair in made.items() if pair[1]]
+    rows += [pair for pair in made.items() if pair[1]]
+    return rows
 
 
 def cells_of(sweep: SweepReport) -> list[Row]:

@@ -16,8 +16,9 @@ from modcap.flows.execution.progress import Progress
 from modcap.flows.registry.mlflow_runs import link_of
 from modcap.flows.registry.owner import check_default_name
 from modcap.flows.registry.publish import Registered, publish
-from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
-from modcap.flows.requests.request import Prepared, Request, prepare
+from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
+from modcap.flows.reports.link import link_report
+from modcap.flows.requests.request import Prepared, Request, prepare, say
 from modcap.jobs.plan import CellPlan
 from modcap.recipe import CapacityKind, Recipe
 from modcap.tasks.storage.store import Store
@@ -61,6 +62,7 @@ def run_quantize(
     cells = dict(zip(variants, plan.cells, strict=True))
     main = cells.pop("main")
     said = report(prepared, main, results) | {"jobs": jobs_of(counts)}
+    said |= details(prepared, main, plan, results) | {"model_name": request.model_name}
     said["comparison"] = _comparison(main, cells, results)
     done = finished(prepared, main, plan, results, said, cells)
     said["artifact"] = store.put_artifact(said["artifact_digest"], done.artifact)
@@ -71,9 +73,15 @@ def run_quantize(
         "model_name": published.model_name,
         "model_version": published.model_version,
         "exports": [_placed(row, published) for row in said["exports"]],
+        "candidate": published.candidate.version,
+        "candidate_reason": published.candidate.reason,
         "seconds": round(time.monotonic() - start, 1),
     }
-    create_table_artifact(said["comparison"], key="comparison", description=main.cell.name)
+    shown = [{k: v for k, v in row.items() if k != "losses"} for row in said["comparison"]]
+    create_table_artifact(shown, key="comparison", description=main.cell.name)
+    link_report(published.run_url, main.cell.name)
+    if published.candidate.reason:
+        say(published.candidate.reason)
     return said
 
 
@@ -125,6 +133,7 @@ def _comparison(
                 "final_error": found["final_error"],
                 "artifact_bytes": results[cell.assemble].meta["artifact_bytes"],
                 "groups": len(cell.groups),
+                "losses": found["losses"],
             }
         )
     return rows

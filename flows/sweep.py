@@ -25,7 +25,10 @@ from modcap.flows.registry.mlflow_runs import Parent, closing_parent, finish_par
 from modcap.flows.registry.owner import check_default_name
 from modcap.flows.registry.publish import Published, Registered, publish_cell
 from modcap.flows.reports import plots
-from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
+from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
+from modcap.flows.reports.document import report_of
+from modcap.flows.reports.link import PAGE, link_report
+from modcap.flows.reports.page import page_of
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
 from modcap.jobs.job import REVISION, Cell
@@ -63,13 +66,14 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
         rows = _rows(prepared, execution)
         best = {name: _best(grid, rows, name) for name in {row["model_name"] for row in rows}}
         _publish_rows(prepared, execution, rows, best, parent, store, progress)
-        summary = _Summary(grid, rows, sharing(execution.plan), execution.counts)
+        names = {name: None if row is None else row["name"] for name, row in best.items()}
+        summary = _Summary(grid, rows, names, sharing(execution.plan), execution.counts)
         nested = [row["mlflow_run_id"] for row in rows if row["state"] == "finished"]
         write = summary.write
         parent = finish_parent(EXPERIMENT, parent, summary.metrics(), write, nested, _failed(rows))
     create_table_artifact(summary.table(), key="sweep", description=_name(grid, prepared))
+    link_report(parent.url, _name(grid, prepared))
     report = summary.report() | {
-        "best": {name: row and row["name"] for name, row in best.items()},
         "mlflow_run_id": parent.run_id,
         "mlflow_run_url": parent.url,
         "seconds": round(time.monotonic() - start, 1),
@@ -105,13 +109,19 @@ def _publish_rows(
                 row |= {"state": "failed", "reason": first_line(failure)}
                 continue
             row |= {"exports": report(prep, cell, own.results)["exports"]}
-        done = finished(prep, cell, own.plan, own.results, row, {})
-        row["artifact"] = store.put_artifact(row["artifact_digest"], done.artifact)
+        said = row | details(prep, cell, own.plan, own.results)
+        done = finished(prep, cell, own.plan, own.results, said, {})
+        row["artifact"] = said["artifact"] = store.put_artifact(
+            row["artifact_digest"], done.artifact
+        )
         progress.note(f"logging {row['name']}")
         published = _publish_cell(done, parent, row["model_name"] if chosen else None)
         row["mlflow_run_id"] = published.run_id
         if isinstance(published, Registered):
             row["model_version"] = published.model_version
+            row["candidate"] = published.candidate.version
+            if published.candidate.reason:
+                progress.note(f"{row['model_name']}: {published.candidate.reason}")
 
 
 def _exported(prepared: Prepared, store: Store, progress: Progress, parent: Parent) -> Execution:
@@ -210,6 +220,7 @@ class _Summary:
 
     grid: Sweep
     rows: list[dict[str, Any]]
+    best: Mapping[str, str | None]
     shared: dict[str, int]
     counts: Counts
 
@@ -246,6 +257,7 @@ class _Summary:
     def report(self) -> dict[str, Any]:
         return {
             "cells": self.rows,
+            "best": dict(self.best),
             "jobs": jobs_of(self.counts),
             "reconstructions": self.shared
             | {"ratio": round(self.shared["distinct"] / max(1, self.shared["independent"]), 4)},
@@ -253,6 +265,8 @@ class _Summary:
 
     def write(self, folder: Path) -> None:
         (folder / "sweep.json").write_text(json.dumps(self.report(), indent=1))
+        page = page_of(report_of(self.report(), "this sweep"))
+        (folder / PAGE).write_text(page, encoding="utf-8")
         if not self.finished:
             return
         (folder / "plots").mkdir()

@@ -41,8 +41,9 @@ FLAGS = {
         "homogeneity iterations json k max-bytes max-drop method preprocess preset recipe schedule "
         "seeds selection tuning w-bits"
     ),
+    "report": "json output",
     "scan": "json policy",
-    "promote": ("against alias data eval-images json max-bytes max-drop rollback version"),
+    "promote": "against alias data eval-images json max-bytes max-drop min-top1 rollback version",
     "stack run": "",
     "store gc": "dry-run force json older-than",
     "store verify": "json",

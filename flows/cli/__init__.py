@@ -18,6 +18,7 @@ from modcap.flows.cli.export import export
 from modcap.flows.cli.measure import capacity, evaluate
 from modcap.flows.cli.quantize import quantize
 from modcap.flows.cli.registry import promote, scan
+from modcap.flows.cli.report import report
 from modcap.flows.cli.stack import stack
 from modcap.flows.cli.store import store
 from modcap.flows.cli.sweep import plan, sweep
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (quantize, capacity, plan, sweep, evaluate, export, scan, promote):
+for command in (quantize, capacity, plan, sweep, evaluate, export, report, scan, promote):
     app.command()(command)
 app.add_typer(store, name="store")
 app.add_typer(stack, name="stack")

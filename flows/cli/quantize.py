@@ -108,6 +108,8 @@ def _show(report: dict[str, Any]) -> None:
     from modcap.flows.reports.environments import in_words
 
     console = Console()
+    for text in report["warnings"]:
+        console.print(f"WARNING: {text}", style="bold red", markup=False, soft_wrap=True)
     title = f"{report['model_name']} version {report['model_version']}: {report['bits']}"
     table = Table(title=title, title_justify="left")
     for heading in ("variant", "top-1 %", "drop", "oscillation", "groups", "bytes"):

@@ -53,6 +53,7 @@ def promote(
     data: Annotated[str | None, typer.Option(help="Held-out images.")] = None,
     alias: Annotated[str, typer.Option(help="Alias that the version gets.")] = "champion",
     version: Annotated[int | None, typer.Option(help="By default, alias 'candidate'.")] = None,
+    min_top1: Annotated[float | None, typer.Option(help="Percent of top-1 that it needs.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points of top-1 it may lose.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Bytes that it may take.")] = None,
     against: Annotated[str | None, typer.Option(help="Alias that it must not be below.")] = None,
@@ -75,23 +76,30 @@ def promote(
         "version": version,
         "data": data or "",
         "eval_images": eval_images,
+        "min_top1": min_top1,
         "max_drop": max_drop,
         "max_bytes": max_bytes,
         "against": against,
     }
-    gate = parse(Gate, conditions)
+    gate = None if rollback else parse(Gate, conditions)
     use_services("s3", "mlflow", "prefect")
     from modcap.flows import promote as gates
 
-    decide = partial(gates.rollback, name, alias) if rollback else partial(gates.promote, gate)
+    decide = partial(gates.rollback, name, alias) if gate is None else partial(gates.promote, gate)
     print_report(decide, json_, _show_alias)
 
 
 def _show_alias(report: dict[str, Any]) -> None:
-    if "measured" in report:
+    for text in report.get("warnings", ()):
+        print(f"WARNING: {text}")
+    if "conditions" in report:
         print(
-            f"top-1 {report['top1']:.2f} %, full precision {report['fp_top1']:.2f} %, of "
-            f"{report['measured']}"
+            f"{report['name']} version {report['version']}: top-1 {report['top1']:.2f} % (full "
+            f"precision {report['fp_top1']:.2f} %, drop {report['drop']:.2f}) of "
+            f"{report['measured']}, {report['bytes']:,} bytes"
         )
+    for row in report.get("conditions", ()):
+        word = "met" if row["met"] else "NOT MET"
+        print(f"  {row['condition']}: {row['measured']:,} {row['sign']} {row['limit']:,}: {word}")
     if report.get("passed", True):
         print(f"{report['name']} version {report['version']} is {report['alias']}")

@@ -153,6 +153,8 @@ def _check(grid: Any) -> None:
 
 def _print(report: dict[str, Any]) -> None:
     console = Console()
+    for text in dict.fromkeys(w for row in report["cells"] for w in row.get("warnings", ())):
+        console.print(f"WARNING: {text}", style="bold red", markup=False, soft_wrap=True)
     table = Table(title_justify="left")
     left = ("model", "bits", "method")
     for heading in (*left[:3], "k", "seed", "top-1 %", "drop", "bytes", "oscillation"):

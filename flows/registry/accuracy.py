@@ -29,12 +29,12 @@ from modcap.flows.requests.request import (
     pool_of,
 )
 from modcap.graph.network import Network
+from modcap.jobs.kinds.evaluate import predictions
 from modcap.tasks.storage.store import Store
 
 __all__ = ["evaluate_artifact"]
 
 _RUNS = 20  # that latency is the median of
-_BATCH = 250
 
 Model = Callable[[Tensor], Tensor]
 
@@ -70,7 +70,7 @@ def evaluate_artifact(
     outputs = check_input(subject.model, images.normalized(0, 2))
     check_count(tests.classes, outputs, f"data {spec}")
     images.check_labels(outputs)
-    found = _classes(subject.model, images)
+    found = predictions(subject.model, images)
     report: dict[str, Any] = {
         "artifact": address,
         "top1": _share(found == images.labels),
@@ -111,7 +111,7 @@ def _add_full_precision(
         return
     if model is None:
         return
-    full = _classes(model, images)
+    full = predictions(model, images)
     report["fp_top1"] = _share(full == images.labels)
     report["agreement"] = _share(full == found)
 
@@ -148,12 +148,6 @@ def _add_held_out(
         f"on the other {len(rest):,}, which quantize and promote measure, top-1 is "
         f"{report['held_out_top1']:.2f} %"
     )
-
-
-@torch.no_grad()
-def _classes(model: Model, images: ImageSet) -> Tensor:
-    """(N,) int64: the class that each image is taken for."""
-    return torch.cat([model(x).argmax(1) for x in images.batches(_BATCH)])
 
 
 def _share(hits: Tensor) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 from modcap.core.serialization import canonical, digest
 from modcap.flows.registry.aliases import moving_aliases
+from modcap.flows.registry.candidate import Move, move_candidate
 from modcap.flows.registry.mlflow_runs import (
     PARENT,
     RUN_KEY,
@@ -30,7 +31,9 @@ from modcap.flows.registry.model_files import save_model
 from modcap.flows.registry.version_tags import PUBLISH_KEY, tags_of
 from modcap.flows.reports import plots
 from modcap.flows.reports.cell_record import Finished
-from modcap.tasks.storage.lease import Lease
+from modcap.flows.reports.document import report_of
+from modcap.flows.reports.link import PAGE
+from modcap.flows.reports.page import page_of
 
 from mlflow import MlflowClient  # isort: skip  # after mlflow_runs, which sets what it reads at import
 from mlflow.entities import (
@@ -52,7 +55,6 @@ __all__ = [
     "publish_cell",
 ]
 
-ALIAS = "candidate"
 _MODEL = "model"  # its name in a run
 _NAME, _DIGEST = 500, 36  # characters that MLflow keeps of a dataset's
 _BATCH = 900  # metrics per request; the server takes a thousand
@@ -72,6 +74,7 @@ class Registered(Published):
 
     model_name: str
     model_version: str
+    candidate: Move
 
 
 def publish(finished: Finished, *, experiment: str, model_name: str) -> Registered:
@@ -82,8 +85,8 @@ def publish(finished: Finished, *, experiment: str, model_name: str) -> Register
     """
     with reaching() as client:
         run = _publish_run(client, experiment, finished, with_model=True)
-        version = _register(client, finished, model_name, run.run_id)
-    return Registered(run.run_id, run.run_url, model_name, version)
+        version, move = _register(client, finished, model_name, run.run_id)
+    return Registered(run.run_id, run.run_url, model_name, version, move)
 
 
 def publish_cell(
@@ -94,8 +97,8 @@ def publish_cell(
         run = _publish_run(client, experiment, finished, model_name is not None, parent)
         if model_name is None:
             return run
-        version = _register(client, finished, model_name, run.run_id)
-    return Registered(run.run_id, run.run_url, model_name, version)
+        version, move = _register(client, finished, model_name, run.run_id)
+    return Registered(run.run_id, run.run_url, model_name, version, move)
 
 
 def _publish_run(
@@ -188,6 +191,8 @@ def _write_files(folder: Path, finished: Finished) -> None:
     for name, figure in pictures.items():
         (folder / "plots" / f"{name}.png").write_bytes(plots.png(figure))
     (folder / "report.json").write_text(json.dumps(finished.report, indent=1))
+    page = page_of(report_of(finished.report, "this run"), finished.artifact)
+    (folder / PAGE).write_text(page, encoding="utf-8")
 
 
 def _log_model(client: MlflowClient, run_id: str, number: str, finished: Finished) -> None:
@@ -240,13 +245,14 @@ def _description(finished: Finished) -> str:
     )
 
 
-def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) -> str:
-    """The version of ``name`` that holds this cell; made, and named candidate, when missing."""
+def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) -> tuple[str, Move]:
+    """The version of ``name`` that holds this cell, made when missing, and what became of the
+    alias of the candidate."""
     own = _versions(client, name, finished.key)
     version = own[0] if own else _make_version(client, finished, name, run_id)
     with moving_aliases(name) as mine:
-        _make_candidate(client, name, version, mine)
-    return version
+        move = move_candidate(client, name, version, mine)
+    return version, move
 
 
 def _make_version(client: MlflowClient, finished: Finished, name: str, run_id: str) -> str:
@@ -278,15 +284,6 @@ def _source(client: MlflowClient, run_id: str) -> tuple[str, str | None]:
         return f"{run.info.artifact_uri}/{_MODEL}", None
     logged = client.get_logged_model(made[0].model_id)
     return logged.artifact_location, logged.model_id
-
-
-def _make_candidate(client: MlflowClient, name: str, version: str, mine: Lease) -> None:
-    """Gives ``version`` the alias unless a later one has it: a crash, or another driver, may have
-    come between a version and its alias."""
-    aliases = client.get_registered_model(name).aliases
-    if int(aliases.get(ALIAS, 0)) < int(version):
-        mine.check()
-        client.set_registered_model_alias(name, ALIAS, version)
 
 
 def _versions(client: MlflowClient, name: str, key: str) -> Sequence[str]:

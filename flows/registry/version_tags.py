@@ -36,6 +36,7 @@ def tags_of(finished: Finished) -> dict[str, str]:
         "architecture": finished.source["architecture"],
         "source_uri": finished.source["checkpoint"],
         "data_digest": finished.source["data_digest"],
+        "evaluation_digest": finished.report["evaluation_digest"],
         "preprocess": finished.source["preprocess"],
         "recipe_digest": finished.recipe.digest,
         "modcap_version": version_of_modcap(),

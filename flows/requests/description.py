@@ -36,6 +36,7 @@ class Description(_Said):
     measured: str
     classes: tuple[str, ...] | None
     warnings: tuple[str, ...]
+    chance: float | None = Field(None, ge=0, le=100)
     cells: tuple[_CellSaid, ...] = Field(min_length=1)
 
 
@@ -59,6 +60,7 @@ def describe(prepared: Sequence[Prepared]) -> Description:
         measured=first.measured,
         classes=first.classes,
         warnings=first.warnings,
+        chance=first.chance,
         cells=cells,
     )
 
@@ -84,6 +86,7 @@ def ready(description: Description) -> list[Ready]:
             measured=said.measured,
             classes=said.classes,
             warnings=said.warnings,
+            chance=said.chance,
         )
         for each in said.cells
     ]

@@ -20,6 +20,7 @@ from modcap.checkpoints.published_preprocess import published_preprocess
 from modcap.core.errors import InputError, Unavailable
 from modcap.core.messages import first_line
 from modcap.data import classes as names
+from modcap.data import doubts as doubting
 from modcap.data import sources as data
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
@@ -31,7 +32,7 @@ from modcap.recipe import Homogeneity, Recipe, Selection
 from modcap.tasks.storage.objects import cache_folder, fetch
 from modcap.tasks.storage.store import Store
 
-__all__ = ["BadImages", "Prepared", "Ready", "Request", "prepare", "prepare_all"]
+__all__ = ["BadImages", "Prepared", "Ready", "Request", "prepare", "prepare_all", "say"]
 
 
 _MODEL_NAME = re.compile(
@@ -111,6 +112,7 @@ class Ready:
     measured: str
     classes: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
+    chance: float | None = None  # percent of the test images that guessing gets right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +276,8 @@ def prepare_all(
     drawn = {_draw(each): images.calibration(each.recipe) for each in requests}
     doing("network")
     calibration = drawn[_draw(request)]
-    images.check(checkpoints.check_input(checkpoint, calibration.normalized(0, 2)))
+    outputs = checkpoints.check_input(checkpoint, calibration.normalized(0, 2))
+    images.check(outputs)
     source = {
         "checkpoint": request.checkpoint,
         "checkpoint_digest": checkpoint.digest,
@@ -284,11 +287,13 @@ def prepare_all(
         "preprocess": str(preprocess),
     }
     network = build(checkpoint.model, calibration.normalized(0, 2), source)
-    doubts = tuple(filter(None, [*checkpoint.warnings, names.doubt(images.tests.classes)]))
+    doubts = tuple(filter(None, [*checkpoint.warnings, *images.doubts()]))
     for doubt in doubts:
-        _say(doubt)
+        say(doubt)
+    chance = doubting.chance_of(images.tests, outputs)
     return [
-        _prepared(each, network, drawn[_draw(each)], images, source, doubts) for each in requests
+        replace(_prepared(each, network, drawn[_draw(each)], images, source, doubts), chance=chance)
+        for each in requests
     ]
 
 
@@ -322,6 +327,11 @@ class _Images:
         with _blaming_images():
             chosen = data.calibration(self.pool, recipe.calibration, recipe.seed)
         return images_of(chosen, self.preprocess)
+
+    def doubts(self) -> list[str | None]:
+        """What may be wrong with what is measured on them."""
+        overlap = doubting.doubt_of_overlap(self.pool, self.tests)
+        return [names.doubt(self.tests.classes), overlap]
 
     def check(self, outputs: int) -> None:
         """Refuses images of other classes than a network's ``outputs``."""
@@ -367,7 +377,7 @@ def _prepared(
 
 
 @functools.cache
-def _say(doubt: str) -> None:
+def say(doubt: str) -> None:
     """Once, however often the same input is prepared."""
     logging.getLogger("modcap").warning(doubt)
 

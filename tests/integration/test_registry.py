@@ -156,6 +156,9 @@ def test_gate_promotes_refuses_and_rolls_back(
     assert refused.returncode == 3
     decision = json.loads(refused.stdout)
     assert (decision["passed"], decision["images"]) == (False, 500)
+    figures = [(row["condition"], row["met"]) for row in decision["conditions"]]
+    rival = ("against version 1 (champion)", False)
+    assert figures == [("max_drop", False), ("max_bytes", False), rival]
     last = refused.stderr.splitlines()[-1]
     assert "points of top-1" in last
     assert "bytes" in last
@@ -167,7 +170,7 @@ def test_gate_promotes_refuses_and_rolls_back(
     assert run.data.params["passed"] == "False"
     assert run.data.metrics["drop"] > 1
 
-    second = promote(stack, "--version", "2")
+    second = promote(stack, "--version", "2", "--max-drop", "100")
     assert json.loads(second.stdout)["from_version"] == "1"
     assert client.get_model_version_by_alias("gated", "champion").version == "2"
     history = "modcap.history.champion"  # with a promotion that died before it moved the alias
@@ -204,7 +207,7 @@ def test_a_gate_measures_on_all_images_that_no_version_was_calibrated_on(
 ) -> None:
     images = tmp_path / "held-out.npz"
     numpy.savez(images, images=numpy.zeros((30, 1, 28, 28), "u1"), labels=numpy.arange(30) % 10)
-    flags = ("--data", str(images), "--version", "1", "--alias", "all")
+    flags = ("--data", str(images), "--version", "1", "--alias", "all", "--min-top1", "0")
     done = modcap_command(stack, "promote", "gated", "--json", *flags)
     assert json.loads(done.stdout)["images"] == 30, done.stderr
 
@@ -218,7 +221,7 @@ def test_an_alias_to_compare_with_that_nobody_has_is_refused(
 
 
 def test_unknown_model_is_one_line(stack: dict[str, str]) -> None:
-    done = modcap_command(stack, "promote", "nobody", "--data", "fashion-mnist")
+    done = modcap_command(stack, "promote", "nobody", "--data", "fashion-mnist", "--max-drop", "1")
     assert done.returncode == 2
     assert "nobody" in done.stderr.splitlines()[-1]
 
@@ -306,7 +309,7 @@ def swapped(
 def test_a_swapped_artifact_is_refused_before_it_is_read(
     stack: dict[str, str], registered: list[dict[str, Any]], swapped: None
 ) -> None:
-    done = promote(stack, "--version", "1", "--alias", "swapped")
+    done = promote(stack, "--version", "1", "--alias", "swapped", "--max-drop", "1")
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert "gated version 1 is not what was made" in last
@@ -371,8 +374,8 @@ def test_the_candidate_moves_under_the_lease_of_the_model(
 ) -> None:
     """Who holds the lease reads, and a later version becomes candidate; what it then writes is on
     what it read, so nobody may come between."""
-    from modcap.flows.registry import publish as tracking
     from modcap.flows.registry.aliases import moving_aliases
+    from modcap.flows.registry.candidate import move_candidate
 
     for name, value in stack.items():
         monkeypatch.setenv(name, value)
@@ -384,14 +387,14 @@ def test_the_candidate_moves_under_the_lease_of_the_model(
             order.append("older reads")
             started.set()
             time.sleep(2)
-            tracking._make_candidate(client, "gated", "1", mine)
+            move_candidate(client, "gated", "1", mine)
             order.append("older wrote")
 
     def newer() -> None:
         started.wait(30)
         with moving_aliases("gated") as mine:
             order.append("newer reads")
-            tracking._make_candidate(client, "gated", "2", mine)
+            move_candidate(client, "gated", "2", mine)
 
     started = threading.Event()
     with ThreadPoolExecutor(2) as pool:
@@ -399,6 +402,32 @@ def test_the_candidate_moves_under_the_lease_of_the_model(
             future.result()
     assert order == ["older reads", "older wrote", "newer reads"]
     assert client.get_model_version_by_alias("gated", "candidate").version == "2"
+
+
+def test_the_candidate_stays_where_a_later_version_is_worse(
+    stack: dict[str, str], registered: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modcap.flows.registry.aliases import moving_aliases
+    from modcap.flows.registry.candidate import move_candidate
+
+    for name, value in stack.items():
+        monkeypatch.setenv(name, value)
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    client.create_registered_model("ruled")
+    like = client.get_model_version("gated", "1")
+    moved: list[tuple[str, str]] = []
+    for changes in ({}, {"top1": "50"}, {"top1": "50", "artifact_bytes": "10"}):
+        tags = {**like.tags, **changes}
+        made = client.create_model_version("ruled", str(like.source), like.run_id, tags)
+        with moving_aliases("ruled") as mine:
+            move = move_candidate(client, "ruled", str(made.version), mine)
+        moved.append((move.version, move.reason))
+        assert client.get_model_version_by_alias("ruled", "candidate").version == move.version
+    assert [version for version, _ in moved] == ["1", "1", "3"]
+    assert "version 1 stays candidate: version 2 is less accurate (top-1 50.00" in moved[1][1]
+    assert client.get_model_version("ruled", "2").tags["not_candidate"] == moved[1][1]
+    assert "less accurate" in moved[2][1]
+    assert "but smaller" in moved[2][1]
 
 
 def test_no_credential_is_written_anywhere(

@@ -15,8 +15,16 @@ from modcap.jobs.cost_model import ModuleTimes, evaluation_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import oscillation
+from modcap.quantization.clipping import watching_activations
 
-__all__ = ["EvaluateFull", "EvaluateQuantized", "evaluate_full_job", "evaluate_job", "top1"]
+__all__ = [
+    "EvaluateFull",
+    "EvaluateQuantized",
+    "evaluate_full_job",
+    "evaluate_job",
+    "predictions",
+    "top1",
+]
 
 _LOSSES = 256  # images that the losses over the depth are measured on
 _TESTED = 250  # test images at once, at most
@@ -36,8 +44,7 @@ class EvaluateFull(Arithmetic, Work):
     ) -> Result:
         network = cache.network(job.inputs["network"], self.device)
         images = cache.images(job.inputs["evaluation"])
-        meta = {"top1": top1(network, images, self.device, self.pass_images), "images": len(images)}
-        return Result(meta=meta)
+        return _measured(network, images, self.device, self.pass_images)
 
     def seconds(self, times: ModuleTimes) -> float:
         return sum(times.forward) * times.tests
@@ -59,30 +66,45 @@ class EvaluateQuantized(Arithmetic, Work):
         packed = needs[0].tensors["artifact"].numpy().tobytes()
         quantized = artifact.unpack_network(packed).to(self.device)
         x = cache.images(job.inputs["calibration"]).normalized(0, _LOSSES).to(self.device)
-        full, behind = network.partition.modules, quantized.modules_in_order
-        losses = oscillation.losses(full, behind, x, self.pass_images)
-        return Result(
-            meta={
-                "top1": top1(quantized, images, self.device, self.pass_images),
-                "images": len(images),
-                "losses": losses,
-                "oscillation": oscillation.oscillation(losses),
-                "final_error": losses[-1],
-            }
-        )
+        modules = quantized.modules_in_order
+        with watching_activations(modules) as seen:
+            losses = oscillation.losses(network.partition.modules, modules, x, self.pass_images)
+        measured = _measured(quantized, images, self.device, self.pass_images)
+        depth = {
+            "losses": losses,
+            "oscillation": oscillation.oscillation(losses),
+            "final_error": losses[-1],
+            "activations": {name: each.meta for name, each in seen.items()},
+        }
+        return Result(measured.tensors, measured.meta | depth)
 
     def seconds(self, times: ModuleTimes) -> float:
         return 3 * sum(times.forward) * times.tests
 
 
+def _measured(
+    network: Callable[[Tensor], Tensor], images: ImageSet, device: str, batch: int | None = None
+) -> Result:
+    """Accuracy, also of each class, and what was predicted: agreement is a comparison of that."""
+    found = predictions(network, images, device, batch)
+    hits = images.labels[found == images.labels]
+    meta = {
+        "top1": 100 * len(hits) / len(images),
+        "images": len(images),
+        "class_images": torch.bincount(images.labels).tolist(),
+        "class_hits": torch.bincount(hits, minlength=int(images.labels.max()) + 1).tolist(),
+    }
+    return Result({"predictions": found.to(torch.int32)}, meta)
+
+
 @torch.no_grad()
-def top1(
+def predictions(
     model: Callable[[Tensor], Tensor],
     images: ImageSet,
     device: str = "cpu",
     batch: int | None = None,
-) -> float:
-    """Percentage of images whose largest logit is their label's.
+) -> Tensor:
+    """The class of the largest logit of each image: (N,) int64.
 
     Args:
         model: gives logits (N, classes) for images (N, C, H, W).
@@ -93,11 +115,20 @@ def top1(
     Raises:
         InputError: there are no images, or labels of no class.
     """
-    hits, batch = 0, min(_TESTED, batch or max(1, _INPUT // images.image_bytes))
+    batch = min(_TESTED, batch or max(1, _INPUT // images.image_bytes))
     images.check_labels(model(images.normalized(0, 1).to(device)).shape[1])
-    for x, labels in zip(images.batches(batch), images.labels.split(batch), strict=True):
-        hits += int((model(x.to(device)).argmax(1).cpu() == labels).sum())
-    return 100 * hits / len(images)
+    return torch.cat([model(x.to(device)).argmax(1).cpu() for x in images.batches(batch)])
+
+
+def top1(
+    model: Callable[[Tensor], Tensor],
+    images: ImageSet,
+    device: str = "cpu",
+    batch: int | None = None,
+) -> float:
+    """Percentage of images whose largest logit is their label's; see :func:`predictions`."""
+    found = predictions(model, images, device, batch)
+    return 100 * int((found == images.labels).sum()) / len(images)
 
 
 def evaluate_job(cell: Cell, assemble: str) -> Job:

@@ -16,7 +16,8 @@ from modcap.flows.execution.progress import Progress
 from modcap.flows.registry.mlflow_runs import link_of
 from modcap.flows.registry.publish import Registered, publish
 from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
-from modcap.flows.requests.request import Prepared, Request, prepare
+from modcap.flows.requests.asked import Request
+from modcap.flows.requests.request import Prepared, prepare
 from modcap.jobs.plan import CellPlan
 from modcap.recipe import CapacityKind, Recipe
 from modcap.tasks.storage.store import Store

@@ -303,7 +303,7 @@ def test_a_wrong_recipe_of_a_policy_is_refused_where_it_stands(tmp_path: Path) -
 
 
 def test_a_grid_is_refused_whole_where_one_k_is_too_large() -> None:
-    from modcap.flows.requests.request import Request
+    from modcap.flows.requests.asked import Request
     from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep
 
     asked = Request(checkpoint=str(GOOD), arch=ARCH[1], data=DATA[1])

@@ -8,13 +8,16 @@ import os
 import threading
 import urllib.request
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from tenacity import retry, stop_after_attempt, wait_random_exponential
 
 from modcap.core.errors import Unavailable
 from modcap.flows.execution.ending import ending_well
 from modcap.infra import local
-from modcap.tasks.storage.store import Store
+
+if TYPE_CHECKING:
+    from modcap.tasks.storage.store import Store
 
 __all__ = ["connected", "find_s3", "use_services"]
 
@@ -67,6 +70,7 @@ def connected() -> Iterator[Store]:
     import ray  # reads its address and token from the environment when it is imported
 
     from modcap.flows.execution.prefect_control import FlowControl
+    from modcap.tasks.storage.store import Store
     from modcap.tasks.workers.ray_jobs import warm_up
 
     control = FlowControl(threading.Event())

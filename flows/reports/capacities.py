@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from modcap.core.serialization import Result
-from modcap.flows.requests.request import Request, prepare
+from modcap.flows.requests.asked import Request
+from modcap.flows.requests.request import prepare
 from modcap.jobs.plan import plan
 from modcap.jobs.run_job import run_job
 from modcap.jobs.worker_cache import WorkerCache

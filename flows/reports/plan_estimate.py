@@ -7,13 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from modcap.core.serialization import Result
 from modcap.flows.execution.connect import find_s3
-from modcap.flows.reports import plots
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
 from modcap.graph.forward import run_batched
@@ -29,7 +28,9 @@ from modcap.ptq.optimise import Inputs
 from modcap.ptq.reconstruct import calibrate, reconstruct
 from modcap.quantization.insert import insert_quantizers
 from modcap.recipe import Recipe
-from modcap.tasks.storage.store import Store
+
+if TYPE_CHECKING:
+    from modcap.tasks.storage.store import Store
 
 __all__ = ["costs_of", "describe_plan", "open_plan"]
 
@@ -62,6 +63,8 @@ def describe_plan(
     simulated = {n: simulate(todo, made.waits, costs, n) for n in sorted({1, workers})}
     at = simulated[workers]
     if picture is not None:
+        from modcap.flows.reports import plots
+
         picture.write_bytes(plots.png(_draw(made, done)))
     kinds = Counter(job.kind for job in made.jobs)
     finished = Counter(job.kind for job in made.jobs if job.key in done)
@@ -93,6 +96,8 @@ def _store() -> Store | None:
     find_s3()
     if not os.environ.get("MODCAP_BUCKET"):
         return None
+    from modcap.tasks.storage.store import Store
+
     store = Store.from_environment()
     store.ensure_bucket()
     return store
@@ -196,6 +201,8 @@ def _probe(prepared: Prepared) -> ModuleTimes:
 
 
 def _draw(made: Plan, done: set[str]) -> Any:
+    from modcap.flows.reports import plots
+
     levels: dict[str, int] = {}
     lanes: dict[str, int] = {}
     taken: Counter[int] = Counter()

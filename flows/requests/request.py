@@ -1,4 +1,4 @@
-"""What a user asks for, and its preparation: checkpoint and images become a cell of a plan."""
+"""From what a user asks for to a cell of a plan: checkpoint and images are read and checked."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import contextlib
 import functools
 import itertools
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from botocore.exceptions import BotoCoreError, ClientError
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.published_preprocess import published_preprocess
@@ -23,79 +21,21 @@ from modcap.data import classes as names
 from modcap.data import sources as data
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
-from modcap.export import EXPORTERS, require
+from modcap.export import require
+from modcap.flows.requests.asked import Request
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell
 from modcap.ptq.capacity import signature
 from modcap.recipe import Homogeneity, Recipe, Selection
-from modcap.tasks.storage.objects import cache_folder, fetch
-from modcap.tasks.storage.store import Store
+
+if TYPE_CHECKING:
+    from modcap.tasks.storage.store import Store
 
 __all__ = ["BadImages", "Prepared", "Ready", "Request", "prepare", "prepare_all"]
 
 
-_MODEL_NAME = re.compile(r"(?!\.*$)[^/:'\"`\\]+")  # what MLflow takes and its searches read
-
-
 class BadImages(Unavailable):
     """Images that were read are not as they must be; better ones may lie there later."""
-
-
-def known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
-    """``names``, if each is that of a format."""
-    for name in names:
-        if name not in EXPORTERS:
-            raise ValueError(f"{name!r} is no format: give {', '.join(EXPORTERS)}")
-    return names
-
-
-class Request(BaseModel):
-    """One quantization, as the command line, a deployment or a schedule asks for it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    checkpoint: str = Field(
-        description="local path or s3:// address of .pt2, .safetensors, .pt, .pth"
-    )
-    arch: str | None = Field(
-        None, description="torchvision:NAME, timm:NAME or package.module:factory; not for .pt2"
-    )
-    data: str = Field(description=f"images: {data.HELP}")
-    eval_data: str | None = Field(None, description="where test images come from, if elsewhere")
-    eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
-    preprocess: str | None = Field(None, description="such as 'mean=0.286,std=0.353'")
-    classes: str | None = Field(
-        None,
-        description="file or folder of class names; by default the folders of data",
-    )
-    name: str | None = Field(None, description="registered model; by default the file's stem")
-    onnx: bool = Field(False, description="the same as exports [onnx]; needs modcap[export]")
-    exports: tuple[str, ...] = Field((), description="formats to register too: onnx, pt2, …")
-    recipe: Recipe = Recipe()
-
-    @property
-    def model_name(self) -> str:
-        stem = self.checkpoint.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
-        return self.name or stem
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """What the version holds beside the artifact, each once."""
-        return tuple(dict.fromkeys((*(("onnx",) if self.onnx else ()), *self.exports)))
-
-    @field_validator("exports")
-    @classmethod
-    def _are_known(cls, exports: tuple[str, ...]) -> tuple[str, ...]:
-        return known_formats(exports)
-
-    @model_validator(mode="after")
-    def _may_be_registered(self) -> Request:
-        if not _MODEL_NAME.fullmatch(self.model_name):
-            raise ValueError(
-                f"a registered model cannot be called {self.model_name!r}: give a name without "
-                "slash, colon, quote or backslash"
-            )
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +78,8 @@ class Prepared(Ready):
 def local_path(address: str) -> Path:
     """A local path of what may lie in S3."""
     if address.startswith("s3://"):
+        from modcap.tasks.storage.objects import cache_folder, fetch
+
         return fetch(address, cache_folder("fetched"))
     return Path(address)
 
@@ -156,8 +98,6 @@ def _blaming_images(which: str = "") -> Iterator[None]:
         raise
     except InputError as error:
         raise BadImages(which + str(error)) from None
-    except (BotoCoreError, ClientError) as error:
-        raise Unavailable(which + first_line(error)) from None
     except Exception as error:
         said = f"images cannot be read ({type(error).__name__}: {first_line(error)}): mend them"
         raise BadImages(which + said) from None

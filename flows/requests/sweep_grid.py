@@ -1,17 +1,21 @@
-"""The grid of a sweep, and its cells. Imports no server's client: reading it starts nothing."""
+"""The grid of a sweep, and its cells. Reading it waits neither for torch nor for a client."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modcap.core.errors import InputError
-from modcap.flows.requests.request import Prepared, Request, prepare
-from modcap.jobs.plan import Plan
+from modcap.flows.requests.asked import Request
 from modcap.ptq.methods import MethodName
 from modcap.recipe import Recipe
+
+if TYPE_CHECKING:
+    from modcap.flows.requests.request import Prepared
+    from modcap.jobs.plan import Plan
 
 __all__ = ["Sweep", "parse_range", "prepare_sweep", "sharing"]
 
@@ -51,6 +55,8 @@ class Sweep(BaseModel):
 
 def prepare_sweep(grid: Sweep) -> list[Prepared]:
     """Every cell; a checkpoint is read once per seed, which chooses its calibration images."""
+    from modcap.flows.requests.request import prepare
+
     prepared: list[Prepared] = []
     for request in grid.requests:
         bases: dict[int, Prepared] = {}

@@ -26,8 +26,8 @@ from modcap.graph.graph_json import check_tensor, fill, graph_from_json, graph_t
 from modcap.graph.network import Network
 from modcap.graph.nodes import weight_layers
 from modcap.quantization.bit_packing import pack, unpack
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers, quantizers, restore
-from modcap.quantization.layers import Bits
 
 __all__ = ["QuantizedNetwork", "load", "pack_network", "unpack_network"]
 

@@ -18,7 +18,7 @@ from modcap.graph.network import Network
 from modcap.jobs.cost_model import KEPT, ModuleTimes
 from modcap.jobs.outline import Outline
 from modcap.jobs.worker_cache import WorkerCache
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 from modcap.recipe import Recipe
 
 __all__ = ["REVISION", "Arithmetic", "Cell", "Job", "Progress", "Room", "Work"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from modcap.graph.nodes import layer_calls, weight_layers
-from modcap.quantization.layers import ActivationQuantizer, Bits, QuantLayer
+from modcap.quantization.bits import Bits
+from modcap.quantization.layers import ActivationQuantizer, QuantLayer
 
 __all__ = [
     "device_of",

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from modcap.core.canonical import canonical, digest
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
 from modcap.core.named import Frozen
-from modcap.core.serialization import canonical, digest
 from modcap.ptq.bit_policy import BitPolicy
 from modcap.ptq.methods import AnyMethod, QDrop
 from modcap.ptq.settings import Optimiser, Precision, flat_fields
-from modcap.quantization.layers import BFLOAT16_BITS
+from modcap.quantization.bits import BFLOAT16_BITS
 from modcap.recipe.overlay import overlay, read_old_names
 
 __all__ = [

@@ -15,8 +15,8 @@ from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import capacity
 from modcap.ptq.reconstruct import calibrate, freeze
 from modcap.ptq.selection import Span
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers
-from modcap.quantization.layers import Bits
 from modcap.recipe import CapacityKind
 
 __all__ = ["DataDependentCapacity", "DataFreeCapacity", "capacity_jobs"]

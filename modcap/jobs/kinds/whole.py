@@ -27,7 +27,7 @@ from modcap.ptq import channel_correction, finetune
 from modcap.ptq.relative_error import relative_error
 from modcap.ptq.selection import Span
 from modcap.ptq.settings import Precision
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 
 __all__ = ["Choose", "Correct", "Tune", "choose_job", "correct_job", "trial_job", "tune_job"]
 

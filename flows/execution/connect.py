@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from tenacity import retry, stop_after_attempt, wait_random_exponential
@@ -24,15 +24,16 @@ __all__ = ["connected", "find_s3", "use_services"]
 _WARM_WORKERS = 8  # started while the driver still prepares
 
 
-def use_services(*names: str) -> None:
+def use_services(*names: str, report: Callable[[str], None] = lambda line: None) -> None:
     """Starts what is missing of the local stack and puts every address into this environment.
 
     Must run before Prefect or MLflow are imported: they read their addresses at import.
 
     Args:
         names: the services that are needed; all of them by default.
+        report: told of each service that is started.
     """
-    os.environ.update(local.up(services=names or local.NAMES).environment())
+    os.environ.update(local.up(services=names or local.NAMES, report=report).environment())
     if "prefect" in (names or local.NAMES):
         _require_prefect(os.environ["PREFECT_API_URL"])
 

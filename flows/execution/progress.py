@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from modcap.flows.execution import terminal
 from modcap.jobs.job import Job
 from modcap.jobs.plan import Plan
 
@@ -30,7 +31,7 @@ class Progress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or terminal.console()
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -46,6 +47,7 @@ class Progress:
         self._said = 0.0
 
     def __enter__(self) -> Progress:
+        terminal.done()
         if self.console.is_terminal:
             self._live = Live(
                 self._bars, console=self.console, refresh_per_second=4, transient=True

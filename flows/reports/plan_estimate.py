@@ -15,6 +15,7 @@ from modcap.core.serialization import Result
 from modcap.flows.execution.connect import find_s3
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
+from modcap.flows.requests.without_images import prepare_to_look
 from modcap.graph.forward import run_batched
 from modcap.jobs.cost_model import ModuleTimes
 from modcap.jobs.job import Job
@@ -53,7 +54,7 @@ def describe_plan(
         picture: where to write the graph, as PNG.
     """
     store = _store()
-    prepared = prepare_sweep(grid)
+    prepared = prepare_sweep(grid, prepare_to_look)
     known: dict[str, Result] = {}
     made = open_plan(prepared, store, known)
     done = store.done(job.key for job in made.jobs) if store else set()
@@ -81,6 +82,7 @@ def describe_plan(
         "critical_path": {"seconds": round(longest, 1), "jobs": [job.label for job in path]},
         "work_seconds": round(sum(costs[job.key] for job in todo), 1),
         "costs": measured,
+        "assumed": _assumed(prepared),
         "workers": workers,
         "seconds": round(at.makespan, 1),
         "seconds_on_one": round(simulated[1].makespan, 1),
@@ -89,6 +91,16 @@ def describe_plan(
     if price_per_hour is not None:
         report["cost"] = round(at.makespan / 3600 * workers * price_per_hour, 2)
     return report
+
+
+def _assumed(prepared: Sequence[Prepared]) -> list[str]:
+    """What is taken for granted where no images were given, a line each."""
+    shapes = {p.network.input_shape for p in prepared if p.request.data is None}
+    return [
+        f"no images given: planned for {' × '.join(map(str, shape))}; the time of evaluation is "
+        "not counted"
+        for shape in sorted(shapes)
+    ]
 
 
 def _store() -> Store | None:
@@ -196,8 +208,8 @@ def _probe(prepared: Prepared) -> ModuleTimes:
         reconstruct([quantized], Inputs(x, x, y), recipe.method, settings, 0)
         step.append((time.perf_counter() - start) / _PROBE_STEPS)
         x = y
-    images, tests = len(prepared.calibration), len(prepared.evaluation)
-    return ModuleTimes(tuple(step), tuple(forward), tuple(search), images, tests)
+    tests = 0 if prepared.request.data is None else len(prepared.evaluation)
+    return ModuleTimes(tuple(step), tuple(forward), tuple(search), recipe.calibration, tests)
 
 
 def _draw(made: Plan, done: set[str]) -> Any:

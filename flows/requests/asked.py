@@ -35,7 +35,14 @@ class Request(BaseModel):
     arch: str | None = Field(
         None, description="torchvision:NAME, timm:NAME or package.module:factory; not for .pt2"
     )
-    data: str = Field(description=f"images: {HELP}")
+    data: str | None = Field(
+        None, description=f"images: {HELP}; only capacity and plan can do without"
+    )
+    strict: bool = Field(
+        False,
+        description="refuse a network that has a product which cannot be quantized; else that "
+        "stays in floating point, and the report says so",
+    )
     eval_data: str | None = Field(None, description="where test images come from, if elsewhere")
     eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
     preprocess: str | None = Field(None, description="such as 'mean=0.286,std=0.353'")

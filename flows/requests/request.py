@@ -69,7 +69,7 @@ class Prepared(Ready):
         Raises:
             InputError: its k is more than the network has boundaries.
         """
-        _check_selection(self.network, recipe)
+        check_selection(self.network, recipe)
         cell = replace(self.cell, recipe=recipe, name=name)
         request = self.request.model_copy(update={"recipe": recipe})
         return replace(self, request=request, cell=cell)
@@ -171,6 +171,8 @@ def prepare_all(
     """
     request = requests[0]
     require(request.formats)
+    if request.data is None:
+        raise InputError(f"--data is missing: name images: {data.HELP}")
     doing("checkpoint")
     checkpoint = checkpoints.load(local_path(request.checkpoint), request.arch)
     preprocess = preprocess_of(request, checkpoint.architecture)
@@ -188,7 +190,8 @@ def prepare_all(
         "data_digest": images.pool.digest,
         "preprocess": str(preprocess),
     }
-    network = build(checkpoint.model, calibration.normalized(0, 2), source)
+    example = calibration.normalized(0, 2)
+    network = build(checkpoint.model, example, source, strict=request.strict)
     doubts = tuple(filter(None, [*checkpoint.warnings, names.doubt(images.tests.classes)]))
     for doubt in doubts:
         _say(doubt)
@@ -215,6 +218,7 @@ class _Images:
     @classmethod
     def read(cls, request: Request, preprocess: Preprocess) -> _Images:
         known = classes_of(request.classes)
+        assert request.data is not None
         pool = pool_of(request.data, preprocess, known)
         known = known or pool.classes
         place = request.eval_data or request.data
@@ -245,14 +249,14 @@ def _prepared(
     doubts: tuple[str, ...],
 ) -> Prepared:
     recipe, evaluation = request.recipe, images.evaluation
-    _check_selection(network, recipe)
+    check_selection(network, recipe)
     name = f"{request.model_name} {recipe.bits} {recipe.method.name}"
     pixels = evaluation.pixels.nbytes
     return Prepared(
         request=request,
         cell=Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels),
         source=source,
-        fp_bytes=_fp_bytes(network),
+        fp_bytes=fp_bytes(network),
         classes=images.tests.classes,
         warnings=(*doubts, *network.notices),  # the latter were said when it was built
         network=network,
@@ -267,13 +271,13 @@ def _say(doubt: str) -> None:
     logging.getLogger("modcap").warning(doubt)
 
 
-def _fp_bytes(network: Network) -> int:
+def fp_bytes(network: Network) -> int:
     """Bytes of the folded network's weights in float32: what quantization is compared with."""
     modules: Sequence[torch.nn.Module] = network.partition.modules
     return sum(p.numel() * 4 for module in modules for p in module.parameters())
 
 
-def _check_selection(network: Network, recipe: Recipe) -> None:
+def check_selection(network: Network, recipe: Recipe) -> None:
     """Refuses, before any work is spent, a k that the network's boundaries cannot meet."""
     if recipe.k is None or not recipe.method.learns or recipe.selection is Selection.EXPLICIT:
         return

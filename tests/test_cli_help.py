@@ -14,6 +14,7 @@ import pytest
 import typer
 from pydantic import Field
 
+from modcap.core.errors import Notice
 from modcap.flows import cli
 from modcap.flows.cli.fields import Options, sentence, taking
 from modcap.flows.cli.options import recipe_options
@@ -156,14 +157,17 @@ def test_warnings_of_libraries_are_shown_where_asked_for(
 ) -> None:
     import warnings
 
+    shown: list[str] = []
+    monkeypatch.setattr("warnings.showwarning", lambda message, *_: shown.append(str(message)))
+
     def warning(*_: Any) -> dict[str, Any]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.warn("\x1b[33mAdd type hints", UserWarning, stacklevel=1)
+        warnings.showwarning(UserWarning("Add type hints"), UserWarning, "mlflow.py", 1)
+        warnings.showwarning(Notice("of ours"), Notice, "modcap.py", 1)
         return {"file": "f", "format": "pt2", "bytes": 3}
 
     monkeypatch.setattr("modcap.flows.registry.exports.export_artifact", warning)
-    for flag, shown in (("--quiet", False), ("--verbose", True)):
+    for flag, expected in (("--quiet", []), ("--verbose", ["Add type hints"])):
         with pytest.raises(SystemExit):
             cli.main(["export", "a", "--out", str(tmp_path / "f"), flag])
-        assert ("Add type hints" in capsys.readouterr().err) is shown
+        assert shown == expected
+        assert capsys.readouterr().err == "modcap: of ours\n"

@@ -14,12 +14,17 @@ the place of each term with calibration images that is more.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from modcap.graph.network import Network
 from modcap.jobs.activation_cache import CACHE
 from modcap.jobs.outline import Footprint, Outline, outline_of
 from modcap.ptq.selection import Span
+
+if TYPE_CHECKING:
+    from modcap.jobs.job import Cell
 
 __all__ = [
     "KEPT",
@@ -28,6 +33,7 @@ __all__ = [
     "evaluation_memory",
     "footprints",
     "reconstruction_memory",
+    "times_of",
 ]
 
 KEPT = 4  # tensors of calibration activations that a reconstruction holds: 2 input, 2 output
@@ -35,6 +41,9 @@ _BASE = 512 << 20  # a worker process with torch, 312 MB, inputs and results kep
 _PASS = 256  # images in a forward pass without gradients
 _STEP = 6  # times the inner values, in a step with gradients
 _WEIGHTS = 12  # times the weights, of a group that is optimised
+_BATCH = 32  # images of the step that costs are relative to
+_FORWARD = 0.15  # of a step, for as many images, is a pass without gradients
+_SEARCH = 3.0  # steps that the search for scales is worth
 _ROUND = 256 << 20  # requests are multiples: few sizes, so that workers are shared
 
 
@@ -55,6 +64,20 @@ class ModuleTimes:
     search: tuple[float, ...]
     images: int
     tests: int
+
+
+def times_of(cell: Cell) -> ModuleTimes:
+    """Relative times, from shapes alone; the unit is the constant part of a step."""
+    steps = tuple(module.step_cost for module in footprints(cell.network))
+    batch = cell.recipe.optimiser.batch_size / _BATCH
+    pixels = math.prod(cell.network.input_shape)
+    return ModuleTimes(
+        step=tuple(batch * step for step in steps),
+        forward=tuple(_FORWARD * step / _BATCH for step in steps),
+        search=tuple(_SEARCH * step for step in steps),
+        images=cell.recipe.calibration,
+        tests=cell.pixels // pixels,
+    )
 
 
 def footprints(network: Network | Outline) -> tuple[Footprint, ...]:

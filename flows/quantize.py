@@ -69,6 +69,7 @@ def run_quantize(
         "mlflow_run_url": published.run_url,
         "model_name": published.model_name,
         "model_version": published.model_version,
+        "exports": list(prepared.request.formats),
         "seconds": round(time.monotonic() - start, 1),
     }
     create_table_artifact(said["comparison"], key="comparison", description=main.cell.name)

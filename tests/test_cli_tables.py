@@ -81,7 +81,7 @@ SWEPT: dict[str, Any] = {
 PLANNED: dict[str, Any] = {
     "jobs": {"capacity": {"planned": 20, "done": 20}, "reconstruct": {"planned": 16, "done": 3}},
     "open": True,
-    "assumed": ["no images given: planned for 3 × 224 × 224; the time of evaluation is not counted"],
+    "assumed": ["no images given: planned for 3 × 224 × 224, without evaluation"],
     "reconstructions": {"distinct": 16, "independent": 16},
     "work_seconds": 120.4,
     "critical_path": {"seconds": 60.2, "jobs": ["a", "b"]},
@@ -121,12 +121,67 @@ MEASURED: dict[str, Any] = {
     "homogeneous": [False, True],
     "selected": [False, True],
 }
+QUANTIZE_TABLE = """
+mobilenet_v2_x0_5 version 3: W2A4
+variant         top-1 %  drop final error groups     bytes
+──────────────────────────────────────────────────────────
+full precision    92.79                          2,764,328
+rtn               18.88 73.91        1.23     20   291,040
+qdrop top-k k=4   90.82  1.97      0.0432     16   291,040
+final error: relative error of the logits, on calibration images
+jobs: 84 planned, 84 executed, 0 reused
+104.2 s; 10,000 test images
+MLflow run: http://127.0.0.1:5000/#/experiments/1/runs/2
+artifact:   s3://modcap/artifacts/0123.safetensors
+onnx:       models:/mobilenet_v2_x0_5/3, in its files
+"""
+SWEEP_TABLE = """
+model bits method      k seed top-1 % drop  error   bytes note
+──────────────────────────────────────────────────────────────────
+net   W4A4 qdrop  auto 2    0   91.50 0.50 0.0123 400,000 best: v1
+net   W2A4 qdrop       0    1                             failed
+failed: net W2A4: diverged
+error: relative error of the logits, on calibration images
+jobs: 60 planned, 50 executed, 10 reused; 200.0 s
+40 distinct reconstructions of 50 that independent runs would make
+MLflow run: http://127.0.0.1:5000/#/experiments/1/runs/2
+"""
+PLAN_TABLE = """
+jobs        planned done
+────────────────────────
+capacity         20   20
+reconstruct      16    3
+some selections are not made yet: what follows from them is not counted
+no images given: planned for 3 × 224 × 224, without evaluation
+16 distinct reconstructions of 16 that independent runs would make
+work 120 s, critical path 60 s over 2 jobs
+with 64 workers: 61 s (efficiency 3%, 2.50 in all)
+costs of 23 jobs measured, of 13 estimated by a probe
+"""
+SCAN_TABLE = """
+below s3://bucket/incoming/
+checkpoint   state      versions or reason                               top-1 %
+────────────────────────────────────────────────────────────────────────────────
+cats/net.pt2 registered net-w4a4/1                                         91.50
+                        net-w2a4/1                                         88.25
+bad.pt       bad        checkpoint bad.pt is empty: copy or download it
+                        again
+48 jobs executed, 75.0 s
+"""
+CAPACITY_TABLE = """
+k = 1
+module    capacity differential to the next boundary
+───────────────────────────────────────────────────────────
+conv1         1234                1.494e+10 not homogeneous
+layer1.0 1.235e+05                  6.1e+08 joined
+fc       9.877e+04
+"""
 TABLES = {
-    "quantize": (show_quantized, COMPARED, "EXPECTED"),
-    "sweep": (show_sweep, SWEPT, ""),
-    "plan": (show_plan, PLANNED, ""),
-    "scan": (show_checkpoints, SCANNED, ""),
-    "capacity": (show_capacities, MEASURED, ""),
+    "quantize": (show_quantized, COMPARED, QUANTIZE_TABLE),
+    "sweep": (show_sweep, SWEPT, SWEEP_TABLE),
+    "plan": (show_plan, PLANNED, PLAN_TABLE),
+    "scan": (show_checkpoints, SCANNED, SCAN_TABLE),
+    "capacity": (show_capacities, MEASURED, CAPACITY_TABLE),
 }
 
 

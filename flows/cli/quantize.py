@@ -75,7 +75,7 @@ def show(report: dict[str, Any]) -> None:
     jobs = report["jobs"]
     print("final error: relative error of the logits, on calibration images")
     print(f"jobs: {jobs['planned']} planned, {jobs['executed']} executed, {jobs['reused']} reused")
-    print(f"{report['seconds']:.1f} s; {report['images']} test images")
+    print(f"{report['seconds']:.1f} s; {report['images']:,} test images")
     print(f"MLflow run: {report['mlflow_run_url']}")
     print(f"artifact:   {report['artifact']}")
     version = f"models:/{report['model_name']}/{report['model_version']}"

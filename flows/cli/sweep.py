@@ -122,7 +122,7 @@ def _check(grid: Sweep) -> None:
 def show(report: dict[str, Any]) -> None:
     """Every cell, the best ones marked."""
     left = ("model", "bits", "method", "note")
-    names = ("model", "bits", "method", "k", "seed", "top-1 %", "drop", "final error", "bytes")
+    names = ("model", "bits", "method", "k", "seed", "top-1 %", "drop", "error", "bytes")
     best = set(report["best"].values())
     print_table(
         None,
@@ -130,7 +130,10 @@ def show(report: dict[str, Any]) -> None:
         [_row(row, best) for row in report["cells"]],
     )
     jobs, shared = report["jobs"], report["reconstructions"]
-    print("final error: relative error of the logits, on calibration images")
+    for row in report["cells"]:
+        if row["state"] == "failed":
+            print(f"failed: {row['name']}: {row['reason']}")
+    print("error: relative error of the logits, on calibration images")
     print(
         f"jobs: {jobs['planned']} planned, {jobs['executed']} executed, {jobs['reused']} reused; "
         f"{report['seconds']:.1f} s"
@@ -148,10 +151,10 @@ def _row(row: dict[str, Any], best: set[str | None]) -> tuple[str, ...]:
     asked = (row["model_name"], row["bits"], method)
     seed = str(row["recipe"]["seed"])
     if row["state"] == "failed":
-        return *asked, row["k_asked"], seed, "", "", "", "", f"failed: {row['reason']}"
+        return *asked, row["k_asked"], seed, "", "", "", "", "failed"
     return (
         *asked,
-        row["k_asked"] if row["k_asked"] != "auto" else f"auto: {row['k']}",
+        row["k_asked"] if row["k_asked"] != "auto" else f"auto {row['k']}",
         seed,
         f"{row['top1']:.2f}",
         f"{row['drop']:.2f}",

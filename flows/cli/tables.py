@@ -27,7 +27,11 @@ def print_table(
     from rich.text import Text
 
     table = Table(
-        title=title and Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        title=title and Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
     )
     for column in columns:
         table.add_column(column.heading, justify=column.justify, overflow="fold")

@@ -97,8 +97,7 @@ def _assumed(prepared: Sequence[Prepared]) -> list[str]:
     """What is taken for granted where no images were given, a line each."""
     shapes = {p.network.input_shape for p in prepared if p.request.data is None}
     return [
-        f"no images given: planned for {' × '.join(map(str, shape))}; the time of evaluation is "
-        "not counted"
+        f"no images given: planned for {' × '.join(map(str, shape))}, without evaluation"
         for shape in sorted(shapes)
     ]
 

@@ -1,6 +1,6 @@
 """How long a run still takes: jobs in the units of the cost model, calibrated by those that ended.
 
-A step of tuning takes as long as a step of every module, and an evaluation takes no step at all: so
+A step of tuning takes as long as steps of many modules, and an evaluation takes no step at all: so
 counting steps, or jobs, is off by a factor. Costs come from shapes; what a unit of cost takes here
 and now, other work on this machine included, is what finished jobs took.
 """

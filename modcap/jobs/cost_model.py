@@ -42,8 +42,9 @@ _PASS = 256  # images in a forward pass without gradients
 _STEP = 6  # times the inner values, in a step with gradients
 _WEIGHTS = 12  # times the weights, of a group that is optimised
 _BATCH = 32  # images of the step that costs are relative to
-_FORWARD = 0.15  # of a step, for as many images, is a pass without gradients
-_SEARCH = 3.0  # steps that the search for scales is worth
+_OVERHEAD = 800.0  # of a step of any module, in units of its cost: Python, Adam, launches
+_FORWARD = 0.08  # of a step, for as many images, is a pass without gradients
+_SEARCH = 25.0  # steps that the search for scales is worth
 _ROUND = 256 << 20  # requests are multiples: few sizes, so that workers are shared
 
 
@@ -67,12 +68,16 @@ class ModuleTimes:
 
 
 def times_of(cell: Cell) -> ModuleTimes:
-    """Relative times, from shapes alone; the unit is the constant part of a step."""
-    steps = tuple(module.step_cost for module in footprints(cell.network))
+    """Relative times, from shapes alone; a unit is about 10 microseconds of one core.
+
+    Fitted to the jobs of ``make quantize``, which they meet within a factor of 2 or so by kind.
+    """
+    costs = tuple(module.step_cost for module in footprints(cell.network))
     batch = cell.recipe.optimiser.batch_size / _BATCH
+    steps = tuple(_OVERHEAD + cost for cost in costs)
     pixels = math.prod(cell.network.input_shape)
     return ModuleTimes(
-        step=tuple(batch * step for step in steps),
+        step=tuple(_OVERHEAD + batch * cost for cost in costs),
         forward=tuple(_FORWARD * step / _BATCH for step in steps),
         search=tuple(_SEARCH * step for step in steps),
         images=cell.recipe.calibration,

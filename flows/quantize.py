@@ -18,7 +18,8 @@ from modcap.flows.registry.owner import check_default_name
 from modcap.flows.registry.publish import Registered, publish
 from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
 from modcap.flows.reports.link import link_report
-from modcap.flows.requests.request import Prepared, Request, prepare, say
+from modcap.flows.requests.asked import Request
+from modcap.flows.requests.request import Prepared, prepare, say
 from modcap.jobs.plan import CellPlan
 from modcap.recipe import CapacityKind, Recipe
 from modcap.tasks.storage.store import Store

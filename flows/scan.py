@@ -78,6 +78,7 @@ class Outcome:
     state: str
     reason: str = ""
     versions: tuple[str, ...] = ()
+    top1: tuple[float, ...] = ()  # of each version, in percent
 
 
 @dataclass(frozen=True)
@@ -216,19 +217,20 @@ def _of_other_names(
 
 def _registered(computed: Sequence[Computed[Candidate]], store: Store) -> list[Outcome]:
     """Registers the cells of checkpoints, side by side."""
-    started = [(each.owner, _start_to_register(each, store)) for each in computed]
-    return [_awaited(candidate, task) for candidate, task in started]
+    started = [(each, _start_to_register(each, store)) for each in computed]
+    return [_awaited(each, task) for each, task in started]
 
 
-def _awaited(candidate: Candidate, task: Any) -> Outcome:
+def _awaited(computed: Computed[Candidate], task: Any) -> Outcome:
     """What the task that registers came to; ``task`` may be what hindered its start."""
     try:
         if isinstance(task, Exception):
             raise task
         versions = tuple(ray.get(task))
     except Exception as error:
-        return _outcome(candidate, _fault_of_work(getattr(error, "cause", error)))
-    return Outcome(candidate.address, "registered", versions=versions)
+        return _outcome(computed.owner, _fault_of_work(getattr(error, "cause", error)))
+    top1 = tuple(computed.results[plan.evaluate].meta["top1"] for _, plan in computed.cells)
+    return Outcome(computed.owner.address, "registered", versions=versions, top1=top1)
 
 
 def _start_to_register(computed: Computed[Candidate], store: Store) -> Any:
@@ -269,7 +271,11 @@ def _news(
         earlier = _noted(known[0], allowed) if known is not None else None
         if earlier is not None:
             state = "known" if earlier.state == "registered" else earlier.state
-            outcomes.append(Outcome(address, state, earlier.reason, tuple(earlier.versions)))
+            outcomes.append(
+                Outcome(
+                    address, state, earlier.reason, tuple(earlier.versions), tuple(earlier.top1)
+                )
+            )
             continue
         youngest = max(found.modified, beside.modified) if beside else found.modified
         if youngest > rested:

@@ -18,8 +18,8 @@ from modcap.graph.network import build
 from modcap.ptq.bit_policy import BitPolicy
 from modcap.ptq.reconstruct import calibrate, freeze
 from modcap.quantization.affine import levels, middle
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers, state_of
-from modcap.quantization.layers import Bits
 from modcap.quantization.scheme import USUAL, Grid, Scheme
 
 

@@ -21,8 +21,8 @@ from modcap.ptq.bit_policy import BitPolicy
 from modcap.ptq.capacity import Signature, data_dependent, data_free, differentials, homogeneous
 from modcap.ptq.capacity import signature as signature_of
 from modcap.ptq.reconstruct import calibrate, freeze
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers
-from modcap.quantization.layers import Bits
 from modcap.recipe import Recipe
 
 

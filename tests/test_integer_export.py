@@ -25,9 +25,9 @@ from modcap.export import save as export
 from modcap.export.artifact import unpack_network
 from modcap.graph.network import build
 from modcap.quantization.affine import middle
+from modcap.quantization.bits import Bits
 from modcap.quantization.fake_quantize import PowerOfTwo
 from modcap.quantization.insert import quantizers
-from modcap.quantization.layers import Bits
 from modcap.quantization.placement import placements
 from modcap.quantization.scale_search import search_scale
 from modcap.quantization.scheme import Activations, Grid, Scales, Scheme, WeightRange

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from modcap.flows import cli, scan
-from modcap.flows.cli.registry import _show_checkpoints
+from modcap.flows.cli.registry import show_checkpoints
 from modcap.flows.execution.progress import Progress
 from modcap.flows.requests.scan_policy import Policy
 from modcap.tasks.storage import objects
@@ -25,7 +25,8 @@ EVIL = "s3://b/in/[/red][link=http://evil]\x1b[2J\x1b]0;owned\x07.pt"
 
 def test_a_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"checkpoint": EVIL, "state": "bad", "versions": [], "reason": f"{EVIL}: [/] is bad"}
-    _show_checkpoints({"busy": False, "checkpoints": [row], "executed": 0, "seconds": 1.0})
+    done = {"busy": False, "checkpoints": [row], "executed": 0, "seconds": 1.0}
+    show_checkpoints(done | {"prefix": "s3://elsewhere"})
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "[/red]" in out.replace("\n", "")

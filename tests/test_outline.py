@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from modcap.flows.requests.asked import Request
 from modcap.flows.requests.description import Description, describe, ready
-from modcap.flows.requests.request import Prepared, Request, prepare, prepare_all
+from modcap.flows.requests.request import Prepared, prepare, prepare_all
 from modcap.jobs.cost_model import evaluation_memory, footprints
 from modcap.jobs.outline import Outline, outline_of
 from modcap.jobs.plan import plan

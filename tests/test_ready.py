@@ -7,7 +7,7 @@ from typing import Any, cast
 from modcap.flows.execution.ready import Ready
 from modcap.jobs.job import Job
 from modcap.jobs.kinds.capacity import DataFreeCapacity
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 
 
 class Large(DataFreeCapacity):

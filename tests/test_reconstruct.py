@@ -19,8 +19,8 @@ from modcap.ptq.reconstruct import calibrate, freeze, reconstruct
 from modcap.ptq.relative_error import relative_error
 from modcap.ptq.rounding import Rounding, SoftRounding, StraightThroughRounding
 from modcap.ptq.settings import Optimiser, Precision
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers, layers_of, quantizers, state_of
-from modcap.quantization.layers import Bits
 from modcap.quantization.scale_search import search_scale
 from modcap.recipe import Recipe
 from tests.networks import convolutions

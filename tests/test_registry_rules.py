@@ -16,7 +16,7 @@ from modcap.flows.execution.job_results import Results
 from modcap.flows.registry import owner
 from modcap.flows.reports.cell_record import Finished
 from modcap.flows.reports.environments import environments_of, in_words
-from modcap.flows.requests.request import Request
+from modcap.flows.requests.asked import Request
 from modcap.flows.requests.scan_policy import Rule
 from modcap.flows.requests.sweep_grid import Sweep
 from modcap.jobs.environment import environment

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from modcap.flows.cli.options import Json, print_report
+from modcap.flows.cli.options import OUTPUT, Json, print_report
+from modcap.flows.cli.services import connect_services, find_store
+from modcap.flows.execution import terminal
 
 __all__ = ["report"]
 
@@ -21,18 +23,20 @@ def report(
             "--json printed, or a folder with such."
         ),
     ],
-    output: Annotated[Path, typer.Option(help="The HTML file that is written.")],
+    output: Annotated[
+        Path, typer.Option(help="The HTML file that is written.", rich_help_panel=OUTPUT)
+    ],
     json_: Json = False,
 ) -> None:
     """Write the report of a run or of a sweep as one HTML file, which needs no network."""
-    from modcap.flows.execution.connect import find_s3, use_services
-    from modcap.flows.registry.artifacts import REGISTRY
+    terminal.doing(f"reading {source}")
     from modcap.flows.registry.report_sources import is_run_id
 
-    if source.startswith(REGISTRY) or is_run_id(source):
-        use_services("s3", "mlflow")
+    if source.startswith("models:/") or is_run_id(source):
+        connect_services("s3", "mlflow")
     else:
-        find_s3()
+        find_store()
+    terminal.doing(f"writing {output}")
     print_report(partial(_write, source, output), json_, _show)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from modcap.core.errors import InputError
 from modcap.flows.registry.mlflow_runs import reaching
 from modcap.flows.reports.cell_record import Finished
-from modcap.flows.requests.request import Request
+from modcap.flows.requests.asked import Request
 
 __all__ = ["check_default_name", "check_name"]
 

@@ -227,9 +227,9 @@ def finished(
         network_digest=cell.cell.network.digest,
         report=said,
         images={
-            "calibration": (prepared.request.data, cell.cell.calibration),
+            "calibration": (str(prepared.request.data), cell.cell.calibration),
             "evaluation": (
-                prepared.request.eval_data or prepared.request.data,
+                prepared.request.eval_data or str(prepared.request.data),
                 cell.cell.evaluation,
             ),
         },

@@ -7,15 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from modcap.core.serialization import Result
 from modcap.flows.execution.connect import find_s3
-from modcap.flows.reports import plots
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
+from modcap.flows.requests.without_images import prepare_to_look
 from modcap.graph.forward import run_batched
 from modcap.jobs.cost_model import ModuleTimes
 from modcap.jobs.job import Job
@@ -29,7 +29,9 @@ from modcap.ptq.optimise import Inputs
 from modcap.ptq.reconstruct import calibrate, reconstruct
 from modcap.quantization.insert import insert_quantizers
 from modcap.recipe import Recipe
-from modcap.tasks.storage.store import Store
+
+if TYPE_CHECKING:
+    from modcap.tasks.storage.store import Store
 
 __all__ = ["costs_of", "describe_plan", "open_plan"]
 
@@ -52,7 +54,7 @@ def describe_plan(
         picture: where to write the graph, as PNG.
     """
     store = _store()
-    prepared = prepare_sweep(grid)
+    prepared = prepare_sweep(grid, prepare_to_look)
     known: dict[str, Result] = {}
     made = open_plan(prepared, store, known)
     done = store.done(job.key for job in made.jobs) if store else set()
@@ -62,6 +64,8 @@ def describe_plan(
     simulated = {n: simulate(todo, made.waits, costs, n) for n in sorted({1, workers})}
     at = simulated[workers]
     if picture is not None:
+        from modcap.flows.reports import plots
+
         picture.write_bytes(plots.png(_draw(made, done)))
     kinds = Counter(job.kind for job in made.jobs)
     finished = Counter(job.kind for job in made.jobs if job.key in done)
@@ -78,6 +82,7 @@ def describe_plan(
         "critical_path": {"seconds": round(longest, 1), "jobs": [job.label for job in path]},
         "work_seconds": round(sum(costs[job.key] for job in todo), 1),
         "costs": measured,
+        "assumed": _assumed(prepared),
         "workers": workers,
         "seconds": round(at.makespan, 1),
         "seconds_on_one": round(simulated[1].makespan, 1),
@@ -88,11 +93,22 @@ def describe_plan(
     return report
 
 
+def _assumed(prepared: Sequence[Prepared]) -> list[str]:
+    """What is taken for granted where no images were given, a line each."""
+    shapes = {p.network.input_shape for p in prepared if p.request.data is None}
+    return [
+        f"no images given: planned for {' × '.join(map(str, shape))}, without evaluation"
+        for shape in sorted(shapes)
+    ]
+
+
 def _store() -> Store | None:
     """The store, where one is configured or runs already; planning starts nothing."""
     find_s3()
     if not os.environ.get("MODCAP_BUCKET"):
         return None
+    from modcap.tasks.storage.store import Store
+
     store = Store.from_environment()
     store.ensure_bucket()
     return store
@@ -191,11 +207,13 @@ def _probe(prepared: Prepared) -> ModuleTimes:
         reconstruct([quantized], Inputs(x, x, y), recipe.method, settings, 0)
         step.append((time.perf_counter() - start) / _PROBE_STEPS)
         x = y
-    images, tests = len(prepared.calibration), len(prepared.evaluation)
-    return ModuleTimes(tuple(step), tuple(forward), tuple(search), images, tests)
+    tests = 0 if prepared.request.data is None else len(prepared.evaluation)
+    return ModuleTimes(tuple(step), tuple(forward), tuple(search), recipe.calibration, tests)
 
 
 def _draw(made: Plan, done: set[str]) -> Any:
+    from modcap.flows.reports import plots
+
     levels: dict[str, int] = {}
     lanes: dict[str, int] = {}
     taken: Counter[int] = Counter()

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from modcap.flows.requests.request import Prepared, Ready, Request, known_of
+from modcap.flows.requests.asked import Request
+from modcap.flows.requests.request import Prepared, Ready, known_of
 from modcap.jobs.job import Cell
 from modcap.jobs.outline import Outline, outline_of
 

@@ -15,13 +15,15 @@ class Gate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="registered model")
-    alias: str = "champion"
+    alias: str = Field("champion", description="alias that the version gets")
     version: int | None = Field(None, description="by default the one with alias 'candidate'")
-    data: str = Field(description=f"held-out images: {sources.HELP}")
+    data: str = Field(
+        "", description=f"held-out images: {sources.HELP}; all but a rollback needs them"
+    )
     eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
     min_top1: float | None = Field(None, ge=0, le=100, description="percent of top-1 that it needs")
-    max_drop: float | None = Field(None, ge=0, description="top-1 points below full precision")
-    max_bytes: int | None = Field(None, ge=1, description="size of the artifact")
+    max_drop: float | None = Field(None, ge=0, description="points of top-1 that it may lose")
+    max_bytes: int | None = Field(None, ge=1, description="bytes that it may take")
     against: str | None = Field(None, description="alias whose version must not be more accurate")
 
     @model_validator(mode="after")

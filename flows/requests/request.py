@@ -1,4 +1,4 @@
-"""What a user asks for, and its preparation: checkpoint and images become a cell of a plan."""
+"""From what a user asks for to a cell of a plan: checkpoint and images are read and checked."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import contextlib
 import functools
 import itertools
 import logging
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from botocore.exceptions import BotoCoreError, ClientError
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.published_preprocess import published_preprocess
@@ -24,81 +22,21 @@ from modcap.data import doubts as doubting
 from modcap.data import sources as data
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
-from modcap.export import EXPORTERS, Known, require
+from modcap.export import Known, require
+from modcap.flows.requests.asked import Request
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell
 from modcap.ptq.capacity import signature
 from modcap.recipe import Homogeneity, Recipe, Selection
-from modcap.tasks.storage.objects import cache_folder, fetch
-from modcap.tasks.storage.store import Store
+
+if TYPE_CHECKING:
+    from modcap.tasks.storage.store import Store
 
 __all__ = ["BadImages", "Prepared", "Ready", "Request", "prepare", "prepare_all", "say"]
 
 
-_MODEL_NAME = re.compile(
-    r"(?!\.*$)[^/:'\"`\\?@]+"
-)  # what MLflow takes and its searches and addresses read
-
-
 class BadImages(Unavailable):
     """Images that were read are not as they must be; better ones may lie there later."""
-
-
-def known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
-    """``names``, if each is that of a format."""
-    for name in names:
-        if name not in EXPORTERS:
-            raise ValueError(f"{name!r} is no format: give {', '.join(EXPORTERS)}")
-    return names
-
-
-class Request(BaseModel):
-    """One quantization, as the command line, a deployment or a schedule asks for it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    checkpoint: str = Field(
-        description="local path or s3:// address of .pt2, .safetensors, .pt, .pth"
-    )
-    arch: str | None = Field(
-        None, description="torchvision:NAME, timm:NAME or package.module:factory; not for .pt2"
-    )
-    data: str = Field(description=f"images: {data.HELP}")
-    eval_data: str | None = Field(None, description="where test images come from, if elsewhere")
-    eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
-    preprocess: str | None = Field(None, description="such as 'mean=0.286,std=0.353'")
-    classes: str | None = Field(
-        None,
-        description="file or folder of class names; by default the folders of data",
-    )
-    name: str | None = Field(None, description="registered model; by default the file's stem")
-    onnx: bool = Field(False, description="the same as exports [onnx]; needs modcap[export]")
-    exports: tuple[str, ...] = Field((), description="formats to register too: onnx, pt2, …")
-    recipe: Recipe = Recipe()
-
-    @property
-    def model_name(self) -> str:
-        stem = self.checkpoint.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
-        return self.name or stem
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """What the version holds beside the artifact, each once."""
-        return tuple(dict.fromkeys((*(("onnx",) if self.onnx else ()), *self.exports)))
-
-    @field_validator("exports")
-    @classmethod
-    def _are_known(cls, exports: tuple[str, ...]) -> tuple[str, ...]:
-        return known_formats(exports)
-
-    @model_validator(mode="after")
-    def _may_be_registered(self) -> Request:
-        if not _MODEL_NAME.fullmatch(self.model_name):
-            raise ValueError(
-                f"a registered model cannot be called {self.model_name!r}: give a name without "
-                "slash, colon, quote, backslash, question mark or @"
-            )
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +77,7 @@ class Prepared(Ready):
         Raises:
             InputError: its k is more than the network has boundaries.
         """
-        _check_selection(self.network, recipe)
+        check_selection(self.network, recipe)
         cell = replace(self.cell, recipe=recipe, name=name)
         request = self.request.model_copy(update={"recipe": recipe})
         return replace(self, request=request, cell=cell)
@@ -148,6 +86,8 @@ class Prepared(Ready):
 def local_path(address: str) -> Path:
     """A local path of what may lie in S3."""
     if address.startswith("s3://"):
+        from modcap.tasks.storage.objects import cache_folder, fetch
+
         return fetch(address, cache_folder("fetched"))
     return Path(address)
 
@@ -166,9 +106,9 @@ def _blaming_images(which: str = "") -> Iterator[None]:
         raise
     except InputError as error:
         raise BadImages(which + str(error)) from None
-    except (BotoCoreError, ClientError) as error:
-        raise Unavailable(which + first_line(error)) from None
     except Exception as error:
+        if type(error).__module__.startswith("botocore"):
+            raise Unavailable(which + first_line(error)) from None
         said = f"images cannot be read ({type(error).__name__}: {first_line(error)}): mend them"
         raise BadImages(which + said) from None
 
@@ -268,6 +208,8 @@ def prepare_all(
     """
     request = requests[0]
     require(request.formats)
+    if request.data is None:
+        raise InputError(f"--data is missing: name images: {data.HELP}")
     doing("checkpoint")
     checkpoint = checkpoints.load(local_path(request.checkpoint), request.arch)
     preprocess = preprocess_of(request, checkpoint.architecture)
@@ -286,7 +228,8 @@ def prepare_all(
         "data_digest": images.pool.digest,
         "preprocess": str(preprocess),
     }
-    network = build(checkpoint.model, calibration.normalized(0, 2), source)
+    example = calibration.normalized(0, 2)
+    network = build(checkpoint.model, example, source, strict=request.strict)
     doubts = tuple(filter(None, [*checkpoint.warnings, *images.doubts()]))
     for doubt in doubts:
         say(doubt)
@@ -315,6 +258,7 @@ class _Images:
     @classmethod
     def read(cls, request: Request, preprocess: Preprocess) -> _Images:
         known = classes_of(request.classes)
+        assert request.data is not None
         pool = pool_of(request.data, preprocess, known)
         known = known or pool.classes
         place = request.eval_data or request.data
@@ -350,7 +294,7 @@ def _prepared(
     doubts: tuple[str, ...],
 ) -> Prepared:
     recipe, evaluation = request.recipe, images.evaluation
-    _check_selection(network, recipe)
+    check_selection(network, recipe)
     name = f"{request.model_name} {recipe.bits} {recipe.method.name}"
     pixels = evaluation.pixels.nbytes
     return Prepared(
@@ -366,7 +310,7 @@ def _prepared(
             request.formats,
         ),
         source=source,
-        fp_bytes=_fp_bytes(network),
+        fp_bytes=fp_bytes(network),
         measured=measured(images.tests, images.place),
         classes=images.tests.classes,
         warnings=(*doubts, *network.notices),  # the latter were said when it was built
@@ -382,13 +326,13 @@ def say(doubt: str) -> None:
     logging.getLogger("modcap").warning(doubt)
 
 
-def _fp_bytes(network: Network) -> int:
+def fp_bytes(network: Network) -> int:
     """Bytes of the folded network's weights in float32: what quantization is compared with."""
     modules: Sequence[torch.nn.Module] = network.partition.modules
     return sum(p.numel() * 4 for module in modules for p in module.parameters())
 
 
-def _check_selection(network: Network, recipe: Recipe) -> None:
+def check_selection(network: Network, recipe: Recipe) -> None:
     """Refuses, before any work is spent, a k that the network's boundaries cannot meet."""
     if recipe.k is None or not recipe.method.learns or recipe.selection is Selection.EXPLICIT:
         return

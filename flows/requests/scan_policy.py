@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
+from modcap.flows.requests.asked import known_formats
 from modcap.flows.requests.documents import read_mapping
 from modcap.flows.requests.permissions import Permissions
-from modcap.flows.requests.request import known_formats
 from modcap.recipe import Recipe
 
 __all__ = ["Manifest", "Policy", "Rule", "read_policy"]

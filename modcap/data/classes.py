@@ -11,8 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from modcap.core import documents, files
+from modcap.core.canonical import canonical
 from modcap.core.errors import InputError
-from modcap.core.serialization import canonical
 from modcap.data import image_folder
 
 __all__ = ["check_count", "digest", "doubt", "of_json", "of_value", "read"]

@@ -30,8 +30,9 @@ from modcap.graph.graph_json import check_tensor, fill, graph_from_json, graph_t
 from modcap.graph.network import Network
 from modcap.graph.nodes import weight_layers
 from modcap.quantization.bit_packing import pack, unpack
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import attach, quantizers, restore
-from modcap.quantization.layers import Bits, integer_bias
+from modcap.quantization.layers import integer_bias
 from modcap.quantization.placement import Placement, placements
 from modcap.quantization.scheme import USUAL, Activations, Scheme
 

@@ -19,12 +19,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from modcap.graph.network import Network
 from modcap.jobs.activation_cache import CACHE
 from modcap.jobs.outline import Footprint, Outline, outline_of
 from modcap.jobs.pass_sizes import images_per_pass, images_per_step
 from modcap.ptq.selection import Span
+
+if TYPE_CHECKING:
+    from modcap.jobs.job import Cell
 
 __all__ = [
     "KEPT",
@@ -35,6 +39,7 @@ __all__ = [
     "evaluation_memory",
     "footprints",
     "reconstruction_memory",
+    "times_of",
 ]
 
 KEPT = 4  # tensors of calibration activations that a reconstruction holds: 2 input, 2 output
@@ -43,6 +48,10 @@ _KEPT = 1.7  # times what a pass with gradients keeps: what gradients take, and 
 _TEMPORARY = 3  # times the values that are there at once: in quantizers, in sums, in gradients
 _WEIGHTS = 12  # times the weights, of a group that is optimised
 _LOSSES = 256  # images that errors over the depth, and corrections, are measured on
+_BATCH = 32  # images of the step that costs are relative to
+_OVERHEAD = 800.0  # of a step of any module, in units of its cost: Python, Adam, launches
+_FORWARD = 0.08  # of a step, for as many images, is a pass without gradients
+_SEARCH = 25.0  # steps that the search for scales is worth
 _ROUND = 64 << 20  # requests are multiples: few sizes, so that workers are shared
 
 
@@ -63,6 +72,24 @@ class ModuleTimes:
     search: tuple[float, ...]
     images: int
     tests: int
+
+
+def times_of(cell: Cell) -> ModuleTimes:
+    """Relative times, from shapes alone; a unit is about 10 microseconds of one core.
+
+    Fitted to the jobs of ``make quantize``, which they meet within a factor of 2 or so by kind.
+    """
+    costs = tuple(module.step_cost for module in footprints(cell.network))
+    batch = cell.recipe.optimiser.batch_size / _BATCH
+    steps = tuple(_OVERHEAD + cost for cost in costs)
+    pixels = math.prod(cell.network.input_shape)
+    return ModuleTimes(
+        step=tuple(_OVERHEAD + batch * cost for cost in costs),
+        forward=tuple(_FORWARD * step / _BATCH for step in steps),
+        search=tuple(_SEARCH * step for step in steps),
+        images=cell.recipe.calibration,
+        tests=cell.pixels // pixels,
+    )
 
 
 def footprints(network: Network | Outline) -> tuple[Footprint, ...]:

@@ -21,7 +21,7 @@ from modcap.jobs.cost_model import KEPT, ModuleTimes
 from modcap.jobs.outline import Outline
 from modcap.jobs.pass_sizes import images_per_pass
 from modcap.jobs.worker_cache import WorkerCache
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 from modcap.recipe import Recipe
 
 __all__ = ["REVISION", "Arithmetic", "Cell", "Job", "Progress", "Room", "Work"]

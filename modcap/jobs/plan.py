@@ -21,14 +21,19 @@ from modcap.jobs.kinds.evaluate import evaluate_full_job, evaluate_job
 from modcap.jobs.kinds.export import export_job
 from modcap.jobs.kinds.reconstruct import Reconstruct, reconstruct_job
 from modcap.jobs.kinds.select import select_job
-from modcap.jobs.kinds.whole import Choose, choose_job, correct_job, trial_job, tune_job
+from modcap.jobs.kinds.whole import (
+    TUNING_COST,
+    Choose,
+    choose_job,
+    correct_job,
+    trial_job,
+    tune_job,
+)
 from modcap.jobs.waves import segments
 from modcap.ptq.selection import Span
 from modcap.recipe import Schedule
 
 __all__ = ["CellPlan", "Plan", "plan"]
-
-_TUNING_COST = 0.5  # of a step of tuning, relative to a step of every module alone; at most
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,7 @@ def _groupings(cell: Cell, selected: Result, add: Callable[[Job], str]) -> list[
     work beyond that pays for them, short tunings of all included."""
     jobs: dict[str, Job] = {}
     groupings: list[_Grouping] = []
-    step = _TUNING_COST * sum(module.step_cost for module in footprints(cell.network))
+    step = TUNING_COST * sum(module.step_cost for module in footprints(cell.network))
     trial = cell.recipe.trial_steps * step
     left = math.inf
     for candidate in selected.meta.get("candidates", [selected.meta["groups"]]):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modcap.graph.nodes import weight_layers
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 
 __all__ = ["Signature", "data_dependent", "data_free", "differentials", "homogeneous", "signature"]
 

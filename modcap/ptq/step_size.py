@@ -8,8 +8,8 @@ from torch import Tensor, fx
 from modcap.graph.forward import run
 from modcap.graph.nodes import weight_layers
 from modcap.ptq.methods import QDrop
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers, quantizers
-from modcap.quantization.layers import Bits
 
 __all__ = ["kept_for_gradients"]
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from modcap.graph.nodes import weight_layers
-from modcap.quantization.layers import ActivationQuantizer, Bits, QuantLayer
+from modcap.quantization.bits import Bits
+from modcap.quantization.layers import ActivationQuantizer, QuantLayer
 from modcap.quantization.placement import Placement, placements
 from modcap.quantization.scheme import USUAL, Scheme
 

@@ -8,21 +8,20 @@ its weights and of the values that it consumes, its input among them: all of its
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from modcap.quantization.affine import dequantize, levels, quantize
+from modcap.quantization.bits import BFLOAT16_BITS
 from modcap.quantization.fake_quantize import FakeQuantize, PowerOfTwo
 from modcap.quantization.scale_search import search_scale
 from modcap.quantization.scheme import ANY, Grid
 
 __all__ = [
-    "BFLOAT16_BITS",
     "ActivationQuantizer",
-    "Bits",
     "LearnedIntegers",
     "QuantLayer",
     "bernoulli_mask",
@@ -30,16 +29,6 @@ __all__ = [
 ]
 
 _LARGEST_BIAS = 2.0**31 - 128  # the last float32 below 2^31
-
-BFLOAT16_BITS = 6
-"""Bits whose levels bfloat16, with 8 significant ones, still tells apart well."""
-
-
-class Bits(NamedTuple):
-    """Bit-widths of one weight layer and of its input."""
-
-    weight: int
-    activation: int
 
 
 def bernoulli_mask(like: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:

@@ -18,7 +18,7 @@ from typing import cast
 from torch import fx
 
 from modcap.graph.nodes import layer_calls, weight_layers
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 from modcap.quantization.operator_kinds import calculates, is_fused, passes, values_of_images
 
 __all__ = ["Placement", "placements"]

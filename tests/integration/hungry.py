@@ -21,7 +21,7 @@ from modcap.flows.quantize import THREADS
 from modcap.graph.network import build
 from modcap.jobs.job import Job, Room
 from modcap.jobs.kinds.capacity import DataFreeCapacity
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 from modcap.tasks.storage.store import Store
 
 

@@ -15,8 +15,8 @@ from modcap.core.serialization import Result
 from modcap.graph.forward import concatenate_to, run_batched
 from modcap.jobs.job import Job
 from modcap.jobs.worker_cache import WorkerCache
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import device_of, insert_quantizers, restore, state_of
-from modcap.quantization.layers import Bits
 from modcap.quantization.scheme import USUAL, Scheme
 
 __all__ = ["full_precision", "quantized_modules", "states_of", "tensors_of_modules"]

@@ -14,7 +14,7 @@ from modcap.core.serialization import Result
 from modcap.export import artifact
 from modcap.jobs.job import Cell, Job, Progress, Work
 from modcap.jobs.worker_cache import WorkerCache
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 from modcap.quantization.scheme import Scheme
 
 __all__ = ["Assemble", "assemble_job"]

@@ -26,8 +26,8 @@ from modcap.ptq.optimise import Inputs
 from modcap.ptq.reconstruct import calibrate, reconstruct
 from modcap.ptq.selection import Span
 from modcap.ptq.settings import Optimiser, flat_fields
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers
-from modcap.quantization.layers import Bits
 from modcap.quantization.scheme import Scheme
 from modcap.recipe import Budget
 

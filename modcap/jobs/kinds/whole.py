@@ -33,10 +33,22 @@ from modcap.ptq import channel_correction, finetune
 from modcap.ptq.relative_error import relative_error
 from modcap.ptq.selection import Span
 from modcap.ptq.settings import Precision
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 from modcap.quantization.scheme import Scheme
 
-__all__ = ["Choose", "Correct", "Tune", "choose_job", "correct_job", "trial_job", "tune_job"]
+__all__ = [
+    "TUNING_COST",
+    "Choose",
+    "Correct",
+    "Tune",
+    "choose_job",
+    "correct_job",
+    "trial_job",
+    "tune_job",
+]
+
+TUNING_COST = 0.5
+"""Of a step of tuning, relative to a step of every module alone; at most."""
 
 
 class _OverWhole(Arithmetic, Work):
@@ -169,7 +181,7 @@ class Tune(_OverWhole):
         return self.iterations
 
     def seconds(self, times: ModuleTimes) -> float:
-        return self.steps * sum(times.step) + 4 * sum(times.forward) * times.images
+        return TUNING_COST * self.steps * sum(times.step) + 4 * sum(times.forward) * times.images
 
     def key_fields(self) -> dict[str, Any]:
         fields = super().key_fields()

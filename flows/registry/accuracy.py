@@ -20,7 +20,7 @@ from modcap.data.preprocess import Preprocess
 from modcap.export.artifact import unpack_network
 from modcap.flows.registry.artifacts import REGISTRY, artifact_at
 from modcap.flows.requests.request import classes_of, evaluation_images, images_of, local_path
-from modcap.jobs.kinds.evaluate import top1
+from modcap.ptq.metrics import top1
 
 __all__ = ["evaluate_artifact"]
 

@@ -40,33 +40,36 @@ def as_input(images: object) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images at the network's size, with labels.
+    """Images at the network's size, and their labels where there are such.
 
     Attributes:
         pixels: (N, C, H, W) uint8 (0 to 255) or float32 (0 to 1).
-        labels: (N,) int64.
+        labels: (N,) int64, or None.
         mean, std: per channel, applied to pixels on the scale 0 to 1.
     """
 
     pixels: Tensor
-    labels: Tensor
+    labels: Tensor | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def check_labels(self, classes: int) -> None:
-        """Refuses what accuracy cannot be measured on.
+    def check_labels(self, classes: int) -> Tensor:
+        """The labels (N,), if accuracy can be measured by them.
 
         Raises:
             InputError: there are no images, or labels of no class, which would count as misses.
         """
         if not len(self):
             raise InputError("there are no images: give some to measure accuracy on")
+        if self.labels is None:
+            raise InputError("the images have no labels: give labels to measure top-1 by")
         outside = self.labels[(self.labels < 0) | (self.labels >= classes)]
         if len(outside):
             raise InputError(
                 f"label {int(outside[0])} is none of the network's {classes} classes, 0 to "
                 f"{classes - 1}: label images as it was trained"
             )
+        return self.labels
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -86,17 +89,16 @@ class ImageSet:
     def to_bytes(self) -> bytes:
         """safetensors, the same for the same images."""
         header = {"normalization": json.dumps({"mean": self.mean, "std": self.std})}
-        tensors = {"labels": self.labels.contiguous(), "pixels": self.pixels.contiguous()}
-        return save(tensors, header)
+        labels = {} if self.labels is None else {"labels": self.labels.contiguous()}
+        return save(labels | {"pixels": self.pixels.contiguous()}, header)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ImageSet:
         """The inverse of :meth:`to_bytes`; raises :class:`DamagedResult` where it cannot be."""
         try:
             tensors, stated = load(data), header_of(data, "normalization")
-            return cls(
-                tensors["pixels"], tensors["labels"], tuple(stated["mean"]), tuple(stated["std"])
-            )
+            mean, std = tuple(stated["mean"]), tuple(stated["std"])
+            return cls(tensors["pixels"], tensors.get("labels"), mean, std)
         except (SafetensorError, ValueError, KeyError) as error:
             raise DamagedResult(f"not a set of images: {error}") from error
 

@@ -25,6 +25,7 @@ from modcap.graph.graph_file import GraphFile, inflate, parse_header, read_tenso
 from modcap.graph.graph_json import check_tensor, fill, graph_from_json, graph_to_json, tensors_of
 from modcap.graph.network import Network
 from modcap.graph.nodes import weight_layers
+from modcap.graph.outputs import Output, outputs_field, separate
 from modcap.quantization.bit_packing import pack, unpack
 from modcap.quantization.insert import insert_quantizers, quantizers, restore
 from modcap.quantization.layers import Bits
@@ -43,7 +44,8 @@ class _Header(GraphFile):
 class QuantizedNetwork(nn.Module):
     """A hard quantized network: integer weights, quantized activations.
 
-    Maps preprocessed images (N, C, H, W) float32 to logits (N, classes).
+    Maps preprocessed images (N, C, H, W) float32 to what the network returns, such as logits
+    (N, classes); several outputs come as a dict, by name.
     """
 
     def __init__(
@@ -51,18 +53,24 @@ class QuantizedNetwork(nn.Module):
         modules: Sequence[fx.GraphModule],
         names: Sequence[str],
         input_shape: tuple[int, int, int],
+        outputs: Sequence[Output] = (),
     ) -> None:
         super().__init__()
         self.chain = nn.ModuleList(modules)
         self.names = tuple(names)
         self.input_shape = input_shape
+        self.outputs = tuple(outputs)
         self.eval().requires_grad_(False)
 
     @property
     def modules_in_order(self) -> list[nn.Module]:
         return list(self.chain)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
+        return separate(self.rows(x), self.outputs)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """All outputs for (N, C, H, W) as one tensor; see :mod:`modcap.graph.outputs`."""
         return run(self.chain, x)
 
 
@@ -99,6 +107,7 @@ def pack_network(
         "graphs": [graph_to_json(module) for module in network.partition.modules],
         "input_shape": network.input_shape,
         "names": network.partition.names,
+        **outputs_field(network.outputs),
     }
     compressed = bytearray(zlib.compress(canonical(header), level=9))
     tensors["header"] = torch.frombuffer(compressed, dtype=torch.uint8)
@@ -121,7 +130,7 @@ def unpack_network(data: bytes) -> QuantizedNetwork:
         raise InputError("not a modcap artifact, or a damaged one (bits of each module)")
     given = zip(header.graphs, header.bits, parts, strict=True)
     modules = [_rebuild(document, [Bits(*b) for b in bits], own) for document, bits, own in given]
-    return QuantizedNetwork(modules, header.names, header.input_shape)
+    return QuantizedNetwork(modules, header.names, header.input_shape, header.outputs)
 
 
 def _compressed(tensors: dict[str, Tensor]) -> bytes:

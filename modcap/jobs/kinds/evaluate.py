@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from modcap.core.serialization import Result
-from modcap.data.image_set import ImageSet
 from modcap.export import artifact
 from modcap.jobs.cost_model import ModuleTimes, evaluation_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import oscillation
+from modcap.ptq.metrics import Rows, default_metric
 
-__all__ = ["EvaluateFull", "EvaluateQuantized", "evaluate_full_job", "evaluate_job", "top1"]
+__all__ = ["EvaluateFull", "EvaluateQuantized", "evaluate_full_job", "evaluate_job"]
 
 _LOSSES = 256  # images that the losses over the depth are measured on
 
@@ -32,10 +31,8 @@ class EvaluateFull(Arithmetic, Work):
     def run(
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
     ) -> Result:
-        network = cache.network(job.inputs["network"], self.device)
-        images = cache.images(job.inputs["evaluation"])
-        meta = {"top1": top1(network, images, self.device), "images": len(images)}
-        return Result(meta=meta)
+        full = cache.network(job.inputs["network"], self.device)
+        return Result(meta=_measured(job, cache, full, self.device))
 
     def seconds(self, times: ModuleTimes) -> float:
         return sum(times.forward) * times.tests
@@ -53,15 +50,13 @@ class EvaluateQuantized(Arithmetic, Work):
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
     ) -> Result:
         network = cache.network(job.inputs["network"], self.device)
-        images = cache.images(job.inputs["evaluation"])
         packed = needs[0].tensors["artifact"].numpy().tobytes()
         quantized = artifact.unpack_network(packed).to(self.device)
         x = cache.images(job.inputs["calibration"]).normalized(0, _LOSSES).to(self.device)
         losses = oscillation.losses(network.partition.modules, quantized.modules_in_order, x)
         return Result(
             meta={
-                "top1": top1(quantized, images, self.device),
-                "images": len(images),
+                **_measured(job, cache, quantized.rows, self.device),
                 "losses": losses,
                 "oscillation": oscillation.oscillation(losses),
                 "final_error": losses[-1],
@@ -72,20 +67,15 @@ class EvaluateQuantized(Arithmetic, Work):
         return 3 * sum(times.forward) * times.tests
 
 
-@torch.no_grad()
-def top1(
-    model: Callable[[Tensor], Tensor], images: ImageSet, device: str = "cpu", batch: int = 250
-) -> float:
-    """Percentage of images whose largest logit is their label's.
-
-    Raises:
-        InputError: there are no images, or labels of no class.
-    """
-    hits = 0
-    images.check_labels(model(images.normalized(0, 1).to(device)).shape[1])
-    for x, labels in zip(images.batches(batch), images.labels.split(batch), strict=True):
-        hits += int((model(x.to(device)).argmax(1).cpu() == labels).sum())
-    return 100 * hits / len(images)
+def _measured(job: Job, cache: WorkerCache, network: Rows, device: str) -> dict[str, Any]:
+    """The value of the metric that fits network and images; top-1 under its own name."""
+    full = cache.network(job.inputs["network"], device)
+    images = cache.images(job.inputs["evaluation"])
+    shape = full(images.normalized(0, 1).to(device)).shape
+    metric = default_metric(len(full.outputs), shape, images)
+    value = metric.measure(network, full, images, device)
+    named = {"top1": value} if metric.name == "top1" else {"metric": metric.name, "value": value}
+    return named | {"images": len(images)}
 
 
 def evaluate_job(cell: Cell, assemble: str) -> Job:

@@ -32,7 +32,7 @@ from modcap.flows.registry.version_artifact import artifact_of_version
 from modcap.flows.requests.gate import Gate
 from modcap.flows.requests.request import evaluation_images, images_of, measured, pool_of
 from modcap.graph.network import Network
-from modcap.jobs.kinds.evaluate import top1
+from modcap.ptq.metrics import top1
 from modcap.tasks.storage.lease import Lease
 from modcap.tasks.storage.store import Store
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from modcap.data.image_set import ImageSet
-from modcap.jobs.kinds.evaluate import _measured
+from modcap.jobs.kinds.evaluate import _of_classes
 from modcap.quantization.clipping import watching_activations
 from modcap.quantization.layers import ActivationQuantizer
 
@@ -38,7 +38,7 @@ def test_hits_of_classes_add_up_to_top1() -> None:
     def network(x: torch.Tensor) -> torch.Tensor:
         return nn.functional.one_hot(x.flatten().long(), 5).float()
 
-    found = _measured(network, images, "cpu")
+    found = _of_classes(network, images, "cpu")
     assert found.meta["class_images"] == [2, 1, 0, 3]
     assert found.meta["class_hits"] == [1, 1, 0, 2]
     assert found.meta["top1"] == 100 * 4 / 6

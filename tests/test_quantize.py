@@ -15,7 +15,7 @@ from modcap.checkpoints import checkpoint
 from modcap.checkpoints.published_preprocess import published_preprocess
 from modcap.data import sources as data
 from modcap.data.image_set import ImageSet
-from modcap.jobs.kinds.evaluate import top1
+from modcap.ptq.metrics import top1
 from modcap.ptq.oscillation import losses, oscillation
 from modcap.recipe import PRESETS
 from tests.networks import convolutions, make

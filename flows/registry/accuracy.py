@@ -29,7 +29,7 @@ from modcap.flows.requests.request import (
     pool_of,
 )
 from modcap.graph.network import Network
-from modcap.jobs.kinds.evaluate import predictions
+from modcap.ptq.metrics import predictions
 from modcap.tasks.storage.store import Store
 
 __all__ = ["evaluate_artifact"]
@@ -69,11 +69,11 @@ def evaluate_artifact(
     images = images_of(tests, transform)
     outputs = check_input(subject.model, images.normalized(0, 2))
     check_count(tests.classes, outputs, f"data {spec}")
-    images.check_labels(outputs)
+    labels = images.check_labels(outputs)
     found = predictions(subject.model, images)
     report: dict[str, Any] = {
         "artifact": address,
-        "top1": _share(found == images.labels),
+        "top1": _share(found == labels),
         "images": len(images),
         "measured": measured(tests, spec),
         "latency_ms": _latency(subject.model, images),
@@ -81,7 +81,7 @@ def evaluate_artifact(
         "warnings": [],
     }
     _add_full_precision(report, subject, images, found, checkpoint, arch)
-    _add_held_out(report, subject, tests, spec, transform, found == images.labels)
+    _add_held_out(report, subject, tests, spec, transform, found == labels)
     return report
 
 
@@ -112,6 +112,7 @@ def _add_full_precision(
     if model is None:
         return
     full = predictions(model, images)
+    assert images.labels is not None  # else there were no predictions
     report["fp_top1"] = _share(full == images.labels)
     report["agreement"] = _share(full == found)
 

@@ -47,35 +47,38 @@ def as_input(images: object) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images at the network's size, with labels.
+    """Images at the network's size, and their labels where there are such.
 
     Attributes:
         pixels: (N, C, H, W) uint8 (0 to 255) or float32 (0 to 1).
-        labels: (N,) int64.
+        labels: (N,) int64, or None.
         mean, std: per channel, applied to pixels on the scale 0 to 1.
         lies_in_a_file: whether pixels are read as they are needed, and take no memory.
     """
 
     pixels: Tensor
-    labels: Tensor
+    labels: Tensor | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     lies_in_a_file: bool = False
 
-    def check_labels(self, classes: int) -> None:
-        """Refuses what accuracy cannot be measured on.
+    def check_labels(self, classes: int) -> Tensor:
+        """The labels (N,), if accuracy can be measured by them.
 
         Raises:
             InputError: there are no images, or labels of no class, which would count as misses.
         """
         if not len(self):
             raise InputError("there are no images: give some to measure accuracy on")
+        if self.labels is None:
+            raise InputError("the images have no labels: give labels to measure top-1 by")
         outside = self.labels[(self.labels < 0) | (self.labels >= classes)]
         if len(outside):
             raise InputError(
                 f"label {int(outside[0])} is none of the network's {classes} classes, 0 to "
                 f"{classes - 1}: label images as it was trained"
             )
+        return self.labels
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -122,7 +125,8 @@ class ImageSet:
     @property
     def _tensors(self) -> dict[str, Tensor]:
         """As they lie one after another in a file."""
-        return {"labels": self.labels, "pixels": self.pixels}
+        labels = {} if self.labels is None else {"labels": self.labels}
+        return labels | {"pixels": self.pixels}
 
     @property
     def _head(self) -> bytes:
@@ -146,10 +150,10 @@ class ImageSet:
             whole = torch.from_file(
                 str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8
             )
-            labels, pixels = (
-                _mapped(whole[8 + length :], described[name]) for name in ("labels", "pixels")
-            )
-            return cls(pixels, labels.clone(), tuple(stated["mean"]), tuple(stated["std"]), True)
+            parts = {name: _mapped(whole[8 + length :], part) for name, part in described.items()}
+            labels = parts["labels"].clone() if "labels" in parts else None
+            mean, std = tuple(stated["mean"]), tuple(stated["std"])
+            return cls(parts["pixels"], labels, mean, std, True)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise DamagedResult(f"not a set of images: {error}") from error
 
@@ -158,9 +162,8 @@ class ImageSet:
         """The inverse of :meth:`to_bytes`; raises :class:`DamagedResult` where it cannot be."""
         try:
             tensors, stated = load(data), header_of(data, "normalization")
-            return cls(
-                tensors["pixels"], tensors["labels"], tuple(stated["mean"]), tuple(stated["std"])
-            )
+            mean, std = tuple(stated["mean"]), tuple(stated["std"])
+            return cls(tensors["pixels"], tensors.get("labels"), mean, std)
         except (SafetensorError, ValueError, KeyError) as error:
             raise DamagedResult(f"not a set of images: {error}") from error
 

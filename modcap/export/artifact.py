@@ -29,6 +29,7 @@ from modcap.graph.graph_file import GraphFile, inflate, parse_header, read_tenso
 from modcap.graph.graph_json import check_tensor, fill, graph_from_json, graph_to_json, tensors_of
 from modcap.graph.network import Network
 from modcap.graph.nodes import weight_layers
+from modcap.graph.outputs import Output, outputs_field, separate
 from modcap.quantization.bit_packing import pack, unpack
 from modcap.quantization.bits import Bits
 from modcap.quantization.insert import attach, quantizers, restore
@@ -73,11 +74,13 @@ class _Header(GraphFile):
 class QuantizedNetwork(nn.Module):
     """A hard quantized network: integer weights, quantized activations.
 
-    Maps preprocessed images (N, C, H, W) float32 to logits (N, classes).
+    Maps preprocessed images (N, C, H, W) float32 to what the network returns, such as logits
+    (N, classes); several outputs come as a dict, by name.
 
     Attributes:
         preprocess: of these images, as ``--preprocess`` takes it; empty where it is not known.
         classes: names of the logits, in their order; empty where they are not known.
+        outputs: what tells several outputs apart; empty where there is one.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class QuantizedNetwork(nn.Module):
         input_shape: tuple[int, int, int],
         preprocess: str = "",
         classes: Sequence[str] = (),
+        outputs: Sequence[Output] = (),
     ) -> None:
         super().__init__()
         self.chain = nn.ModuleList(modules)
@@ -94,13 +98,18 @@ class QuantizedNetwork(nn.Module):
         self.input_shape = input_shape
         self.preprocess = preprocess
         self.classes = tuple(classes)
+        self.outputs = tuple(outputs)
         self.eval().requires_grad_(False)
 
     @property
     def modules_in_order(self) -> list[nn.Module]:
         return list(self.chain)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
+        return separate(self.rows(x), self.outputs)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """All outputs for (N, C, H, W) as one tensor; see :mod:`modcap.graph.outputs`."""
         return run(self.chain, x)
 
 
@@ -151,6 +160,7 @@ def pack_network(
         "names": network.partition.names,
         **({"preprocess": preprocess} if preprocess else {}),
         **({"classes": list(classes)} if classes else {}),
+        **outputs_field(network.outputs),
     }
     compressed = bytearray(zlib.compress(canonical(header), level=9))
     tensors["header"] = torch.frombuffer(compressed, dtype=torch.uint8)
@@ -176,7 +186,12 @@ def unpack_network(data: bytes) -> QuantizedNetwork:
         for document, bits, own, module_places in given
     ]
     return QuantizedNetwork(
-        modules, header.names, header.input_shape, header.preprocess, header.classes
+        modules,
+        header.names,
+        header.input_shape,
+        header.preprocess,
+        header.classes,
+        header.outputs,
     )
 
 

@@ -1,4 +1,4 @@
-"""Capture: any image classifier becomes one functional graph whose weight layers are modules.
+"""Capture: any vision network becomes one functional graph whose weight layers are modules.
 
 torch.fx traces first, since its graph keeps the author's layers; where that, or anything after it,
 fails (control flow, an operator that cannot be stored) torch.export captures, and its convolutions,
@@ -26,6 +26,7 @@ from modcap.graph.fold_constants import drop_checks
 from modcap.graph.functional_to_module import lift_layers
 from modcap.graph.no_ops import drop_no_ops
 from modcap.graph.nodes import WEIGHT_LAYERS
+from modcap.graph.outputs import join_outputs
 from modcap.graph.plain_weights import plain_copy
 from modcap.graph.specialize_shapes import localise_batch_size, observe
 from modcap.graph.trace import functional_program, ways
@@ -49,7 +50,8 @@ _Finished = TypeVar("_Finished")
 def capture(
     model: nn.Module | ExportedProgram, example: Tensor, strict: bool = True
 ) -> fx.GraphModule:
-    """The graph of ``model`` in eval mode: one tensor in, one tensor out, nothing in place.
+    """The graph of ``model`` in eval mode: one tensor in, one out (:mod:`modcap.graph.outputs`),
+    nothing in place.
 
     The ``meta`` of each node says whether its value is ``batched``, one row of floating-point
     numbers for each image, and its ``ndim``, 0 where it is no tensor; that of the graph holds
@@ -227,7 +229,7 @@ def _check_ends(graph: fx.GraphModule) -> None:
         )
     for node in unused:
         graph.graph.erase_node(node)
-    _unwrap_output(graph)
+    join_outputs(graph)
     graph.recompile()
 
 
@@ -254,14 +256,3 @@ def _check_layers(graph: fx.GraphModule) -> None:
             )
     graph.graph.lint()
     graph.recompile()
-
-
-def _unwrap_output(graph: fx.GraphModule) -> None:
-    """A tuple of one tensor, as torch.export returns it, becomes the tensor."""
-    (output,) = [node for node in graph.graph.nodes if node.op == "output"]
-    value = output.args[0]
-    if isinstance(value, tuple | list) and len(value) == 1:
-        output.args = (value[0],)
-    if not isinstance(output.args[0], fx.Node):
-        kind = type(output.args[0]).__name__.removeprefix("immutable_")
-        raise InputError(f"the model returns a {kind}: give one that returns the logits alone")

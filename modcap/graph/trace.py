@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_unflatten
 
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
@@ -129,7 +130,16 @@ def functional_program(program: ExportedProgram) -> fx.GraphModule:
         elif node.target is torch.ops.aten.copy.default:  # which has no derivative
             _spell_copy(graph, node)
     graph.graph.set_codegen(fx.graph.CodeGen())
+    _nest_outputs(graph, program)
     return fx.GraphModule(graph, graph.graph)
+
+
+def _nest_outputs(graph: fx.GraphModule, program: ExportedProgram) -> None:
+    """Gives what a program returns, which is flat inside, its names again."""
+    (end,) = [node for node in graph.graph.nodes if node.op == "output"]
+    spec = program.call_spec.out_spec
+    if spec is not None and spec.num_leaves == len(end.args[0]):
+        end.args = (tree_unflatten(end.args[0], spec),)
 
 
 def _spell_copy(graph: fx.GraphModule, node: fx.Node) -> None:

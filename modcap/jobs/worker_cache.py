@@ -83,4 +83,5 @@ def _bytes_of(value: object) -> int:
         modules = value.partition.modules
         return sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
     assert isinstance(value, ImageSet)
-    return value.labels.nbytes + (0 if value.lies_in_a_file else value.pixels.nbytes)
+    labels = 0 if value.labels is None else value.labels.nbytes
+    return labels + (0 if value.lies_in_a_file else value.pixels.nbytes)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from modcap.core.serialization import Result
 from modcap.data.image_set import ImageSet
 from modcap.export import artifact
+from modcap.graph.network import Network
 from modcap.jobs.cost_model import ModuleTimes, evaluation_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import oscillation
+from modcap.ptq.metrics import Rows, default_metric, predictions
 from modcap.quantization.clipping import watching_activations
 
-__all__ = [
-    "EvaluateFull",
-    "EvaluateQuantized",
-    "evaluate_full_job",
-    "evaluate_job",
-    "predictions",
-    "top1",
-]
+__all__ = ["EvaluateFull", "EvaluateQuantized", "evaluate_full_job", "evaluate_job"]
 
 _LOSSES = 256  # images that the losses over the depth are measured on
-_TESTED = 250  # test images at once, at most
-_INPUT = 16 << 20  # bytes of these, where no more is known
 
 
 class EvaluateFull(Arithmetic, Work):
@@ -42,9 +34,9 @@ class EvaluateFull(Arithmetic, Work):
     def run(
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
     ) -> Result:
-        network = cache.network(job.inputs["network"], self.device)
+        full = cache.network(job.inputs["network"], self.device)
         images = cache.images(job.inputs["evaluation"])
-        return _measured(network, images, self.device, self.pass_images)
+        return _measured(full, full, images, self.device, self.pass_images)
 
     def seconds(self, times: ModuleTimes) -> float:
         return sum(times.forward) * times.tests
@@ -69,7 +61,8 @@ class EvaluateQuantized(Arithmetic, Work):
         modules = quantized.modules_in_order
         with watching_activations(modules) as seen:
             losses = oscillation.losses(network.partition.modules, modules, x, self.pass_images)
-        measured = _measured(quantized, images, self.device, self.pass_images)
+        rows = quantized.rows
+        measured = _measured(rows, network, images, self.device, self.pass_images)
         depth = {
             "losses": losses,
             "oscillation": oscillation.oscillation(losses),
@@ -83,10 +76,21 @@ class EvaluateQuantized(Arithmetic, Work):
 
 
 def _measured(
-    network: Callable[[Tensor], Tensor], images: ImageSet, device: str, batch: int | None = None
+    network: Rows, full: Network, images: ImageSet, device: str, batch: int | None
 ) -> Result:
+    """The value of the metric that fits network and images; top-1 under its own name."""
+    shape = full(images.normalized(0, 1).to(device)).shape
+    metric = default_metric(len(full.outputs), shape, images)
+    if metric.name == "top1":
+        return _of_classes(network, images, device, batch)
+    value = metric.measure(network, full, images, device, batch)
+    return Result(meta={"metric": metric.name, "value": value, "images": len(images)})
+
+
+def _of_classes(network: Rows, images: ImageSet, device: str, batch: int | None = None) -> Result:
     """Accuracy, also of each class, and what was predicted: agreement is a comparison of that."""
     found = predictions(network, images, device, batch)
+    assert images.labels is not None  # else there were no predictions
     hits = images.labels[found == images.labels]
     meta = {
         "top1": 100 * len(hits) / len(images),
@@ -95,40 +99,6 @@ def _measured(
         "class_hits": torch.bincount(hits, minlength=int(images.labels.max()) + 1).tolist(),
     }
     return Result({"predictions": found.to(torch.int32)}, meta)
-
-
-@torch.no_grad()
-def predictions(
-    model: Callable[[Tensor], Tensor],
-    images: ImageSet,
-    device: str = "cpu",
-    batch: int | None = None,
-) -> Tensor:
-    """The class of the largest logit of each image: (N,) int64.
-
-    Args:
-        model: gives logits (N, classes) for images (N, C, H, W).
-        images: with labels.
-        device: where the model is.
-        batch: images at once, at most 250; None goes by their size.
-
-    Raises:
-        InputError: there are no images, or labels of no class.
-    """
-    batch = min(_TESTED, batch or max(1, _INPUT // images.image_bytes))
-    images.check_labels(model(images.normalized(0, 1).to(device)).shape[1])
-    return torch.cat([model(x.to(device)).argmax(1).cpu() for x in images.batches(batch)])
-
-
-def top1(
-    model: Callable[[Tensor], Tensor],
-    images: ImageSet,
-    device: str = "cpu",
-    batch: int | None = None,
-) -> float:
-    """Percentage of images whose largest logit is their label's; see :func:`predictions`."""
-    found = predictions(model, images, device, batch)
-    return 100 * int((found == images.labels).sum()) / len(images)
 
 
 def evaluate_job(cell: Cell, assemble: str) -> Job:

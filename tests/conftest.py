@@ -15,5 +15,7 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # as the command line sets it
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stay on loopback, as the stack does
     "RAY_USAGE_STATS_ENABLED": "0",
 }

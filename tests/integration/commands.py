@@ -61,7 +61,11 @@ def modcap_process(
 def modcap_command(
     environment: dict[str, str], *arguments: str | Path, **others: str
 ) -> CompletedProcess[str]:
-    """Runs ``modcap`` to its end, in this process, whose environment is afterwards what it was."""
+    """Runs ``modcap`` to its end, in this process, whose environment is afterwards what it was.
+
+    None that makes the stack start Ray anew, such as one with another S3: who is connected to Ray
+    ends with it.
+    """
     out, err = io.StringIO(), io.StringIO()
     with (
         patch.dict(os.environ, environment | others),

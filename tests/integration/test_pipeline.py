@@ -207,7 +207,8 @@ def test_unreachable_service_is_one_line_and_exit_2(
     run = modcap_process if variable == "PREFECT_API_URL" else modcap_command  # which it ends
     flags = ("--name", "pipeline", "--no-compare")
     hurry = {"MODCAP_PATIENCE": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-    done = quantize(stack, tmp_path, *flags, run=run, **hurry, **{variable: address})
+    own = {"MODCAP_HOME": str(tmp_path)}  # or the stack would move to where S3 is said to be
+    done = quantize(stack, tmp_path, *flags, run=run, **hurry, **own, **{variable: address})
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("modcap: ")

@@ -20,6 +20,7 @@ __all__ = ["BATCH", "BIAS_BITS", "INPUT", "OUTPUT", "Encoding", "Graph"]
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 BIAS_BITS = 32
 _QUANTIZING = ("Max", "Min", "QuantizeLinear", "DequantizeLinear")
+_SHORT = {"QuantizeLinear": "Q", "DequantizeLinear": "DQ"}  # in the names of nodes
 _TYPES = {
     torch.float32: "FLOAT",
     torch.float64: "DOUBLE",
@@ -92,7 +93,7 @@ class Graph:
         """Adds a node with ``count`` outputs, and names them."""
         from onnx import helper
 
-        name = self.name(operator)
+        name = self.name(_SHORT.get(operator, operator))
         value = self._short("v") if operator in _QUANTIZING else name
         outputs = [value] if count == 1 else [f"{value}:{i}" for i in range(count)]
         self._nodes.append(helper.make_node(operator, inputs, outputs, name=name, **attributes))
@@ -179,8 +180,10 @@ class Graph:
         return self.add("Min", y, self.constant(high))
 
     def _zero_point(self, zero_point: Tensor, width: int) -> str:
-        name = f"zero_{width}_{int(zero_point)}"
-        return name if name in self._initializers else self._integers(name, zero_point, width)
+        key = ("zero point", width, int(zero_point))
+        if key not in self._constants:
+            self._constants[key] = self._integers(self._short("z"), zero_point, width)
+        return self._constants[key]
 
     def _integers(self, name: str, values: Tensor, width: int) -> str:
         raw = pack(values, width).numpy().tobytes()

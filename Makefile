@@ -39,7 +39,7 @@ fuzz: env ## Read 20,000 mutated files, each within 2 GB and 30 s of CPU; INPUTS
 	  $(if $(findstring command,$(origin SECONDS)),--seconds $(SECONDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS))
 
-faults: env ## Kill every part of the system in mid-sweep; about ten minutes
+faults: env ## Kill every part of the system in mid-sweep; 15 minutes and more
 	$(BIN)/python -m pytest -m fault
 
 bench-speed: ## Time reconstruction beside peers from PyPI; QUICK=1 is the short form

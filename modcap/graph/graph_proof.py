@@ -7,13 +7,14 @@ methods, layers and types of arguments are those of closed lists; a node refers 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
 from modcap.core.errors import InputError
 from modcap.core.names import is_identifier, is_path
-from modcap.graph.leaves import LEAVES, SIZED_LEAVES
+from modcap.graph.leaves import LEAVES, SIZED_LEAVES, leaf
+from modcap.graph.nodes import WEIGHT_LAYERS
 from modcap.graph.operators import ATTRIBUTES, METHODS, SIZED, UNARY, aten, functions
 
 __all__ = ["ATTRIBUTE_OF", "CONSTANTS", "FLOATS", "UNCHECKED", "check_size", "is_device", "prove"]
@@ -246,6 +247,8 @@ class _Node:
 
     def _call_module(self, target: str, args: list[Any], kwargs: dict[str, Any]) -> None:
         self._if(target in self._modules and self._values.nodes > 0)
+        if issubclass(cast(type, leaf(self._modules[target]["type"])), WEIGHT_LAYERS):
+            self._if(bool(args) and _is_node(args[0]))  # its input is quantized
 
     def _call_method(self, target: str, args: list[Any], kwargs: dict[str, Any]) -> None:
         if target not in METHODS:

@@ -150,8 +150,13 @@ def _target_name(node: fx.Node) -> str:
         name = ATTRIBUTE_OF if called is getattr else function_names().get(called, "")
         known = bool(name)
     if not known:
-        raise _refuse(f"operator {node.target}", f"node '{node.name}'")
+        raise _refuse(f"operator {_shown(node.target)}", f"node '{node.name}'")
     return name
+
+
+def _shown(target: Any) -> str:
+    """Without the address that Python shows of a function."""
+    return str(target) if isinstance(target, OpOverload) else getattr(target, "__name__", "")
 
 
 def _resolve(op: str, target: str) -> Any:

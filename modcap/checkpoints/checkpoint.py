@@ -141,8 +141,8 @@ def _fill(
     if len(fitting_names.prefixes) > 1:
         several = " and ".join(f"'{prefix[:_LONG]}'" for prefix in fitting_names.prefixes[:_NAMED])
         raise InputError(
-            f"{where} holds weights of --arch {architecture} more than once, under {several}: "
-            f"save one of them alone"
+            f"{complaint}: it holds weights of it more than once, under {several}: save one of "
+            f"them alone"
         )
     given = fitting_names.entries
     tensors = {name: value for name, value in given.items() if not name.endswith(_EXTRA)}
@@ -234,8 +234,10 @@ def check_input(
     x = images[:2]
     try:
         with torch.no_grad():
-            program = isinstance(network, ExportedProgram)
-            logits = exported_for.answer(network, x) if program else network(x)
+            if isinstance(network, ExportedProgram):
+                logits = exported_for.answer(network, x)
+            else:
+                logits = network(x)
     except InputError:
         raise
     except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -156,7 +157,7 @@ def _target_name(node: fx.Node) -> str:
 
 def _shown(target: Any) -> str:
     """Without the address that Python shows of a function."""
-    return str(target) if isinstance(target, OpOverload) else getattr(target, "__name__", "")
+    return re.sub(r"( of type object)? at 0x[0-9a-f]+", "", str(target))
 
 
 def _resolve(op: str, target: str) -> Any:

@@ -253,6 +253,12 @@ class Filled(Small):
         return super().forward(z)
 
 
+class Moved(Small):
+    def forward(self, x: Tensor) -> Tensor:
+        mask = (x > 0).to(device=x.device, dtype=torch.float32)
+        return super().forward(x * mask)
+
+
 class Taken(Small):
     """Layers under names of what graphs keep in themselves."""
 
@@ -271,7 +277,7 @@ class HalfExtra(Small):
         self.features[2].state = torch.ones(2).half()  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("kind", [Filled, Taken, HalfExtra])
+@pytest.mark.parametrize("kind", [Filled, Moved, Taken, HalfExtra])
 def test_it_is_captured(kind: type[nn.Module]) -> None:
     model, images = kind().eval(), torch.randn(4, 3, SIDE, SIDE)
     with torch.no_grad():

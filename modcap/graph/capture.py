@@ -171,6 +171,8 @@ def _make_functional(graph: fx.GraphModule) -> None:
         if node.op in ("call_function", "call_method") and node.target in _UNWRITTEN:
             node.target = _UNWRITTEN[node.target]
             node.kwargs = {n: v for n, v in node.kwargs.items() if n != "memory_format"}
+        if node.target is torch.ops.aten._to_copy.default:  # to where the example happened to lie
+            node.kwargs = {n: v for n, v in node.kwargs.items() if n != "device"}
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
         if node.op in ("call_method", "call_function") and not _names_type(node):

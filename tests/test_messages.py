@@ -290,9 +290,7 @@ class Drawn(Small):
 
 
 def test_an_operator_is_named_without_an_address() -> None:
-    with pytest.raises(
-        InputError, match=r"^operator <built-in method randn_like> at node"
-    ):
+    with pytest.raises(InputError, match=r"^operator <built-in method randn_like> at node"):
         build(Drawn().eval(), torch.randn(2, 3, SIDE, SIDE))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from modcap.checkpoints import arch_options, file_kind, key_names
+from modcap.checkpoints import arch_options, exported_for, file_kind, key_names
 from modcap.checkpoints import architecture as architectures
 from modcap.checkpoints import export_archive as pt2
 from modcap.checkpoints import state_dict as weights
@@ -76,6 +76,7 @@ def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
             raise InputError(f"{path} describes its own architecture: leave out --arch")
         model, graph = pt2.read(data, str(path))
         _check_archive(model, str(path))
+        exported_for.check_mode(model, str(path))
     else:
         if architecture is None:
             raise InputError(
@@ -140,8 +141,8 @@ def _fill(
     if len(fitting_names.prefixes) > 1:
         several = " and ".join(f"'{prefix[:_LONG]}'" for prefix in fitting_names.prefixes[:_NAMED])
         raise InputError(
-            f"{where} holds weights of --arch {architecture} more than once, under {several}: "
-            f"save one of them alone"
+            f"{complaint}: it holds weights of it more than once, under {several}: save one of "
+            f"them alone"
         )
     given = fitting_names.entries
     tensors = {name: value for name, value in given.items() if not name.endswith(_EXTRA)}
@@ -233,8 +234,12 @@ def check_input(
     x = images[:2]
     try:
         with torch.no_grad():
-            runnable = network.module() if isinstance(network, ExportedProgram) else network
-            logits = runnable(x)
+            if isinstance(network, ExportedProgram):
+                logits = exported_for.answer(network, x)
+            else:
+                logits = network(x)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"the network does not take images of {given} (channels × height × width): "

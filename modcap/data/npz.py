@@ -17,6 +17,8 @@ from modcap.data.source import Source
 
 __all__ = ["SOURCE", "read_all"]
 
+_CHANNELS = (1, 3, 4)  # of images that people take
+
 
 def read_all(file: Path, source: str) -> Images:
     """Every image of ``file``; ``source`` is what it is called."""
@@ -43,6 +45,11 @@ def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str
         raise InputError(
             f"data {file}: images are {images.dtype} of shape {images.shape}: "
             f"give uint8 or float32 of shape (N, C, H, W)"
+        )
+    if images.shape[3] in _CHANNELS and min(images.shape[1:3]) > max(_CHANNELS):
+        raise InputError(
+            f"data {file}: images of shape {images.shape} have their channels last: save "
+            f"images.transpose(0, 3, 1, 2), of shape (N, C, H, W)"
         )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise InputError(

@@ -43,6 +43,14 @@ _ANY_LAYOUT: dict[Any, Any] = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
     torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
 }
+_UNWRITTEN: dict[Any, Any] = {  # memory that is filled later: with nought, before
+    torch.empty: torch.zeros,
+    torch.empty_like: torch.zeros_like,
+    "new_empty": "new_zeros",
+    torch.ops.aten.empty.memory_format: torch.ops.aten.zeros.default,
+    torch.ops.aten.empty_like.default: torch.ops.aten.zeros_like.default,
+    torch.ops.aten.new_empty.default: torch.ops.aten.new_zeros.default,
+}
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _Finished = TypeVar("_Finished")
 
@@ -146,6 +154,7 @@ def _check_types(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():  # which may hold more than tensors
         if (
             isinstance(tensor, Tensor)
+            and not name.endswith("_extra_state")
             and tensor.is_floating_point()
             and tensor.dtype != torch.float32
         ):
@@ -160,6 +169,12 @@ def _make_functional(graph: fx.GraphModule) -> None:
     for module in graph.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
+    for node in graph.graph.nodes:
+        if node.op in ("call_function", "call_method") and node.target in _UNWRITTEN:
+            node.target = _UNWRITTEN[node.target]
+            node.kwargs = {n: v for n, v in node.kwargs.items() if n != "memory_format"}
+        if node.target is torch.ops.aten._to_copy.default:  # to where the example happened to lie
+            node.kwargs = {n: v for n, v in node.kwargs.items() if n != "device"}
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
         if node.op in ("call_method", "call_function") and not _names_type(node):

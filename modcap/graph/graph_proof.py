@@ -179,7 +179,8 @@ class _Values:
         for pair in content:
             if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
                 self.refuse(f"value {_shown(pair)}")
-            if not (is_identifier(pair[0]) or (plain and len(pair[0]) <= _TEXT)):
+            named = is_identifier(pair[0]) or pair[0] == "device"  # of a call, that of .to()
+            if not (named or (plain and len(pair[0]) <= _TEXT)):
                 self.refuse(f"a keyword {_shown(pair[0])}")
         if len({key for key, _ in content}) != len(content):
             self.refuse("a keyword that is given twice")

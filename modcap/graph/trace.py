@@ -21,6 +21,7 @@ __all__ = ["Way", "functional_program", "reserved", "ways"]
 
 Way = Callable[[Tensor], fx.GraphModule]
 """Makes a graph of a model, for images (N, C, H, W)."""
+_EMPTY = fx.GraphModule(nn.Module(), fx.Graph())  # with what each graph has, its own fields too
 
 
 def ways(model: nn.Module) -> Iterator[Way]:
@@ -59,7 +60,7 @@ class _Tracer(fx.Tracer):
 
 def reserved(name: str) -> bool:
     """Whether a layer of a graph cannot have that name."""
-    return keyword.iskeyword(name) or hasattr(fx.GraphModule, name)
+    return keyword.iskeyword(name) or hasattr(_EMPTY, name)
 
 
 def _with_free_names(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:

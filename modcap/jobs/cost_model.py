@@ -86,8 +86,8 @@ def reconstruction_memory(
     group = modules[span.start : span.stop]
     ends = group[0].input, group[0].input, group[-1].output, group[-1].output
     held = sum(_in_memory(images * size, bound) for size in (*ends, modules[0].input))
-    cached = sum(2 * _in_memory(images * module.output, bound) for module in modules)
-    cached = min(cached, CACHE if bound is None else min(CACHE, bound))
+    cached = min(CACHE, images * 2 * sum(module.output for module in modules))
+    cached = cached if bound is None else min(cached, bound)
     weights = sum(module.weights for module in group) * (_WEIGHTS if batch else 3)
     passes = max(_pass(network, modules[: span.stop]), _step(network, span, batch))
     return _rounded(held + cached + passes + weights + 4 * _all_weights(modules))

@@ -4,7 +4,7 @@
            + images * (2 input + 2 output)      calibration activations of the group
            + images * 2 output of all modules   what is kept for the next job, at most 1 GiB
            + the larger of
-               pass * 3 live                    a forward pass, and what quantizers hold meanwhile
+               pass * 2.2 live                  a forward pass, and what quantizers hold meanwhile
                step * (1.7 kept + 3 live)       one with gradients, and these
            + 12 * weights + 4 * all weights     rounding, Adam's two moments, gradients, copies
 
@@ -40,7 +40,8 @@ __all__ = [
 KEPT = 4  # tensors of calibration activations that a reconstruction holds: 2 input, 2 output
 _BASE = 512 << 20  # a worker process with torch, 312 MB, inputs and results kept, 192 MB at most
 _KEPT = 1.7  # times what a pass with gradients keeps: what gradients take, and gaps in memory
-_TEMPORARY = 3  # times the values that are there at once: in quantizers, in sums, in gradients
+_TEMPORARY = 3  # times the values that are there at once: in sums, in gradients
+_QUANTIZERS = 2.2  # the same in a pass without gradients
 _WEIGHTS = 12  # times the weights, of a group that is optimised
 _LOSSES = 256  # images that errors over the depth, and corrections, are measured on
 _ROUND = 64 << 20  # requests are multiples: few sizes, so that workers are shared
@@ -133,7 +134,8 @@ def evaluation_memory(network: Network | Outline) -> int:
 
 
 def _pass(network: Network | Outline, modules: Sequence[Footprint]) -> int:
-    return images_per_pass(network) * _TEMPORARY * max(module.live for module in modules)
+    live = max(module.live for module in modules)
+    return math.ceil(images_per_pass(network) * _QUANTIZERS * live)
 
 
 def _step(network: Network | Outline, span: Span, batch: int) -> int:

@@ -41,6 +41,7 @@ KEPT = 4  # tensors of calibration activations that a reconstruction holds: 2 in
 _BASE = 512 << 20  # a worker process with torch, 312 MB, inputs and results kept, 192 MB at most
 _KEPT = 1.7  # times what a pass with gradients keeps: what gradients take, and gaps in memory
 _TEMPORARY = 3  # times the values that are there at once: in sums, in gradients
+_CORRECTED = 4  # the same in a correction, which fits lines to all outputs of a layer
 _QUANTIZERS = 2.2  # the same in a pass without gradients
 _WEIGHTS = 12  # times the weights, of a group that is optimised
 _LOSSES = 256  # images that errors over the depth, and corrections, are measured on
@@ -90,7 +91,10 @@ def reconstruction_memory(
     cached = min(CACHE, images * 2 * sum(module.output for module in modules))
     cached = cached if bound is None else min(cached, bound)
     weights = sum(module.weights for module in group) * (_WEIGHTS if batch else 3)
-    passes = max(_pass(network, modules[: span.stop]), _step(network, span, batch))
+    without, with_gradients = _pass(network, modules[: span.stop]), _step(network, span, batch)
+    passes = max(without, with_gradients)
+    if len(group) == len(modules):  # all images go through it before and after its steps
+        passes += min(without, with_gradients) // 2  # gaps that one leaves to the other
     return _rounded(held + cached + passes + weights + 4 * _all_weights(modules))
 
 
@@ -117,7 +121,7 @@ def correction_memory(
     modules = footprints(network)
     counts = counts or [_LOSSES] * len(modules)
     inside = [
-        n * (module.inside + _TEMPORARY * module.live)
+        n * (module.inside + _CORRECTED * module.live)
         for n, module in zip(counts, modules, strict=True)
     ]
     held = max(_ends(module, _LOSSES, bound) for module in modules)

@@ -45,6 +45,7 @@ bench-speed: ## Time reconstruction beside peers from PyPI; QUICK=1 is the short
 bench-fidelity: ## Every selection beside every other, at equal steps; QUICK=1, too
 bench-waves: ## Groups side by side against one after another; QUICK=1, too
 bench-scaling: ## One and two workers, and a simulation of many; QUICK=1, too
+bench-memory: ## What jobs ask for in memory beside what they take; QUICK=1, too
 bench-exports: ## ONNX and pt2 beside the artifacts, on all test images; QUICK=1, too
 bench-runtime: ## Latency in onnxruntime beside float and its own quantization; QUICK=1, too
 bench-integer_cost: ## What integer-only devices cost in accuracy; QUICK=1, too

@@ -107,8 +107,7 @@ def _planned(cell: Cell, cache: WorkerCache) -> tuple[Plan, dict[str, Result]]:
 
 def _jobs(cell: Cell, cache: WorkerCache) -> dict[str, Job]:
     """The job of each kind that asks for most."""
-    measured = cell.recipe.model_copy(update={"capacity": "data-dependent"})
-    recipe = Recipe.make(measured.model_dump(mode="json"))
+    recipe = Recipe.make({"capacity": "data-dependent"}, cell.recipe)
     with_data = replace(cell, recipe=recipe)
     jobs = [*_planned(cell, cache)[0].jobs, *_planned(with_data, cache)[0].jobs]
     found = {}

@@ -16,17 +16,19 @@ from modcap.flows.execution.connect import find_s3
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
 from modcap.flows.requests.without_images import prepare_to_look
-from modcap.graph.forward import run_batched
+from modcap.graph.forward import BATCH, run_batched
 from modcap.jobs.cost_model import ModuleTimes
 from modcap.jobs.job import Job
 from modcap.jobs.kinds import KINDS
 from modcap.jobs.kinds.whole import Choose
+from modcap.jobs.pass_sizes import batch_size, images_per_pass
 from modcap.jobs.plan import Plan, plan
 from modcap.jobs.run_job import run_job
 from modcap.jobs.simulate import critical_path, simulate
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq.optimise import Inputs
 from modcap.ptq.reconstruct import calibrate, reconstruct
+from modcap.ptq.selection import Span
 from modcap.quantization.insert import insert_quantizers
 from modcap.recipe import Recipe
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["costs_of", "describe_plan", "open_plan"]
 
 _PROBE_STEPS = 3
+_PROBE_IMAGES = 4  # of a step, where images are large
 
 
 def describe_plan(
@@ -189,13 +192,15 @@ def _probe(prepared: Prepared) -> ModuleTimes:
     recipe: Recipe = prepared.request.recipe
     torch.set_num_threads(recipe.threads)
     batch = recipe.optimiser.batch_size
-    settings = recipe.optimiser.model_copy(update={"iterations": _PROBE_STEPS})
+    if images_per_pass(prepared.network) < BATCH:  # large images: a few of them tell
+        batch = min(batch, _PROBE_IMAGES)
+    settings = recipe.optimiser.model_copy(update={"iterations": _PROBE_STEPS, "batch_size": batch})
     x = prepared.calibration.normalized(0, batch)
     step: list[float] = []
     forward: list[float] = []
     search: list[float] = []
     modules = prepared.network.partition.modules
-    for module, bits in zip(modules, prepared.cell.bits, strict=True):
+    for index, (module, bits) in enumerate(zip(modules, prepared.cell.bits, strict=True)):
         start = time.perf_counter()
         y = run_batched([module], x)
         forward.append((time.perf_counter() - start) / batch)
@@ -205,7 +210,8 @@ def _probe(prepared: Prepared) -> ModuleTimes:
         search.append(time.perf_counter() - start)
         start = time.perf_counter()
         reconstruct([quantized], Inputs(x, x, y), recipe.method, settings, 0)
-        step.append((time.perf_counter() - start) / _PROBE_STEPS)
+        images = batch_size(prepared.network, Span(index, index + 1), recipe)
+        step.append((time.perf_counter() - start) / _PROBE_STEPS * images / batch)
         x = y
     tests = 0 if prepared.request.data is None else len(prepared.evaluation)
     return ModuleTimes(tuple(step), tuple(forward), tuple(search), recipe.calibration, tests)

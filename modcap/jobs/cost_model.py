@@ -4,7 +4,7 @@
            + images * (2 input + 2 output)      calibration activations of the group
            + images * 2 output of all modules   what is kept for the next job, at most 1 GiB
            + the larger of
-               pass * 3 live                    a forward pass, and what quantizers hold meanwhile
+               pass * 2.2 live                  a forward pass, and what quantizers hold meanwhile
                step * (1.7 kept + 3 live)       one with gradients, and these
            + 12 * weights + 4 * all weights     rounding, Adam's two moments, gradients, copies
 
@@ -45,7 +45,9 @@ __all__ = [
 KEPT = 4  # tensors of calibration activations that a reconstruction holds: 2 input, 2 output
 _BASE = 512 << 20  # a worker process with torch, 312 MB, inputs and results kept, 192 MB at most
 _KEPT = 1.7  # times what a pass with gradients keeps: what gradients take, and gaps in memory
-_TEMPORARY = 3  # times the values that are there at once: in quantizers, in sums, in gradients
+_TEMPORARY = 3  # times the values that are there at once: in sums, in gradients
+_CORRECTED = 4  # the same in a correction, which fits lines to all outputs of a layer
+_QUANTIZERS = 2.2  # the same in a pass without gradients
 _WEIGHTS = 12  # times the weights, of a group that is optimised
 _LOSSES = 256  # images that errors over the depth, and corrections, are measured on
 _BATCH = 32  # images of the step that costs are relative to
@@ -113,10 +115,13 @@ def reconstruction_memory(
     group = modules[span.start : span.stop]
     ends = group[0].input, group[0].input, group[-1].output, group[-1].output
     held = sum(_in_memory(images * size, bound) for size in (*ends, modules[0].input))
-    cached = sum(2 * _in_memory(images * module.output, bound) for module in modules)
-    cached = min(cached, CACHE if bound is None else min(CACHE, bound))
+    cached = min(CACHE, images * 2 * sum(module.output for module in modules))
+    cached = cached if bound is None else min(cached, bound)
     weights = sum(module.weights for module in group) * (_WEIGHTS if batch else 3)
-    passes = max(_pass(network, modules[: span.stop]), _step(network, span, batch))
+    without, with_gradients = _pass(network, modules[: span.stop]), _step(network, span, batch)
+    passes = max(without, with_gradients)
+    if len(group) == len(modules):  # all images go through it before and after its steps
+        passes += min(without, with_gradients) // 2  # gaps that one leaves to the other
     return _rounded(held + cached + passes + weights + 4 * _all_weights(modules))
 
 
@@ -143,7 +148,7 @@ def correction_memory(
     modules = footprints(network)
     counts = counts or [_LOSSES] * len(modules)
     inside = [
-        n * (module.inside + _TEMPORARY * module.live)
+        n * (module.inside + _CORRECTED * module.live)
         for n, module in zip(counts, modules, strict=True)
     ]
     held = max(_ends(module, _LOSSES, bound) for module in modules)
@@ -160,7 +165,8 @@ def evaluation_memory(network: Network | Outline) -> int:
 
 
 def _pass(network: Network | Outline, modules: Sequence[Footprint]) -> int:
-    return images_per_pass(network) * _TEMPORARY * max(module.live for module in modules)
+    live = max(module.live for module in modules)
+    return math.ceil(images_per_pass(network) * _QUANTIZERS * live)
 
 
 def _step(network: Network | Outline, span: Span, batch: int) -> int:

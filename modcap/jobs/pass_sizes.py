@@ -10,8 +10,18 @@ from modcap.graph.forward import BATCH
 from modcap.graph.network import Network
 from modcap.jobs.outline import Outline, outline_of
 from modcap.ptq.selection import Span
+from modcap.recipe import Recipe
 
-__all__ = ["PASS", "STEP", "correction_images", "images_per_pass", "images_per_step"]
+__all__ = [
+    "PASS",
+    "STEP",
+    "batch_size",
+    "correction_images",
+    "images_per_pass",
+    "images_per_step",
+]
+
+_LEAST = 4  # images of a step that positions bound
 
 PASS = 512 << 20
 """Bytes of all values that a module computes for the images of a pass, at most."""
@@ -40,6 +50,15 @@ def correction_images(network: Network | Outline, most: int) -> tuple[int, ...] 
     footprints = outline_of(network).footprints
     counts = [min(most, _power_of_two(PASS // 2 // module.inside)) for module in footprints]
     return tuple(counts) if min(counts) < most else None
+
+
+def batch_size(network: Network | Outline, span: Span, recipe: Recipe) -> int:
+    """Images of a step of a group: those of the recipe, or as many as its ``positions`` hold."""
+    most = recipe.optimiser.batch_size
+    if recipe.positions is None:
+        return most
+    modules = outline_of(network).footprints[span.start : span.stop]
+    return min(most, max(_LEAST, recipe.positions // max(m.positions for m in modules)))
 
 
 def _power_of_two(most: int) -> int:

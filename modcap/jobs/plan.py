@@ -29,6 +29,7 @@ from modcap.jobs.kinds.whole import (
     trial_job,
     tune_job,
 )
+from modcap.jobs.pass_sizes import batch_size
 from modcap.jobs.waves import segments
 from modcap.ptq.selection import Span
 from modcap.recipe import Schedule
@@ -237,8 +238,20 @@ def _work(cell: Cell, job: Job) -> float:
     """Of the optimisation that ``job`` does, in units of a module's ``step_cost``."""
     if not isinstance(job.work, Reconstruct):
         return 0.0
-    modules = footprints(cell.network)[job.work.start : job.work.stop]
-    return job.work.steps * sum(module.step_cost for module in modules)
+    span = Span(job.work.start, job.work.stop)
+    return job.work.steps * sum(_step_costs(cell, span))
+
+
+def _step_costs(cell: Cell, group: Span | None = None) -> list[float]:
+    """Of each module of ``group``, or of each module by itself."""
+    modules, usual = footprints(cell.network), cell.recipe.optimiser.batch_size
+    spans = [Span(i, i + 1) for i in range(len(modules))]
+    if group is not None:
+        spans = spans[group.start : group.stop]
+    return [
+        modules[one.start].step_cost_of(batch_size(cell.network, group or one, cell.recipe) / usual)
+        for one in spans
+    ]
 
 
 def _add_groups(cell: Cell, groups: Sequence[Span], add: Callable[[Job], str]) -> tuple[str, ...]:
@@ -277,5 +290,5 @@ def _first(cell: Cell, start: int) -> int:
         return start
     if recipe.schedule is Schedule.SEQUENTIAL:
         return 0
-    costs = [module.step_cost for module in footprints(cell.network)]
+    costs = _step_costs(cell)
     return next(s.first for s in segments(costs, recipe.path_share) if start < s.stop)

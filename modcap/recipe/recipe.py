@@ -192,6 +192,13 @@ class Recipe(Frozen):
     )
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
     optimiser: Optimiser = Optimiser()
+    positions: int | None = Field(
+        None,
+        ge=1,
+        description="positions, such as height x width, that a step of a reconstruction sees at "
+        "most where its weight layers give the most of them: groups of larger images take fewer "
+        "of these a step, but 4 at least; None is no bound. 25088 is 32 images of 28 x 28",
+    )
     calibration: int = Field(1024, ge=1, description="calibration images")
     seed: int = Field(0, ge=0, lt=2**32, description="of calibration images, batches, drops")
     threads: int = Field(1, ge=1, description="CPU threads per job; another number, other bytes")

@@ -19,7 +19,7 @@ from modcap.jobs.kinds.activations import (
     states_of,
     tensors_of_modules,
 )
-from modcap.jobs.pass_sizes import images_per_step
+from modcap.jobs.pass_sizes import batch_size, images_per_step
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq.methods import AnyMethod
 from modcap.ptq.optimise import Inputs
@@ -142,10 +142,10 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
     learns: dict[str, Any] = {}
     batch = 0
     if recipe.method.learns:
-        steps, batch = recipe.optimiser.iterations, recipe.optimiser.batch_size
+        steps, batch = recipe.optimiser.iterations, batch_size(cell.network, span, recipe)
         if recipe.iterations_per is Budget.MODULE:
             steps *= span.stop - span.start
-        optimiser = recipe.optimiser.model_copy(update={"iterations": steps})
+        optimiser = recipe.optimiser.model_copy(update={"iterations": steps, "batch_size": batch})
         at_once = images_per_step(cell.network, span, batch)
         learns = {"optimiser": optimiser, "seed": recipe.seed, "step_images": at_once}
     if first < span.start:

@@ -9,8 +9,7 @@ from modcap.tasks.storage.store import Store
 
 __all__ = ["Results"]
 
-# tensors that reports read; the others stay in the store
-_REPORTED = ("curve", "artifact", "export", "predictions")
+_REPORTED = ("curve", "artifact")  # tensors that reports read; the others stay in the store
 
 
 class Results:

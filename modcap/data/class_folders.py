@@ -33,8 +33,7 @@ def _read(
     divide = split_of_one if train == test else split_of_two
     chosen = [found[i] for i in divide(len(found), split)[:limit]]
     images, labels = image_folder.decoded(chosen, preprocess)
-    read = Images(images, labels, str(folder), names)
-    return read.marked(split, len(found)) if train == test else read
+    return Images(images, labels, str(folder), names)
 
 
 SOURCE = Source("a directory with one folder of images per class", _takes, _read)

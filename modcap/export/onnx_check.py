@@ -61,10 +61,9 @@ def check_pieces(graph: Graph, data: bytes, network: QuantizedNetwork, images: T
         InputError: a piece gives something else; the line says where, and by how much.
     """
     seen = _inputs_of_quantizers(network, images)
-    calls = [(seen[path].pop(0), computed, name) for path, computed, name in graph.cuts]
-    given = {name: value.numpy() for value, _, name in calls}
+    given = {name: seen[path].numpy() for path, (_, name) in graph.cuts.items()}
     session = session_of(data, "the ONNX form")
-    wanted = {computed: value for value, computed, _ in calls}
+    wanted = {computed: seen[path] for path, (computed, _) in graph.cuts.items()}
     wanted[OUTPUT] = network(images)
     found = session.run(list(wanted), {INPUT: images.numpy()} | given)
     for name, value in zip(wanted, found, strict=True):
@@ -78,9 +77,8 @@ def check_pieces(graph: Graph, data: bytes, network: QuantizedNetwork, images: T
             )
 
 
-def _inputs_of_quantizers(network: QuantizedNetwork, images: Tensor) -> Mapping[str, list[Tensor]]:
-    """What each is called with, call by call."""
-    seen: dict[str, list[Tensor]] = {}
+def _inputs_of_quantizers(network: QuantizedNetwork, images: Tensor) -> Mapping[str, Tensor]:
+    seen: dict[str, Tensor] = {}
     hooks = []
     for index, module in enumerate(network.chain):
         for name, quantizer in quantizers(module)[1].items():
@@ -88,7 +86,7 @@ def _inputs_of_quantizers(network: QuantizedNetwork, images: Tensor) -> Mapping[
             def note(
                 _: nn.Module, inputs: tuple[Tensor, ...], path: str = f"chain.{index}.{name}"
             ) -> None:
-                seen.setdefault(path, []).append(inputs[0].clone().contiguous())
+                seen[path] = inputs[0].clone().contiguous()
 
             hooks.append(quantizer.register_forward_pre_hook(note))
     network(images)

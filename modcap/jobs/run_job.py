@@ -9,7 +9,6 @@ import torch
 
 from modcap.core.errors import InputError
 from modcap.core.serialization import Result
-from modcap.jobs.environment import environment
 from modcap.jobs.job import Job, Progress
 from modcap.jobs.worker_cache import WorkerCache
 
@@ -43,6 +42,5 @@ def run_job(
     result = job.work.run(job, cache, needs, progress)
     seconds = round(time.perf_counter() - start, 4)
     origin = {"kind": job.kind, "needs": list(job.needs), "inputs": job.inputs}
-    made = {"seconds": seconds, "label": job.label, "environment": environment(job.device)}
-    meta = result.meta | origin | made
+    meta = result.meta | origin | {"seconds": seconds, "label": job.label}
     return Result(result.tensors, meta)

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from modcap.core.named import Named, reading
-
-if TYPE_CHECKING:  # settings are read without waiting for torch
-    import torch
-    from torch import Tensor
-
-    from modcap.quantization.layers import ActivationQuantizer
+from modcap.quantization.layers import ActivationQuantizer, bernoulli_mask
 
 __all__ = ["AdaRound", "AnyMethod", "Brecq", "Method", "MethodName", "QDrop", "Rtn"]
 
@@ -96,11 +93,9 @@ class QDrop(Method):
     def group_input(
         self, quantized: Tensor, full: Tensor, index: Tensor, generator: torch.Generator
     ) -> Tensor:
-        from modcap.quantization.layers import bernoulli_mask
-
         x = quantized[index]
         keep = bernoulli_mask(x, self.quantize_probability, generator)
-        return full[index].lerp(x, keep)
+        return torch.lerp(full[index], x, keep)
 
 
 _Methods = Rtn | AdaRound | Brecq | QDrop

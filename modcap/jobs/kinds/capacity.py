@@ -1,5 +1,4 @@
-"""Capacity jobs: one for each module where parameters are counted, one for all where their errors
-are measured, since each is measured behind those before it."""
+"""Capacity jobs: one for each module."""
 
 from __future__ import annotations
 
@@ -8,20 +7,19 @@ from typing import ClassVar, Literal
 
 import torch
 
-from modcap.core.named import sparse
 from modcap.core.serialization import Result
-from modcap.graph.forward import BATCH, run_batched
-from modcap.jobs.cost_model import ModuleTimes, capacity_memory
+from modcap.graph.forward import run_batched
+from modcap.jobs.cost_model import ModuleTimes, reconstruction_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import capacity
 from modcap.ptq.reconstruct import calibrate, freeze
-from modcap.quantization.bits import Bits
+from modcap.ptq.selection import Span
 from modcap.quantization.insert import insert_quantizers
-from modcap.quantization.scheme import Scheme
+from modcap.quantization.layers import Bits
 from modcap.recipe import CapacityKind
 
-__all__ = ["DataDependentCapacity", "DataFreeCapacity", "capacities_of", "capacity_jobs"]
+__all__ = ["DataDependentCapacity", "DataFreeCapacity", "capacity_jobs"]
 
 
 class DataFreeCapacity(Work):
@@ -43,15 +41,15 @@ class DataFreeCapacity(Work):
 
 
 class DataDependentCapacity(Arithmetic, Work):
-    """Measures the error of every module, behind those before it, all rounded to nearest."""
+    """Measures the error of a module, behind those before it, all rounded to nearest."""
 
     kind: ClassVar[str] = "capacity"
 
     measure: Literal["data-dependent"] = "data-dependent"
+    module: int
     bits: tuple[tuple[Bits, ...], ...]
     images: int
     p: float
-    scheme: Scheme = sparse(Scheme())
 
     @torch.no_grad()
     def run(
@@ -61,30 +59,16 @@ class DataDependentCapacity(Arithmetic, Work):
         images = cache.images(job.inputs["calibration"])
         x = images.normalized(0, self.images).to(self.device)
         x_quantized = x
-        # all at once where they go through modules at once, as ever
-        together = None if self.pass_images == BATCH else self.pass_images
-        found = []
-        for index, (module, bits) in enumerate(zip(modules, self.bits, strict=True)):
-            last = index == len(modules) - 1
-            quantized = insert_quantizers(module, bits, self.scheme, last)
-            calibrate([quantized], x, self.p, job.passes)
+        for module, bits in zip(modules, self.bits, strict=False):
+            quantized = insert_quantizers(module, bits)
+            calibrate([quantized], x, self.p)
             freeze([quantized])
-            x = run_batched([module], x, job.passes)
-            x_quantized = run_batched([quantized], x_quantized, job.passes)
-            found.append(capacity.data_dependent(x_quantized, x, together))
-        return Result(meta={"capacities": found})
+            x, x_quantized = run_batched([module], x), run_batched([quantized], x_quantized)
+        return Result(meta={"capacity": capacity.data_dependent(x_quantized, x)})
 
     def seconds(self, times: ModuleTimes) -> float:
-        return sum(times.search) + 3 * sum(times.forward) * self.images
-
-
-def capacities_of(results: Sequence[Result]) -> list[float]:
-    """Those of all modules, in order, from the results of their jobs."""
-    return [
-        float(value)
-        for result in results
-        for value in result.meta.get("capacities") or [result.meta["capacity"]]
-    ]
+        stop = self.module + 1
+        return sum(times.search[:stop]) + 3 * sum(times.forward[:stop]) * self.images
 
 
 def capacity_jobs(cell: Cell) -> list[Job]:
@@ -92,9 +76,8 @@ def capacity_jobs(cell: Cell) -> list[Job]:
     recipe = cell.recipe
     if recipe.capacity is CapacityKind.NONE or not recipe.method.needs_capacity:
         return []
-    if recipe.capacity is CapacityKind.DATA_DEPENDENT:
-        return [_data_dependent(cell)]
-    return [_data_free(cell, index) for index in range(len(cell.modules))]
+    make = _data_free if recipe.capacity is CapacityKind.DATA_FREE else _data_dependent
+    return [make(cell, index) for index in range(len(cell.modules))]
 
 
 def _data_free(cell: Cell, index: int) -> Job:
@@ -103,15 +86,16 @@ def _data_free(cell: Cell, index: int) -> Job:
     return Job(work, cell.inputs(), label=f"capacity {cell.modules[index]}")
 
 
-def _data_dependent(cell: Cell) -> Job:
+def _data_dependent(cell: Cell, index: int) -> Job:
     recipe = cell.recipe
     work = DataDependentCapacity(
-        bits=tuple(map(tuple, cell.bits)),
+        module=index,
+        bits=tuple(map(tuple, cell.bits[: index + 1])),
         images=recipe.capacity_images,
         p=recipe.scale_exponent,
-        scheme=recipe.scheme,
-        **Arithmetic.fields_of(cell),
+        **Arithmetic.fields_of(recipe),
     )
-    memory = capacity_memory(cell.network, recipe.capacity_images, recipe.activation_bytes)
-    room = Room.of(recipe, memory)
-    return Job(work, cell.inputs("calibration"), label=f"capacity {cell.name}", room=room)
+    images = max(recipe.capacity_images, recipe.optimiser.batch_size)
+    memory = reconstruction_memory(cell.network, Span(index, index + 1), images, 0)
+    label = f"capacity {cell.modules[index]}"
+    return Job(work, cell.inputs("calibration"), label=label, room=Room.of(recipe, memory))

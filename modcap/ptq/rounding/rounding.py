@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from modcap.core.named import Named
-
-if TYPE_CHECKING:  # settings are read without waiting for torch
-    from torch import Tensor
-
-    from modcap.quantization.layers import LearnedIntegers, QuantLayer
+from modcap.quantization.layers import LearnedIntegers, QuantLayer
 
 __all__ = ["Rounding"]
 

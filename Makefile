@@ -31,22 +31,24 @@ quantize: env ## Quantize the shipped MobileNetV2 x0.5 to W2A4, with everything 
 	  --w-bits 2 --a-bits 4 --method qdrop --capacity data-free --k auto --compare
 
 test: env ## Run all tests, also those against real servers, but for faults
-	$(BIN)/python -m pytest -n 2 --ignore tests/integration
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-fuzz: env ## Read 20,000 mutated files, each within 2 GB and 30 s; INPUTS=, SECONDS=, SEED=, KINDS=
+fuzz: env ## Read 20,000 mutated files, each within 2 GB and 30 s of CPU; INPUTS=, SECONDS=, SEED=, KINDS=
 	$(BIN)/python -m tests.fuzz.run $(if $(INPUTS),--inputs $(INPUTS)) \
 	  $(if $(findstring command,$(origin SECONDS)),--seconds $(SECONDS)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(KINDS),--kinds $(KINDS))
 
-faults: env ## Kill every part of the system in mid-sweep; about ten minutes
-	$(BIN)/python -m pytest -m fault
+faults: env ## Kill every part of the system in mid-sweep, load a version in a fresh environment; about 15 minutes
+	$(BIN)/python -m pytest -m 'fault or fresh'
 
 bench-speed: ## Time reconstruction beside peers from PyPI; QUICK=1 is the short form
 bench-fidelity: ## Every selection beside every other, at equal steps; QUICK=1, too
 bench-waves: ## Groups side by side against one after another; QUICK=1, too
 bench-scaling: ## One and two workers, and a simulation of many; QUICK=1, too
+bench-memory: ## What jobs ask for in memory beside what they take; QUICK=1, too
 bench-exports: ## ONNX and pt2 beside the artifacts, on all test images; QUICK=1, too
+bench-runtime: ## Latency in onnxruntime beside float and its own quantization; QUICK=1, too
+bench-integer_cost: ## What integer-only devices cost in accuracy; QUICK=1, too
 bench-overhead: ## What orchestration costs; QUICK=1, too
 bench-scan: ## A thousand small checkpoints in one scan; QUICK=1, too
 bench-time_to_accuracy: ## Cheap recipes beside the published one, for hours; QUICK=1, too

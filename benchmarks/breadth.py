@@ -38,6 +38,7 @@ from modcap.quantization.layers import ActivationQuantizer
 NETWORKS = Path(__file__).with_name("breadth_networks.txt")
 IMAGES = 4
 LIMIT = 240  # seconds for one network
+_ASKED = dict.fromkeys(("googlenet", "inception_v3"), "?transform_input=true")
 _SIZES = (64, 96, 128, 224, 256)
 
 
@@ -47,10 +48,9 @@ def names() -> list[tuple[str, str]]:
     timm = [(f"timm:{name}", family) for family, *members in listed for name in members]
     models = _torchvision.models()
     vision = models.list_models(module=models)
-    return timm + [
-        (f"torchvision:{name}", models.get_model_builder(name).__module__.split(".")[-1])
-        for name in vision
-    ]
+    families = [models.get_model_builder(name).__module__.split(".")[-1] for name in vision]
+    named = [f"torchvision:{name}{_ASKED.get(name, '')}" for name in vision]
+    return timm + list(zip(named, families, strict=True))
 
 
 @torch.no_grad()

@@ -1,17 +1,20 @@
 """Exports of every shipped checkpoint, run on all test images beside the artifact.
 
-Weights are rounded to nearest: what is measured is that a file computes what its artifact does.
+    python -m benchmarks.exports            # resumes where it was stopped
+    python -m benchmarks.exports --quick    # 1,000 images
+
+Each row is written as it is measured. Weights are rounded to nearest: what is measured is that a
+file computes what its artifact does.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 import modcap
+from benchmarks.cells import Known, Task, arguments, collect_as_asked, identity
 from benchmarks.pages import publish
 from benchmarks.places import CHECKPOINTS, results
 from modcap import zoo
@@ -27,48 +31,58 @@ from modcap.data import sources as data
 from modcap.export import Export, save
 from modcap.export.onnx_check import session_of
 from modcap.export.onnx_graph import INPUT, OUTPUT
+from modcap.jobs.job import REVISION
 
 WIDTHS = ((8, 8), (4, 8), (4, 4), (3, 3), (2, 4), (2, 2))
 NAMES = ("vgg_tiny", "resnet18_narrow", "regnet_tiny", "mobilenet_v2_x0_5")
+IDENTITY = ("network", "bits")
 _BATCH = 500
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="1,000 images")
-    quick = parser.parse_args().quick
+    args = arguments(__doc__, 1).parse_args()
+    path = results("exports", args.quick)
+    rows = sorted(collect_as_asked(args, path, IDENTITY, tasks(args.quick)), key=_place)
+    if not args.quick:
+        publish("export.md", "measured", table(rows))
+    print(table(rows))
+
+
+def tasks(quick: bool) -> list[Task]:
+    """One for each row."""
+    return [partial(measure, name, widths, quick) for name in NAMES for widths in WIDTHS]
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    bits = [f"W{w}A{a}" for w, a in WIDTHS]
+    return sorted(NAMES).index(row["network"]), bits.index(row["bits"])
+
+
+def measure(name: str, widths: tuple[int, int], quick: bool, known: Known) -> list[dict[str, Any]]:
+    w, a = widths
+    row: dict[str, Any] = {"network": name, "bits": f"W{w}A{a}", "revision": REVISION}
+    if identity(row, IDENTITY) in known:
+        return []
     tests = data.load("fashion-mnist", split="evaluation", preprocess=zoo.PREPROCESS)
     images = zoo.PREPROCESS.normalize(tests.images)[: 1000 if quick else None]
     pool = data.load("fashion-mnist", split="calibration", preprocess=zoo.PREPROCESS)
     chosen = zoo.PREPROCESS.normalize(data.calibration(pool, 256, 0).images)
-    rows = [row for name in NAMES for row in measure(name, chosen, images)]
-    results("exports", quick).write_text(json.dumps(rows, indent=1) + "\n")
-    if not quick:
-        publish("export.md", "measured", table(rows))
-
-
-def measure(name: str, chosen: Tensor, images: Tensor) -> Iterator[dict[str, Any]]:
-    """One row for each width."""
-    architecture = f"modcap.zoo:{name}"
-    model = checkpoint.load(CHECKPOINTS / f"{name}.safetensors", architecture).model
-    network = modcap.build(model, chosen[:2])
-    for w, a in WIDTHS:
-        recipe = modcap.Recipe.preset(
-            "quick", method="rtn", k=0, w_bits=w, a_bits=a, calibration=len(chosen)
-        )
-        done = modcap.quantize(network, chosen, recipe)
-        expected, seconds = timed(done.network, images)
-        row: dict[str, Any] = {"network": name, "bits": f"W{w}A{a}", "images": len(images)}
-        row |= {"artifact_bytes": len(done.artifact), "artifact_seconds": seconds}
-        with tempfile.TemporaryDirectory() as folder:
-            for form, runner in (("onnx", onnx_runner), ("pt2", pt2_runner)):
-                file = Path(folder) / form
-                save(Export(done.artifact), form, file)
-                found, took = timed(runner(file.read_bytes()), images)
-                row |= {f"{form}_{k}": v for k, v in beside(found, expected).items()}
-                row |= {f"{form}_bytes": file.stat().st_size, f"{form}_seconds": took}
-        print(json.dumps(row), flush=True)
-        yield row
+    model = checkpoint.load(CHECKPOINTS / f"{name}.safetensors", f"modcap.zoo:{name}").model
+    recipe = modcap.Recipe.preset(
+        "quick", method="rtn", k=0, w_bits=w, a_bits=a, calibration=len(chosen)
+    )
+    done = modcap.quantize(modcap.build(model, chosen[:2]), chosen, recipe)
+    expected, seconds = timed(done.network, images)
+    row |= {"images": len(images), "artifact_bytes": len(done.artifact)}
+    row["artifact_seconds"] = seconds
+    with tempfile.TemporaryDirectory() as folder:
+        for form, runner in (("onnx", onnx_runner), ("pt2", pt2_runner)):
+            file = Path(folder) / form
+            save(Export(done.artifact), form, file)
+            found, took = timed(runner(file.read_bytes()), images)
+            row |= {f"{form}_{k}": v for k, v in beside(found, expected).items()}
+            row |= {f"{form}_bytes": file.stat().st_size, f"{form}_seconds": took}
+    return [row]
 
 
 def onnx_runner(file: bytes) -> Callable[[Tensor], Tensor]:
@@ -98,7 +112,7 @@ def beside(found: Tensor, expected: Tensor) -> dict[str, float]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "| network | bits | artifact | ONNX | ratio | ONNX agrees | largest difference of logits "
         "| pt2 | pt2 agrees | largest difference |",

@@ -21,7 +21,7 @@ from modcap.flows.execution.connect import use_services
 
 def request(network: str, eval_images: int | None = None, **recipe: Any) -> Any:
     """A quick run of a shipped checkpoint, with ``recipe`` laid over it."""
-    from modcap.flows.requests.request import Request
+    from modcap.flows.requests.asked import Request
     from modcap.recipe import Recipe
 
     return Request(
@@ -37,14 +37,14 @@ def trivial(count: int) -> dict[str, Any]:
     """Data-free capacities of one small network with ever other stride coefficients."""
     from prefect import flow
 
+    from modcap.flows.execution.attempt import execute_jobs
     from modcap.flows.execution.connect import connected
-    from modcap.flows.execution.execute import execute_jobs
     from modcap.flows.execution.progress import Progress
     from modcap.flows.quantize import THREADS
     from modcap.flows.requests.request import prepare
     from modcap.jobs.job import Job
     from modcap.jobs.kinds.capacity import DataFreeCapacity
-    from modcap.quantization.layers import Bits
+    from modcap.quantization.bits import Bits
 
     prepared = prepare(request("vgg_tiny", 1000))
     network = prepared.cell.network

@@ -35,8 +35,8 @@ def measured(steps: int, networks: Sequence[str]) -> list[dict[str, Any]]:
     """Every module of some networks at three bit-widths, all at once: jobs that need no other."""
     from prefect import flow
 
+    from modcap.flows.execution.attempt import execute_jobs
     from modcap.flows.execution.connect import connected
-    from modcap.flows.execution.execute import execute_jobs
     from modcap.flows.execution.progress import Progress
     from modcap.flows.quantize import THREADS
     from modcap.flows.reports.plan_estimate import open_plan

@@ -1,10 +1,11 @@
 """A scan of many small checkpoints: time, the driver's CPU and memory, and the size of databases.
 
-    python -m benchmarks.scan [--checkpoints 1000]
+    python -m benchmarks.scan [--checkpoints 20 100 1000]
 
 Runs on the local stack, below a prefix of its own. Each checkpoint is the shipped VGG with a head
 of its own, rounded to nearest, tested on 100 images and registered. A scan of one checkpoint goes
-first, and what it costs is taken off: imports, connections. Writes benchmarks/results/scan.json.
+before each, and what it costs is taken off: imports, connections. Writes
+benchmarks/results/scan.json, a row for each number of checkpoints; those of other numbers stay.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +76,17 @@ def scan(place: str, policy: Path) -> dict[str, Any]:
 
 
 def databases() -> dict[str, int]:
-    """Bytes of each database of the stack."""
-    files = [file for end in ("*.db", "*.db-wal") for file in HOME.rglob(end) if file.is_file()]
-    sizes: dict[str, int] = {}
-    for file in files:
-        name = file.name.removesuffix("-wal")
-        sizes[name] = sizes.get(name, 0) + file.stat().st_size
-    return sizes
+    """Bytes of each database of the stack that are used, in its log of writes, too."""
+    return {file.name: _bytes(file) for file in HOME.rglob("*.db") if file.is_file()}
+
+
+def _bytes(file: Path) -> int:
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as found:
+        (pages,), (unused,), (size,) = (
+            found.execute(f"PRAGMA {what}").fetchone()
+            for what in ("page_count", "freelist_count", "page_size")
+        )
+    return (pages - unused) * size
 
 
 def measure(count: int) -> dict[str, Any]:
@@ -112,14 +119,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--checkpoints", type=int, default=1000)
+    parser.add_argument("--checkpoints", type=int, nargs="+", default=[20, 100, 1000])
     parser.add_argument("--quick", action="store_true", help="20 checkpoints")
     args = parser.parse_args()
     use_services()
-    found = measure(20 if args.quick else args.checkpoints)
     path = results("scan", args.quick)
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    rows = json.loads(path.read_text()) if path.exists() else []
+    for count in [20] if args.quick else args.checkpoints:
+        rows = [row for row in rows if row["checkpoints"] != count] + [measure(count)]
+        rows.sort(key=lambda row: row["checkpoints"])
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+        print(table(rows), flush=True)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| checkpoints | driver: CPU s, each | driver: peak | s, each | Prefect's database, each "
+        "| MLflow's, each |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        each = row["each"]
+        grown = each["database_bytes"]
+        lines.append(
+            f"| {row['checkpoints']:,} | {each['driver_cpu_seconds']:.3f} "
+            f"| {row['many']['driver_peak_mb']} MB | {each['seconds']:.2f} "
+            f"| {grown['prefect.db'] / 1000:.0f} kB | {grown['mlflow.db'] / 1000:.0f} kB |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

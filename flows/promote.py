@@ -6,7 +6,7 @@ import getpass
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,17 +21,18 @@ from prefect import flow
 from modcap.checkpoints.checkpoint import check_input
 from modcap.core.errors import GateRefused, InputError
 from modcap.data import classes
+from modcap.data.doubts import chance_of, doubt_of_accuracy
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
 from modcap.data.sources import Split
 from modcap.flows.registry.aliases import moving_aliases
 from modcap.flows.registry.mlflow_runs import closing, experiment_of, reaching
-from modcap.flows.registry.publish import CLASSES
+from modcap.flows.registry.model_files import CLASSES
 from modcap.flows.registry.version_artifact import artifact_of_version
 from modcap.flows.requests.gate import Gate
-from modcap.flows.requests.request import evaluation_images, images_of, pool_of
+from modcap.flows.requests.request import evaluation_images, images_of, measured, pool_of
 from modcap.graph.network import Network
-from modcap.jobs.kinds.evaluate import top1
+from modcap.ptq.metrics import top1
 from modcap.tasks.storage.lease import Lease
 from modcap.tasks.storage.store import Store
 
@@ -47,7 +48,9 @@ class _Measured:
     top1: float
     fp_top1: float
     images: int
+    said: str  # which images
     bytes: int
+    doubt: str | None
 
     @property
     def drop(self) -> float:
@@ -90,12 +93,13 @@ def _decide(client: MlflowClient, gate: Gate) -> _Decision:
     while True:
         seen = _look(client, gate)
         split = _split(gate, [v for v in (seen.version, seen.rival) if v is not None])
-        measured = measure(seen.version, split)
+        own = measure(seen.version, split)
         rival = None if seen.rival is None else measure(seen.rival, split)
         with moving_aliases(gate.name) as mine:
             if _look(client, gate).numbers == seen.numbers:
-                reasons = tuple(_reasons(gate, measured, rival))
-                decision = _Decision(gate, measured, rival, seen.before, reasons)
+                compared = tuple(_compared(gate, own, rival))
+                reasons = tuple(_reasons(gate, own, compared))
+                decision = _Decision(gate, own, rival, seen.before, compared, reasons)
                 if not reasons:
                     decision.move(client, mine)
                 decision.record(client)
@@ -176,7 +180,7 @@ def _split(gate: Gate, versions: Sequence[ModelVersion]) -> Split:
     content, since the same images may lie in several places, and read once for each size."""
     forms = {v.version: (_tag(v, "preprocess"), _classes(v)) for v in versions}
     pools = {
-        form: pool_of(gate.data, Preprocess.parse(form[0]), form[1]).digest
+        form: pool_of(gate.data, Preprocess.written(form[0]), form[1]).digest
         for form in set(forms.values())
     }
     for version in versions:
@@ -203,13 +207,16 @@ def _classes(version: ModelVersion) -> tuple[str, ...] | None:
 def _measure(version: ModelVersion, gate: Gate, split: Split, store: Store) -> _Measured:
     """The accuracy of a version, and of the network that it was made from, on the gate's images."""
     network, size = artifact_of_version(version)
-    transform = Preprocess.parse(_tag(version, "preprocess"))
-    tests = evaluation_images(gate.data, transform, gate.eval_images, split, _classes(version))
+    transform = Preprocess.written(_tag(version, "preprocess"))
+    known = _classes(version)
+    tests = evaluation_images(gate.data, transform, gate.eval_images, known, split=split)
     images = images_of(tests, transform)
     outputs = check_input(network, images.normalized(0, 2))
     classes.check_count(tests.classes, outputs, f"data {gate.data}")
     full = _full_precision(_tag(version, "network_digest"), images, store)
-    return _Measured(version, top1(network, images), full, len(images), size)
+    said = measured(tests, gate.data)
+    doubt = doubt_of_accuracy(full, len(images), chance_of(tests, outputs))
+    return _Measured(version, top1(network, images), full, len(images), said, size, doubt)
 
 
 def _full_precision(digest: str, images: ImageSet, store: Store) -> float:
@@ -225,21 +232,54 @@ def _tag(version: ModelVersion, name: str) -> str:
     return str(version.tags[name])
 
 
-def _reasons(gate: Gate, measured: _Measured, rival: _Measured | None) -> list[str]:
-    reasons = []
-    if gate.max_drop is not None and measured.drop > gate.max_drop:
-        reasons.append(
-            f"it loses {measured.drop:.2f} points of top-1 ({measured.fp_top1:.2f} to "
-            f"{measured.top1:.2f} %), and {gate.max_drop:g} are allowed"
+@dataclass(frozen=True)
+class _Compared:
+    """A figure of the version beside what is asked of it."""
+
+    condition: str
+    measured: float
+    sign: str
+    limit: float
+    why: str  # it is refused, where it is
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.limit if self.sign == "≥" else self.measured <= self.limit
+
+    def report(self) -> dict[str, Any]:
+        fields = {"condition": self.condition, "measured": self.measured, "sign": self.sign}
+        return fields | {"limit": self.limit, "met": self.met}
+
+
+def _compared(gate: Gate, own: _Measured, rival: _Measured | None) -> Iterator[_Compared]:
+    if gate.min_top1 is not None:
+        why = f"its top-1 is {own.top1:.2f} %, and {gate.min_top1:g} are needed"
+        yield _Compared("min_top1", own.top1, "≥", gate.min_top1, why)
+    if gate.max_drop is not None:
+        why = (
+            f"it loses {own.drop:.2f} points of top-1 ({own.fp_top1:.2f} to {own.top1:.2f} %), and "
+            f"{gate.max_drop:g} are allowed"
         )
-    if gate.max_bytes is not None and measured.bytes > gate.max_bytes:
-        reasons.append(f"it takes {measured.bytes:,} bytes, and {gate.max_bytes:,} are allowed")
-    if rival is not None and measured.top1 < rival.top1:
-        reasons.append(
-            f"version {rival.version.version} ({gate.against}) is more accurate: "
-            f"{rival.top1:.2f} against {measured.top1:.2f} %"
+        yield _Compared("max_drop", own.drop, "≤", gate.max_drop, why)
+    if gate.max_bytes is not None:
+        why = f"it takes {own.bytes:,} bytes, and {gate.max_bytes:,} are allowed"
+        yield _Compared("max_bytes", own.bytes, "≤", gate.max_bytes, why)
+    if rival is not None:
+        number = rival.version.version
+        why = (
+            f"version {number} ({gate.against}) is more accurate: {rival.top1:.2f} against "
+            f"{own.top1:.2f} %"
         )
-    return reasons
+        name = f"against version {number} ({gate.against})"
+        yield _Compared(name, own.top1, "≥", rival.top1, why)
+
+
+def _reasons(gate: Gate, own: _Measured, compared: Sequence[_Compared]) -> Iterator[str]:
+    """Why the version is refused. One whose full precision guesses meets every other condition
+    with ease; who wants it nevertheless says which top-1 is enough."""
+    yield from (each.why for each in compared if not each.met)
+    if own.doubt and gate.min_top1 is None:
+        yield f"{own.doubt}; or say with --min-top1 what is enough"
 
 
 @dataclass(frozen=True)
@@ -248,6 +288,7 @@ class _Decision:
     measured: _Measured
     rival: _Measured | None
     before: ModelVersion | None
+    compared: tuple[_Compared, ...]
     reasons: tuple[str, ...]
 
     def move(self, client: MlflowClient, mine: Lease) -> None:
@@ -271,15 +312,24 @@ class _Decision:
             "from_version": None if self.before is None else str(self.before.version),
             "passed": not self.reasons,
             "reasons": list(self.reasons),
+            "conditions": [each.report() for each in self.compared],
+            "warnings": self.warnings,
             "top1": self.measured.top1,
             "fp_top1": self.measured.fp_top1,
             "drop": self.measured.drop,
             "images": self.measured.images,
+            "measured": self.measured.said,
             "bytes": self.measured.bytes,
             "against_top1": None if self.rival is None else self.rival.top1,
             "by": _who(),
             "at": _now(),
         }
+
+    @property
+    def warnings(self) -> list[str]:
+        """What says that the figures may mean nothing."""
+        own = self.measured.version.tags.get("warnings")
+        return [text for text in (self.measured.doubt, own) if text]
 
     def record(self, client: MlflowClient) -> None:
         """A run in the experiment of gates, and tags on the version."""
@@ -290,7 +340,7 @@ class _Decision:
             if report[name] is not None
         }
         said = {k: v for k, v in report.items() if k not in measured} | {
-            "conditions": self.gate.model_dump_json(exclude={"name", "alias", "version"})
+            "gate": self.gate.model_dump_json(exclude={"name", "alias", "version"})
         }
         word = "passed" if not self.reasons else "refused"
         title = f"{self.gate.name} {report['version']} to {self.gate.alias}: {word}"

@@ -14,9 +14,12 @@ from modcap.flows.execution.connect import connected
 from modcap.flows.execution.execute import Results, execute
 from modcap.flows.execution.progress import Progress
 from modcap.flows.registry.mlflow_runs import link_of
+from modcap.flows.registry.owner import check_default_name
 from modcap.flows.registry.publish import Registered, publish
-from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
-from modcap.flows.requests.request import Prepared, Request, prepare
+from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
+from modcap.flows.reports.link import link_report
+from modcap.flows.requests.asked import Request
+from modcap.flows.requests.request import Prepared, prepare, say
 from modcap.jobs.plan import CellPlan
 from modcap.recipe import CapacityKind, Recipe
 from modcap.tasks.storage.store import Store
@@ -46,6 +49,7 @@ def run_quantize(
     """The body of the flow, on services that are connected already."""
     start = time.monotonic()
     prepared = prepare(request)
+    check_default_name(request, prepared.source)
     prepared.upload(store)
     variants = _variants(prepared) if compare else {"main": prepared}
     link = link_of(EXPERIMENT, {"recipe_digest": request.recipe.digest})
@@ -59,6 +63,7 @@ def run_quantize(
     cells = dict(zip(variants, plan.cells, strict=True))
     main = cells.pop("main")
     said = report(prepared, main, results) | {"jobs": jobs_of(counts)}
+    said |= details(prepared, main, plan, results) | {"model_name": request.model_name}
     said["comparison"] = _comparison(main, cells, results)
     done = finished(prepared, main, plan, results, said, cells)
     said["artifact"] = store.put_artifact(said["artifact_digest"], done.artifact)
@@ -68,10 +73,22 @@ def run_quantize(
         "mlflow_run_url": published.run_url,
         "model_name": published.model_name,
         "model_version": published.model_version,
+        "exports": [_placed(row, published) for row in said["exports"]],
+        "candidate": published.candidate.version,
+        "candidate_reason": published.candidate.reason,
         "seconds": round(time.monotonic() - start, 1),
     }
-    create_table_artifact(said["comparison"], key="comparison", description=main.cell.name)
+    shown = [{k: v for k, v in row.items() if k != "losses"} for row in said["comparison"]]
+    create_table_artifact(shown, key="comparison", description=main.cell.name)
+    link_report(published.run_url, main.cell.name)
+    if published.candidate.reason:
+        say(published.candidate.reason)
     return said
+
+
+def _placed(row: dict[str, Any], version: Registered) -> dict[str, Any]:
+    """The row of an export, with its address."""
+    return row | {"file": f"models:/{version.model_name}/{version.model_version}/{row['path']}"}
 
 
 def _variants(prepared: Prepared) -> dict[str, Prepared]:
@@ -79,9 +96,10 @@ def _variants(prepared: Prepared) -> dict[str, Prepared]:
     recipe = prepared.request.recipe
     variants = {"main": prepared}
     if recipe.method.learns:
-        variants["rtn"] = prepared.with_recipe(rounding_to_nearest(recipe), "rtn")
+        plain = prepared.exporting(())
+        variants["rtn"] = plain.with_recipe(rounding_to_nearest(recipe), "rtn")
         if recipe.k != 0 and not (recipe.capacity is CapacityKind.NONE and recipe.k is None):
-            variants["k=0"] = prepared.with_recipe(unjoined(recipe), "k=0")
+            variants["k=0"] = plain.with_recipe(unjoined(recipe), "k=0")
     return variants
 
 
@@ -116,6 +134,7 @@ def _comparison(
                 "final_error": found["final_error"],
                 "artifact_bytes": results[cell.assemble].meta["artifact_bytes"],
                 "groups": len(cell.groups),
+                "losses": found["losses"],
             }
         )
     return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
@@ -30,13 +31,14 @@ from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import link_of
 from modcap.flows.registry.on_ray import register_on_ray
+from modcap.flows.registry.version_tags import version_of_modcap
 from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
 from modcap.flows.requests.blame import Fault, fault_of, said_of
 from modcap.flows.requests.candidate import Candidate
 from modcap.flows.requests.description import ready
 from modcap.flows.requests.request import Ready
 from modcap.flows.requests.scan_policy import Policy
-from modcap.jobs.job import Cell
+from modcap.jobs.job import REVISION, Cell
 from modcap.jobs.plan import CellPlan, Plan
 from modcap.tasks.storage.lease import Lease, lease
 from modcap.tasks.storage.objects import find
@@ -76,6 +78,7 @@ class Outcome:
     state: str
     reason: str = ""
     versions: tuple[str, ...] = ()
+    top1: tuple[float, ...] = ()  # of each version, in percent
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def run_scan(prefix: str, policy: Policy, store: Store, progress: Progress) -> d
     """The body of the flow. Of two passes at once over one prefix, the second does nothing."""
     start = time.monotonic()
     name = f"scan-{digest(prefix.rstrip('/').encode())[:16]}"
-    with lease(store, name) as mine:
+    with lease(store, name, say=progress.note) as mine:
         if mine is None:
             return {"prefix": prefix, "busy": True, "checkpoints": [], "executed": 0}
         outcomes, executed = _pass(prefix, policy, store, progress, mine)
@@ -117,7 +120,7 @@ def _pass(
     executed, settled = 0, 0
     for batch in examined([each.candidate for each in new], store, limits, progress):
         mine.check()
-        found, done = _settle_batch(batch, stems, store, progress)
+        found, done = _settle_batch(batch, stems, store, limits, progress)
         executed += done
         outcomes += (_settled(store, places[each.checkpoint], each) for each in found)
         settled += len(found)
@@ -129,6 +132,7 @@ def _settle_batch(
     batch: Sequence[tuple[Candidate, Examined]],
     stems: frozenset[str],
     store: Store,
+    limits: Limits,
     progress: Progress,
 ) -> tuple[list[Outcome], int]:
     """What becomes of candidates that were examined, and how many jobs ran for it."""
@@ -140,7 +144,7 @@ def _settle_batch(
             outcomes.append(_outcome(candidate, cells))
         else:
             owned.append(Owned(candidate, tuple(cells)))
-    computed, executed = _computed(owned, store, progress)
+    computed, executed = _computed(owned, store, limits, progress)
     outcomes += (_outcome(e[0], _fault_of_work(e[1])) for e in computed if isinstance(e, tuple))
     for some in _of_other_names([each for each in computed if isinstance(each, Computed)]):
         outcomes += _registered(some, store)
@@ -148,7 +152,7 @@ def _settle_batch(
 
 
 def _computed(
-    owned: Sequence[Owned[Candidate]], store: Store, progress: Progress
+    owned: Sequence[Owned[Candidate]], store: Store, limits: Limits, progress: Progress
 ) -> tuple[list[Computed[Candidate] | tuple[Candidate, Exception]], int]:
     """The cells of all, computed, and how many jobs ran for it."""
     executed = 0
@@ -157,9 +161,16 @@ def _computed(
     except ModcapError as error:  # without MLflow, nothing could be registered
         return [(each.owner, error) for each in owned], 0
 
+    owners = {id(ready.cell): each.owner for each in owned for ready in each.cells}
+
     def run(cells: Sequence[Cell]) -> tuple[Plan, Results, Counts]:
         nonlocal executed
-        plan, results, counts = execute(cells, store, progress, link)
+        concerned = {owner.address: owner for owner in (owners[id(cell)] for cell in cells)}
+
+        def refill() -> None:  # whoever examines a candidate puts its inputs into the store
+            deque(examined(list(concerned.values()), store, limits, progress), maxlen=0)
+
+        plan, results, counts = execute(cells, store, progress, link, refill=refill)
         executed += counts.executed
         return plan, results, counts
 
@@ -206,19 +217,20 @@ def _of_other_names(
 
 def _registered(computed: Sequence[Computed[Candidate]], store: Store) -> list[Outcome]:
     """Registers the cells of checkpoints, side by side."""
-    started = [(each.owner, _start_to_register(each, store)) for each in computed]
-    return [_awaited(candidate, task) for candidate, task in started]
+    started = [(each, _start_to_register(each, store)) for each in computed]
+    return [_awaited(each, task) for each, task in started]
 
 
-def _awaited(candidate: Candidate, task: Any) -> Outcome:
+def _awaited(computed: Computed[Candidate], task: Any) -> Outcome:
     """What the task that registers came to; ``task`` may be what hindered its start."""
     try:
         if isinstance(task, Exception):
             raise task
         versions = tuple(ray.get(task))
     except Exception as error:
-        return _outcome(candidate, _fault_of_work(getattr(error, "cause", error)))
-    return Outcome(candidate.address, "registered", versions=versions)
+        return _outcome(computed.owner, _fault_of_work(getattr(error, "cause", error)))
+    top1 = tuple(computed.results[plan.evaluate].meta["top1"] for _, plan in computed.cells)
+    return Outcome(computed.owner.address, "registered", versions=versions, top1=top1)
 
 
 def _start_to_register(computed: Computed[Candidate], store: Store) -> Any:
@@ -228,7 +240,7 @@ def _start_to_register(computed: Computed[Candidate], store: Store) -> Any:
             (_finished(computed, cell, planned, store), cell.request.model_name)
             for cell, planned in computed.cells
         ]
-        return register_on_ray(computed.owner.address, cells, EXPERIMENT)
+        return register_on_ray(cells, EXPERIMENT)
     except Exception as error:
         return error
 
@@ -242,7 +254,10 @@ def _news(
     rested = datetime.now(timezone.utc) - timedelta(seconds=policy.settle_seconds)
     new: list[_New] = []
     checkpoints = {a: found for a, found in objects.items() if a.endswith(_SUFFIXES)}
-    allowed = policy.permissions.model_dump(mode="json") | {"limits": asdict(limits)}
+    allowed = policy.permissions.model_dump(mode="json") | {
+        "limits": asdict(limits),
+        "made_by": [REVISION, version_of_modcap()],  # another one may know better
+    }
     for address, found in checkpoints.items():
         rule = policy.rule(address.removeprefix(prefix).lstrip("/"))
         if rule is None:
@@ -256,11 +271,20 @@ def _news(
         earlier = _noted(known[0], allowed) if known is not None else None
         if earlier is not None:
             state = "known" if earlier.state == "registered" else earlier.state
-            outcomes.append(Outcome(address, state, earlier.reason, tuple(earlier.versions)))
+            outcomes.append(
+                Outcome(
+                    address, state, earlier.reason, tuple(earlier.versions), tuple(earlier.top1)
+                )
+            )
             continue
         youngest = max(found.modified, beside.modified) if beside else found.modified
         if youngest > rested:
             outcomes.append(Outcome(address, "waiting", "it may still be uploaded"))
+            continue
+        if found.bytes > limits.file_bytes:  # before anybody fetches it
+            gib = limits.file_bytes / 2**30
+            reason = f"it has {found.bytes / 2**30:.1f} GiB, and {gib:g} are read at most"
+            outcomes.append(Outcome(address, "bad", reason))
             continue
         candidate = Candidate(
             address=address,

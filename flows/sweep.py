@@ -22,12 +22,16 @@ from modcap.flows.execution.execute import Counts, Execution
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import Parent, closing_parent, finish_parent, start_parent
+from modcap.flows.registry.owner import check_default_name
 from modcap.flows.registry.publish import Published, Registered, publish_cell
 from modcap.flows.reports import plots
-from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
+from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
+from modcap.flows.reports.document import report_of
+from modcap.flows.reports.link import PAGE, link_report
+from modcap.flows.reports.page import page_of
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
-from modcap.jobs.job import Cell
+from modcap.jobs.job import REVISION, Cell
 from modcap.jobs.plan import CellPlan
 from modcap.tasks.storage.store import Store
 
@@ -50,6 +54,8 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
     """
     start = time.monotonic()
     prepared = prepare_sweep(grid)
+    for request, source in {p.request.model_name: (p.request, p.source) for p in prepared}.values():
+        check_default_name(request, source)
     _upload(prepared, store)
     parent = _start(_name(grid, prepared), _key(grid, [p.cell for p in prepared]))
     with closing_parent(parent):
@@ -60,13 +66,14 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
         rows = _rows(prepared, execution)
         best = {name: _best(grid, rows, name) for name in {row["model_name"] for row in rows}}
         _publish_rows(prepared, execution, rows, best, parent, store, progress)
-        summary = _Summary(grid, rows, sharing(execution.plan), execution.counts)
+        names = {name: None if row is None else row["name"] for name, row in best.items()}
+        summary = _Summary(grid, rows, names, sharing(execution.plan), execution.counts)
         nested = [row["mlflow_run_id"] for row in rows if row["state"] == "finished"]
         write = summary.write
         parent = finish_parent(EXPERIMENT, parent, summary.metrics(), write, nested, _failed(rows))
     create_table_artifact(summary.table(), key="sweep", description=_name(grid, prepared))
+    link_report(parent.url, _name(grid, prepared))
     report = summary.report() | {
-        "best": {name: row and row["name"] for name, row in best.items()},
         "mlflow_run_id": parent.run_id,
         "mlflow_run_url": parent.url,
         "seconds": round(time.monotonic() - start, 1),
@@ -90,18 +97,40 @@ def _publish_rows(
     progress: Progress,
 ) -> None:
     """Logs every finished cell, and registers the best; says so in its row."""
-    plan = execution.plan
-    for prep, cell, row in zip(prepared, plan.cells, rows, strict=True):
+    for index, (prep, row) in enumerate(zip(prepared, rows, strict=True)):
         if row["state"] == "failed":
             continue
-        done = finished(prep, cell, plan, execution.results, row, {})
-        row["artifact"] = store.put_artifact(row["artifact_digest"], done.artifact)
         chosen = best[row["model_name"]] is row
+        own, cell = execution, execution.plan.cells[index]
+        if chosen and prep.request.formats:
+            own = _exported(prep, store, progress, parent)
+            cell = own.plan.cells[0]
+            if failure := own.failure(cell):
+                row |= {"state": "failed", "reason": first_line(failure)}
+                continue
+            row |= {"exports": report(prep, cell, own.results)["exports"]}
+        said = row | details(prep, cell, own.plan, own.results)
+        done = finished(prep, cell, own.plan, own.results, said, {})
+        row["artifact"] = said["artifact"] = store.put_artifact(
+            row["artifact_digest"], done.artifact
+        )
         progress.note(f"logging {row['name']}")
         published = _publish_cell(done, parent, row["model_name"] if chosen else None)
         row["mlflow_run_id"] = published.run_id
         if isinstance(published, Registered):
             row["model_version"] = published.model_version
+            row["candidate"] = published.candidate.version
+            if published.candidate.reason:
+                progress.note(f"{row['model_name']}: {published.candidate.reason}")
+
+
+def _exported(prepared: Prepared, store: Store, progress: Progress, parent: Parent) -> Execution:
+    """The cell with its exports: all other jobs of it are done."""
+    cell = prepared.exporting(prepared.request.formats).cell
+    refill = partial(_upload, [prepared], store)
+    execution = Execution([cell], store, progress, parent.url, refill=refill)
+    execution.run()
+    return execution
 
 
 def _failed(rows: Sequence[dict[str, Any]]) -> str:
@@ -137,9 +166,10 @@ def _name(grid: Sweep, prepared: Sequence[Prepared]) -> str:
 
 
 def _key(grid: Sweep, cells: Sequence[Cell]) -> str:
-    """Equal sweeps have one run: the same cells under the same constraints."""
+    """Equal sweeps have one run: the same cells under the same constraints, by one revision."""
+    formats = [request.formats for request in grid.requests]
     made = [[c.network.digest, c.calibration, c.evaluation, c.recipe.digest] for c in cells]
-    return digest(canonical(["sweep", made, grid.max_drop, grid.max_bytes]))
+    return digest(canonical(["sweep", REVISION, made, formats, grid.max_drop, grid.max_bytes]))
 
 
 def _rows(prepared: Sequence[Prepared], execution: Execution) -> list[dict[str, Any]]:
@@ -190,6 +220,7 @@ class _Summary:
 
     grid: Sweep
     rows: list[dict[str, Any]]
+    best: Mapping[str, str | None]
     shared: dict[str, int]
     counts: Counts
 
@@ -226,6 +257,7 @@ class _Summary:
     def report(self) -> dict[str, Any]:
         return {
             "cells": self.rows,
+            "best": dict(self.best),
             "jobs": jobs_of(self.counts),
             "reconstructions": self.shared
             | {"ratio": round(self.shared["distinct"] / max(1, self.shared["independent"]), 4)},
@@ -233,6 +265,8 @@ class _Summary:
 
     def write(self, folder: Path) -> None:
         (folder / "sweep.json").write_text(json.dumps(self.report(), indent=1))
+        page = page_of(report_of(self.report(), "this sweep"))
+        (folder / PAGE).write_text(page, encoding="utf-8")
         if not self.finished:
             return
         (folder / "plots").mkdir()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from modcap.core.errors import InputError
 from modcap.core.serialization import Result
 from modcap.data.image_set import ImageSet, as_input
+from modcap.data.preprocess import Preprocess
+from modcap.export import Known
 from modcap.export.artifact import QuantizedNetwork, unpack_network
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell, Job
@@ -81,6 +83,8 @@ def quantize(
     images: Tensor,
     recipe: Recipe | None = None,
     progress: Callable[[Job, int, int, float], None] | None = None,
+    preprocess: Preprocess | str = "",
+    classes: Sequence[str] = (),
 ) -> Quantized:
     """Quantizes ``model`` by ``recipe``, calibrated on ``images``.
 
@@ -91,6 +95,9 @@ def quantize(
         images: (N, C, H, W), preprocessed as for the model; all N are used, in float32.
         recipe: default ``Recipe.preset("quick")``.
         progress: told (job, step, steps, loss) while a job optimises.
+        preprocess: what was done to ``images``, as ``--preprocess`` takes it; the artifact, and
+            what is exported of it, says so.
+        classes: names of the logits, in their order; likewise.
 
     Raises:
         InputError: the model cannot be captured or holds NaN, or recipe and images do not fit.
@@ -118,7 +125,8 @@ def quantize(
     channels = images.shape[1]
     unlabelled = torch.zeros(len(images), dtype=torch.int64)
     calibration = ImageSet(images, unlabelled, (0.0,) * channels, (1.0,) * channels)
-    cell = Cell(network, calibration.digest, calibration.digest, recipe)
+    known = Known(preprocess=_written(preprocess), classes=tuple(classes))
+    cell = Cell(network, calibration.digest, calibration.digest, recipe, known=known)
     bench = WorkerCache.holding({network.digest: network, calibration.digest: calibration})
     results = _run_all(cell, bench, progress)
     final = plan([cell], results.get).cells[0]
@@ -133,6 +141,12 @@ def quantize(
         evaluated["oscillation"],
         results,
     )
+
+
+def _written(preprocess: Preprocess | str) -> str:
+    """As artifacts say it; checked."""
+    parsed = Preprocess.parse(preprocess) if isinstance(preprocess, str) and preprocess else None
+    return str(parsed or preprocess)
 
 
 def _run_all(

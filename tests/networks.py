@@ -73,13 +73,34 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
             options = {"init_weights": False}
         model = getattr(_torchvision.models(), name)(**options)
         images = torch.randn(3, 3, 64, 64)
+    return as_trained(model), images
+
+
+def make_short(name: str) -> tuple[nn.Module, Tensor]:
+    """Like :func:`make`, with each kind of block that the network has, and few of each kind."""
+    torch.manual_seed(0)
+    models = _torchvision.models()
+    if name == "resnet18":
+        model = models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5)
+    elif name == "shufflenet_v2_x0_5":
+        model = models.ShuffleNetV2([2, 2, 2], [24, 16, 32, 64, 64], num_classes=5)
+    elif name == "mobilenet_v3_small":
+        blocks, _ = models.mobilenetv3._mobilenet_v3_conf(name)
+        model = models.MobileNetV3(blocks[:5], last_channel=64, num_classes=5)
+    else:
+        return make(name)
+    return as_trained(model), torch.randn(3, 3, 64, 64)
+
+
+def as_trained(model: nn.Module) -> nn.Module:
+    """In eval mode, with batch norms that do something."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
             assert module.running_var is not None
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    return model.eval(), images
+    return model.eval()
 
 
 def convolutions(bias: bool) -> nn.Module:

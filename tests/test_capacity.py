@@ -13,7 +13,7 @@ from modcap.core.serialization import Result
 from modcap.data.image_set import ImageSet
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell, Job
-from modcap.jobs.kinds.capacity import capacity_jobs
+from modcap.jobs.kinds.capacity import capacities_of, capacity_jobs
 from modcap.jobs.kinds.select import select_job
 from modcap.jobs.run_job import run_job
 from modcap.jobs.worker_cache import WorkerCache
@@ -21,8 +21,8 @@ from modcap.ptq.bit_policy import BitPolicy
 from modcap.ptq.capacity import Signature, data_dependent, data_free, differentials, homogeneous
 from modcap.ptq.capacity import signature as signature_of
 from modcap.ptq.reconstruct import calibrate, freeze
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers
-from modcap.quantization.layers import Bits
 from modcap.recipe import Recipe
 
 
@@ -91,8 +91,8 @@ def test_data_dependent_capacity_is_measured_behind_the_quantized_prefix(network
     fields = {"capacity": "data-dependent", "capacity_images": 30, "w_bits": 2, "a_bits": 3, "k": 1}
     recipe = Recipe.make(fields | {"optimiser": {"batch_size": 8}, "calibration": 40})
     bench = WorkerCache.holding({network.digest: network, images.digest: images})
-    jobs = capacity_jobs(Cell(network, images.digest, images.digest, recipe))
-    found = [run_job(job, bench, []).meta["capacity"] for job in jobs]
+    (job,) = capacity_jobs(Cell(network, images.digest, images.digest, recipe))
+    found = capacities_of([run_job(job, bench, [])])
     full = quantized = x[:30]
     bits = BitPolicy(2, 3, 8).resolve(network.partition)
     for value, module, own in zip(found, network.partition.modules, bits, strict=True):

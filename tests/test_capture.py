@@ -19,7 +19,18 @@ from modcap.core.errors import InputError
 from modcap.graph.capture import capture
 from modcap.graph.network import build
 from modcap.graph.nodes import WEIGHT_LAYERS, weight_layers
-from tests.networks import IMAGES, MODULES, Chain, Squeezed, conv, cut, exported, make, relative
+from tests.networks import (
+    IMAGES,
+    MODULES,
+    Chain,
+    Squeezed,
+    conv,
+    cut,
+    exported,
+    make,
+    make_short,
+    relative,
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -44,7 +55,7 @@ def test_partition_equals_the_original(name: str) -> None:
 )
 @torch.no_grad()
 def test_archive_is_partitioned_like_the_factory(name: str, tmp_path: Path) -> None:
-    model, images = make(name)
+    model, images = make_short(name)
     file = tmp_path / "model.pt2"
     torch.export.save(exported(model, images), file)
     loaded = checkpoint.load(file)

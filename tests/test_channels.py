@@ -56,7 +56,7 @@ def test_tokens_and_swin() -> None:
     images = torch.randn(2, 3, 8, 8)
     modules = cut(trained(ClassToken), images).modules
     assert channel_dimension(modules, images) == 1
-    swin = _torchvision.models().swin_t(weights=None).eval()
+    swin = small_swin()
     images = torch.randn(2, 3, 64, 64)
     modules = cut(swin, images).modules
     sizes = [module_output(modules[: n + 1], images) for n in range(len(modules))]
@@ -64,6 +64,14 @@ def test_tokens_and_swin() -> None:
         if len(shape) == 4:
             place = channel_dimension(modules[: n + 1], images[:1])
             assert shape[place] == max(shape[1:])
+
+
+def small_swin() -> nn.Module:
+    """All kinds of blocks that swin_t has: shifted windows and not, and merging of patches."""
+    models = _torchvision.models()
+    blocks = {"window_size": [4, 4], "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 3]}
+    made: nn.Module = models.SwinTransformer(patch_size=[4, 4], num_classes=5, **blocks)
+    return made.eval()
 
 
 def module_output(modules: tuple[nn.Module, ...], x: Tensor) -> torch.Size:

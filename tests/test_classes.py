@@ -19,7 +19,8 @@ from modcap.data import classes
 from modcap.data import sources as data
 from modcap.data.preprocess import Preprocess
 from modcap.flows.registry.accuracy import evaluate_artifact
-from modcap.flows.requests.request import Request, prepare
+from modcap.flows.requests.asked import Request
+from modcap.flows.requests.request import prepare
 from modcap.recipe import CapacityKind, Recipe
 
 GRAY = Preprocess(mean=(0.5,), std=(0.25,))

@@ -15,34 +15,35 @@ from safetensors.torch import load_file, save_file
 
 from modcap.core.errors import InputError, Unavailable
 from modcap.flows import cli
-from modcap.flows.cli.options import make_recipe
-from modcap.flows.cli.sweep import parse_axes
+from modcap.flows.cli.options import grid_options, make_recipe
 
 SHIPPED = Path(__file__).parent.parent / "examples/fashion_mnist/checkpoints"
 GOOD = SHIPPED / "resnet18_narrow.safetensors"
 ARCH = ["--arch", "modcap.zoo:resnet18_narrow"]
 DATA = ["--data", "fashion-mnist"]
+RECIPE = (
+    "activation-memory activations batch-size bias-rate calibration capacity capacity-images "
+    "capacity-scale correction device first-last-bits gpus groups homogeneity iterations "
+    "iterations-per k-search "
+    "path-share precision preset recipe relative-scale-rate rounding scale-exponent scale-rate "
+    "scales schedule selection shared-prefix stride-coefficient threads tuning tuning-rate "
+    "tuning-rounding-rate weight-scale-rate weights"
+)
+AXES = "a-bits k method w-bits"
+IMAGES = "arch classes data preprocess strict"
+REQUEST = f"{IMAGES} eval-data eval-images export name onnx"
 FLAGS = {
-    "quantize": (
-        "a-bits arch calibration capacity classes compare data eval-data eval-images homogeneity "
-        "iterations json k method name no-compare onnx preprocess preset recipe schedule seed "
-        "selection tuning w-bits"
-    ),
-    "capacity": "arch capacity classes data json k preprocess preset recipe w-bits",
-    "evaluate": "classes data eval-images json preprocess",
+    "quantize": f"{RECIPE} {AXES} {REQUEST} seed compare no-compare json",
+    "capacity": f"{RECIPE} {AXES} {IMAGES} seed json",
+    "evaluate": "arch checkpoint classes data eval-images json preprocess",
     "export": "format json opset out",
     "plan": (
-        "a-bits arch calibration capacity checkpoint classes data homogeneity iterations json k "
-        "method picture preprocess preset price-per-hour recipe schedule seeds selection tuning "
-        "w-bits workers"
+        f"{RECIPE} {AXES} {REQUEST} seed seeds checkpoint json picture price-per-hour workers"
     ),
-    "sweep": (
-        "a-bits arch calibration capacity checkpoint classes data eval-images homogeneity "
-        "iterations json k max-bytes max-drop method preprocess preset recipe schedule seeds "
-        "selection tuning w-bits"
-    ),
+    "sweep": f"{RECIPE} {AXES} {REQUEST} seed seeds checkpoint json max-bytes max-drop",
+    "report": "json output",
     "scan": "json policy",
-    "promote": ("against alias data eval-images json max-bytes max-drop rollback version"),
+    "promote": ("against alias data eval-images json max-bytes max-drop min-top1 rollback version"),
     "stack run": "",
     "store gc": "dry-run force json older-than",
     "store verify": "json",
@@ -50,6 +51,7 @@ FLAGS = {
     "stack down": "json",
     "stack status": "json",
 }
+EVERY = {"quiet", "verbose"}
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +84,7 @@ def commands(group: Any, prefix: str = "") -> dict[str, set[str]]:
 
 def test_flags_are_the_contract() -> None:
     assert commands(typer.main.get_command(cli.app)) == {
-        n: set(f.split()) for n, f in FLAGS.items()
+        n: set(f.split()) | EVERY for n, f in FLAGS.items()
     }
 
 
@@ -227,11 +229,11 @@ def test_addresses_that_are_shown_hold_no_password(monkeypatch: pytest.MonkeyPat
 def test_recipe_file_is_read_and_flags_win(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("w_bits: 3\na_bits: 3\noptimiser:\n  iterations: 7\n")
-    recipe = make_recipe("quick", file, w_bits=2, a_bits=None)
+    recipe = make_recipe("quick", file, {"w_bits": 2})
     assert (recipe.w_bits, recipe.a_bits, recipe.optimiser.iterations) == (2, 3, 7)
     file.write_text("- a\n- b\n")
     with pytest.raises(InputError, match="give a mapping"):
-        make_recipe("quick", file)
+        make_recipe("quick", file, {})
 
 
 def test_capacity_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,11 +262,18 @@ def test_what_a_model_prints_is_not_in_the_report(
 def test_the_baselines_of_a_report_are_plain() -> None:
     from modcap.flows.quantize import rounding_to_nearest, unjoined
 
-    recipe = make_recipe("quick", None, tuning=7, schedule="waves", w_bits=2)
+    recipe = make_recipe("quick", None, {"tuning": 7, "schedule": "waves", "w_bits": 2})
     nearest = rounding_to_nearest(recipe)
     assert (nearest.method.name, nearest.k, nearest.w_bits) == ("rtn", 0, 2)
     assert (nearest.corrects, nearest.tuning_steps) == (False, 0)
     assert (unjoined(recipe).k, unjoined(recipe).tuning_steps) == (0, 7)
+
+
+def axes_of(**typed: str) -> dict[str, Any]:
+    """The axes of a grid, as they are typed."""
+    group = grid_options()
+    nothing = dict.fromkeys(parameter.name for parameter in group.parameters())
+    return group.given(nothing | typed)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +281,7 @@ def test_the_baselines_of_a_report_are_plain() -> None:
     [("0-2", (0, 1, 2)), ("auto", (None,)), ("auto,0,3-4", (0, 3, 4, None))],
 )
 def test_the_axis_of_k_holds_numbers_and_auto(k: str, found: tuple[int | None, ...]) -> None:
-    assert parse_axes(w_bits="2", a_bits=None, k=k, seeds=None) == {"w_bits": (2,), "k": found}
+    assert axes_of(w_bits="2", k=k) == {"w_bits": (2,), "k": found}
 
 
 @pytest.mark.parametrize(
@@ -281,9 +290,8 @@ def test_the_axis_of_k_holds_numbers_and_auto(k: str, found: tuple[int | None, .
 )
 def test_an_axis_that_is_neither_is_refused_by_its_flag(typed: dict[str, str]) -> None:
     (name,) = typed
-    nothing = dict.fromkeys(("w_bits", "a_bits", "k", "seeds"))
     with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} "):
-        parse_axes(**nothing | typed)
+        axes_of(**{"seed" if field == "seeds" else field: text for field, text in typed.items()})
 
 
 def test_a_wrong_recipe_of_a_policy_is_refused_where_it_stands(tmp_path: Path) -> None:
@@ -303,7 +311,7 @@ def test_a_wrong_recipe_of_a_policy_is_refused_where_it_stands(tmp_path: Path) -
 
 
 def test_a_grid_is_refused_whole_where_one_k_is_too_large() -> None:
-    from modcap.flows.requests.request import Request
+    from modcap.flows.requests.asked import Request
     from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep
 
     asked = Request(checkpoint=str(GOOD), arch=ARCH[1], data=DATA[1])

@@ -13,7 +13,7 @@ import torch
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
 from modcap.flows import cli
-from modcap.flows.requests.request import Request
+from modcap.flows.requests.asked import Request
 from modcap.flows.requests.scan_policy import Rule
 from tests.exports import artifact_of
 from tests.test_export import SHAPE, network

@@ -9,6 +9,7 @@ import pytest
 from modcap.core.errors import InputError
 from modcap.jobs.job import Job, Room
 from modcap.jobs.kinds.evaluate import EvaluateFull
+from modcap.jobs.kinds.whole import Tune
 from modcap.tasks.workers import ray_resources as resources
 from modcap.tasks.workers.ray_resources import (
     GPU_MEMORY,
@@ -82,3 +83,22 @@ def test_what_no_node_holds_is_refused_with_what_is_there(
     assert "nodes: 2 CPU threads, 8.0 GiB; 8 CPU threads, 2.0 GiB" in text
     monkeypatch.setenv("MODCAP_AUTOSCALING", "1")
     refuse_impossible([job(**asked)])  # a larger node may come
+
+
+def test_the_lever_that_is_named_changes_what_is_lacking(nodes: list[dict[str, float]]) -> None:
+    nodes += [{"CPU": 2, "memory": 4 * GIB}]
+
+    def said(job: Job) -> str:
+        with pytest.raises(InputError) as refused:
+            refuse_impossible([job])
+        return str(refused.value).partition("): ")[2]
+
+    assert said(job(threads=3)) == "lower the recipe's threads, or add a larger node"
+    assert "smaller images" in said(job(memory=5 * GIB, activation_bytes=GIB))  # it holds none
+    work = Tune(
+        **{"bits": (), "iterations": 1, "rate": 0.1, "rounding_rate": 0.1, "batch_size": 1},
+        **{"seed": 0, "precision": "float32", "threads": 1},
+    )
+    for held, lever in ((GIB, "activation_memory"), (GIB // 4, "smaller images")):
+        room = Room(memory=5 * GIB, activation_bytes=held)
+        assert lever in said(Job(work, {}, label="tune", room=room))

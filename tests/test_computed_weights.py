@@ -18,8 +18,8 @@ from modcap.core.errors import InputError, Notice
 from modcap.export.artifact import unpack_network
 from modcap.graph.network import Network, build
 from modcap.graph.nodes import weight_layers
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers, quantizers
-from modcap.quantization.layers import Bits
 from tests.test_unusual_networks import RECIPE, Body, trained
 
 SIDE = 12

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modcap.graph.forward import run_batched
+from modcap.graph.forward import Passes, run_batched
 from modcap.ptq.channel_correction import correct
+from modcap.ptq.relative_error import relative_error
 from modcap.quantization.insert import quantizers
 from tests.networks import convolutions, rounded
 
@@ -53,3 +54,18 @@ def test_a_dead_channel_is_left_finite() -> None:
     floats, modules = rounded(model, x)
     correct(floats, modules, x)
     assert torch.isfinite(run_batched(modules, x)).all()
+
+
+@torch.no_grad()
+def test_modules_of_large_images_are_corrected_on_fewer_of_them() -> None:
+    x = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    errors = []
+    for counts, passes in ((None, None), ([16, 32, 64], Passes(images=16))):
+        floats, modules = rounded(convolutions(bias=True), x)
+        places = None if counts is None else [*counts, *[64] * len(floats)][: len(floats)]
+        before, after = correct(floats, modules, x, places, passes)
+        assert after < before
+        errors.append(after)
+        z = run_batched(modules, x, passes)
+        assert after == pytest.approx(relative_error(z, run_batched(floats, x)), rel=1e-3)
+    assert errors[1] == pytest.approx(errors[0], rel=0.3)

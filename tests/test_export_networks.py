@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from modcap.core.errors import InputError
 from modcap.export import Export, save
 from modcap.export.artifact import unpack_network
+from modcap.quantization.scheme import USUAL, Activations, Scales, Scheme, WeightRange
 from tests.exports import artifact_of, run_onnx
 from tests.networks import exported
 
@@ -125,19 +126,50 @@ def networks(draw: Callable[[Any], Any]) -> nn.Module:
     return network
 
 
+def schemes() -> st.SearchStrategy[Scheme]:
+    """What is quantized, and on which grids; every other one is the usual."""
+    parts = (st.sampled_from(list(kind)) for kind in (Activations, WeightRange, Scales))
+    names = ("activations", "weights", "scales")
+    return st.just(USUAL) | st.builds(Scheme, **dict(zip(names, parts, strict=True)))
+
+
 @settings(
-    max_examples=14,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # shrinking takes minutes
     suppress_health_check=list(HealthCheck),
 )
-@given(networks(), st.integers(2, 8), st.integers(2, 8), st.sampled_from([25, 25, 21, 13]))
+@given(
+    networks(), st.integers(2, 8), st.integers(2, 8), st.sampled_from([25, 25, 21, 13]), schemes()
+)
 def test_random_networks_agree(
-    tmp_path_factory: pytest.TempPathFactory, model: nn.Module, w: int, a: int, opset: int
+    tmp_path_factory: pytest.TempPathFactory,
+    model: nn.Module,
+    w: int,
+    a: int,
+    opset: int,
+    scheme: Scheme,
 ) -> None:
     torch.manual_seed(0)
-    artifact = artifact_of(model, torch.randn(8, 3, 11, 10), w, a)
+    artifact = artifact_of(model, torch.randn(8, 3, 11, 10), w, a, scheme)
+    agrees(artifact, tmp_path_factory.mktemp("export") / "n.onnx", (3, 11, 10), opset)
+
+
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(networks(), st.sampled_from([25, 21, 13]), st.sampled_from(list(Scales)))
+def test_random_networks_agree_in_integer_kernels(
+    tmp_path_factory: pytest.TempPathFactory, model: nn.Module, opset: int, scales: Scales
+) -> None:
+    torch.manual_seed(0)
+    scheme = Scheme(activations=Activations.ALL, weights=WeightRange.SYMMETRIC, scales=scales)
+    artifact = artifact_of(model, torch.randn(8, 3, 11, 10), 8, 8, scheme)
     agrees(artifact, tmp_path_factory.mktemp("export") / "n.onnx", (3, 11, 10), opset)
 
 

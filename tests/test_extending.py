@@ -23,8 +23,8 @@ from modcap.ptq.optimise import Inputs
 from modcap.ptq.reconstruct import calibrate, reconstruct
 from modcap.ptq.rounding import Rounding, SoftRounding, StraightThroughRounding
 from modcap.ptq.settings import Optimiser, flat_fields
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers
-from modcap.quantization.layers import Bits
 from modcap.recipe import Recipe
 from tests.golden import small_network
 from tests.rooms import ROOT

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 import modcap
+from modcap.core.errors import InputError
 from modcap.quantization.insert import quantizers
 from tests.exports import artifact_of
 from tests.test_export import SHAPE, network
@@ -76,3 +78,35 @@ def test_an_independent_reader_finds_the_same_weights(tmp_path: Path, bits: int)
             assert tensors[f"{index}.{name}.scale"] == value.scale.numpy()
             assert tensors[f"{index}.{name}.zero_point"] == value.zero_point.numpy()
     assert count == 5
+
+
+def with_header(artifact: bytes, **fields: Any) -> bytes:
+    """The same artifact, whose header says these, too."""
+    tensors = load(artifact)
+    header = json.loads(zlib.decompress(tensors["header"].numpy().tobytes()))
+    packed = zlib.compress(json.dumps(header | fields).encode())
+    return save(tensors | {"header": torch.frombuffer(bytearray(packed), dtype=torch.uint8)})
+
+
+def test_preprocessing_and_class_names_are_there_where_they_are_known(tmp_path: Path) -> None:
+    file, artifact = (
+        tmp_path / "n.safetensors",
+        artifact_of(network(), torch.randn(4, *SHAPE), 8, 8),
+    )
+    assert not {"preprocess", "classes"} & read(artifact)[0].keys()
+    file.write_bytes(artifact)
+    assert (modcap.load(file).preprocess, modcap.load(file).classes) == ("", ())
+    file.write_bytes(with_header(artifact, preprocess="mean=0,std=1", classes=["a", "ü"]))
+    assert modcap.load(file).preprocess == "mean=0,std=1"
+    assert modcap.load(file).classes == ("a", "ü")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"preprocess": 3}, {"classes": "abc"}, {"classes": [1]}, {"preprocess": "x" * 10_001}],
+)
+def test_what_says_no_such_thing_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    artifact = artifact_of(network(), torch.randn(4, *SHAPE), 8, 8)
+    (tmp_path / "n").write_bytes(with_header(artifact, **fields))
+    with pytest.raises(InputError, match=r"damaged one .*its header is wrong"):
+        modcap.load(tmp_path / "n")

@@ -187,6 +187,16 @@ def test_what_networks_are_made_of_is_read(target: str, args: list[Any]) -> None
     assert graph_to_json(graph)["nodes"][2]["target"] == target
 
 
+@pytest.mark.parametrize("wrapped", [lambda x: [x], lambda x: {"tuple": [x]}, lambda x: 1])
+def test_the_input_of_a_layer_is_one_tensor(wrapped: Callable[[Any], Any]) -> None:
+    graph = call("torch.relu")
+    layer = graph["nodes"][1]
+    (given,) = layer["args"]["tuple"]
+    layer["args"] = {"tuple": [wrapped(given), given]}
+    with pytest.raises(InputError, match="is not supported"):
+        graph_from_json(graph)
+
+
 def test_a_word_in_the_place_of_a_number_formats_nothing() -> None:
     header = header_of_artifact()
     layer = next(m for m in header["graphs"][0]["modules"].values() if m["type"] == "Conv2d")

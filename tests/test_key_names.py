@@ -74,4 +74,4 @@ def test_old_names_of_torchvision(arch: str, old: tuple[str, str], new: tuple[st
                 name = name.replace(now, before)
         renamed[name] = tensor
     assert renamed.keys() != own.keys()
-    assert as_expected(renamed, own.keys()).keys() == own.keys()
+    assert as_expected(renamed, own.keys()).entries.keys() == own.keys()

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from modcap.flows.requests.asked import Request
 from modcap.flows.requests.description import Description, describe, ready
-from modcap.flows.requests.request import Prepared, Request, prepare, prepare_all
+from modcap.flows.requests.request import Prepared, prepare, prepare_all
 from modcap.jobs.cost_model import evaluation_memory, footprints
 from modcap.jobs.outline import Outline, outline_of
 from modcap.jobs.plan import plan
@@ -73,7 +74,7 @@ def test_estimates_are_those_of_the_network(prepared: list[Prepared]) -> None:
     outline = outline_of(network)
     assert outline_of(outline) is outline
     assert footprints(outline) == footprints(network)
-    assert evaluation_memory(outline, 10) == evaluation_memory(network, 10)
+    assert evaluation_memory(outline) == evaluation_memory(network)
 
 
 def test_an_outline_is_whole(prepared: list[Prepared]) -> None:

@@ -43,6 +43,7 @@ def test_a_wheel_holds_one_name_and_all_modules(wheel: Path) -> None:
     ):
         assert module in names
     assert "modcap/infra/local/services.py" in names
+    assert "modcap/flows/reports/templates/run.html" in names
 
 
 def test_an_editable_install_shows_one_name() -> None:

@@ -12,8 +12,9 @@ from torch.func import functional_call
 from modcap.ptq.reconstruct import calibrate, freeze
 from modcap.ptq.rounding import SoftRounding
 from modcap.quantization.affine import fake_quantize
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers, quantizers, restore, state_of
-from modcap.quantization.layers import ActivationQuantizer, Bits, QuantLayer, bernoulli_mask
+from modcap.quantization.layers import ActivationQuantizer, QuantLayer, bernoulli_mask
 
 
 class Residual(nn.Module):

@@ -12,15 +12,15 @@ from torch import Tensor, fx, nn
 
 from modcap.api import quantize
 from modcap.core.errors import ModcapError
-from modcap.graph.forward import run_batched
+from modcap.graph.forward import Passes, run_batched
 from modcap.ptq.methods import AdaRound, Brecq, Method, QDrop, Rtn
 from modcap.ptq.optimise import Inputs
 from modcap.ptq.reconstruct import calibrate, freeze, reconstruct
 from modcap.ptq.relative_error import relative_error
 from modcap.ptq.rounding import Rounding, SoftRounding, StraightThroughRounding
 from modcap.ptq.settings import Optimiser, Precision
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers, layers_of, quantizers, state_of
-from modcap.quantization.layers import Bits
 from modcap.quantization.scale_search import search_scale
 from modcap.recipe import Recipe
 from tests.networks import convolutions
@@ -304,3 +304,15 @@ def test_a_loss_that_is_no_number_is_said(images: Tensor) -> None:
     broken = Inputs(inputs.quantized, inputs.full, inputs.target * torch.nan)
     with pytest.raises(ModcapError, match="the loss is nan after 0 steps"):
         reconstruct(attached, broken, Brecq(), FAST, seed=0)
+
+
+@pytest.mark.parametrize("rounding", [SoftRounding(), StraightThroughRounding()])
+def test_a_step_in_parts_has_the_gradients_of_the_whole(images: Tensor, rounding: Rounding) -> None:
+    settings = Optimiser(iterations=6, batch_size=8, rounding=rounding)
+    found = []
+    for at_once in (None, 3):
+        attached, inputs = group(images)
+        passes = Passes(gradients=at_once)
+        found.append(reconstruct(attached, inputs, Brecq(), settings, 0, passes=passes))
+    assert torch.allclose(found[0].curve, found[1].curve, rtol=1e-3)
+    assert found[0].error == pytest.approx(found[1].error, rel=0.05)

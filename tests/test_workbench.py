@@ -18,14 +18,13 @@ from modcap.jobs.plan import plan
 from modcap.jobs.run_job import run_job
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.zoo import resnet18_narrow
+from tests.golden import small_network
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "waves"])
 def test_results_are_the_same_whatever_is_kept_and_where(schedule: str) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(24, 1, 28, 28)
-    network = build(resnet18_narrow().eval(), x[:2])
-    images = ImageSet(x, torch.zeros(24, dtype=torch.int64), (0.0,), (1.0,))
+    network, x = small_network()
+    images = ImageSet(x, torch.zeros(len(x), dtype=torch.int64), (0.0,), (1.0,))
     settings = {"iterations": 2, "batch_size": 8}
     recipe = modcap.Recipe.preset(
         "quick", k=2, schedule=schedule, path_share=0.5, optimiser=settings

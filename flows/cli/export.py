@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from modcap.flows.cli.options import Json, in_s3, print_report
+from modcap.flows.cli.options import OUTPUT, Json, in_s3, print_report
+from modcap.flows.cli.services import connect_services, find_store
+from modcap.flows.execution import terminal
 
 __all__ = ["export"]
 
@@ -17,24 +19,36 @@ def export(
     artifact: Annotated[
         str, typer.Argument(help="Local path, s3:// address or models:/NAME@alias of an artifact.")
     ],
-    out: Annotated[Path, typer.Option(help="The file that is written.")],
+    out: Annotated[Path, typer.Option(help="The file that is written.", rich_help_panel=OUTPUT)],
     format_: Annotated[
-        str, typer.Option("--format", help="onnx, pt2, encodings or safetensors.")
+        str,
+        typer.Option(
+            "--format",
+            help=r"onnx, pt2, encodings or safetensors. \[default: onnx]",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
     ] = "onnx",
     opset: Annotated[
-        int, typer.Option(help="Of ONNX: 25, or 21 without 2-bit types, or 13 without 4-bit ones.")
+        int,
+        typer.Option(
+            help="Of ONNX: 25, or 21 without 2-bit types, or 13 without 4-bit ones. "
+            r"\[default: 25]",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
     ] = 25,
     json_: Json = False,
 ) -> None:
     """Write an artifact in another format, compared with it before it is written."""
-    from modcap.flows.execution.connect import find_s3, use_services
-    from modcap.flows.registry.artifacts import REGISTRY
+    terminal.doing(f"reading {artifact}")
+    if artifact.startswith("models:/"):
+        connect_services("s3", "mlflow")
+    elif in_s3(artifact):
+        find_store()
     from modcap.flows.registry.exports import export_artifact
 
-    if artifact.startswith(REGISTRY):
-        use_services("s3", "mlflow")
-    elif in_s3(artifact):
-        find_s3()
+    terminal.doing(f"writing {out}")
     print_report(partial(export_artifact, artifact, format_, out, opset), json_, _show)
 
 

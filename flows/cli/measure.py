@@ -2,78 +2,79 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from modcap.core.messages import parse
+from modcap.flows.cli.fields import taking
 from modcap.flows.cli.options import (
-    Arch,
-    Checkpoint,
-    Classes,
-    Data,
+    INPUT,
     Json,
-    Preprocess,
     Preset,
     RecipeFile,
     in_s3,
     make_recipe,
-    parse_k,
     print_report,
+    recipe_options,
+    request_in_s3,
+    request_options,
 )
-from modcap.recipe import CapacityKind, Recipe
+from modcap.flows.cli.services import connect_services, find_store
+from modcap.flows.cli.tables import Column, print_table
+from modcap.flows.execution import terminal
+from modcap.flows.requests.asked import Request
 
 __all__ = ["capacity", "evaluate"]
 
 
+@taking(
+    request=request_options(without=("eval_data", "eval_images", "name", "onnx", "exports")),
+    given=recipe_options(),
+)
 def capacity(
-    checkpoint: Checkpoint,
-    data: Data,
-    arch: Arch = None,
-    w_bits: Annotated[int | None, typer.Option(help="Bits of weights, 2 to 8.")] = None,
-    k: Annotated[str | None, typer.Option(help="Boundaries to select, or 'auto'.")] = None,
-    capacity: CapacityKind | None = None,
+    checkpoint: Annotated[
+        str, typer.Argument(help="Local path or s3:// address of .pt2, .safetensors, .pt, .pth.")
+    ],
+    request: dict[str, Any],
+    given: dict[str, Any],
     recipe: RecipeFile = None,
     preset: Preset = "quick",
-    preprocess: Preprocess = None,
-    classes: Classes = None,
     json_: Json = False,
 ) -> None:
     """Show the capacity of every module and the boundaries it selects; starts no server."""
-    from modcap.core.messages import parse
-    from modcap.flows.execution.connect import find_s3
+    full = make_recipe(preset, recipe, given)
+    asked = parse(Request, {"checkpoint": checkpoint, **request, "recipe": full})
+    terminal.doing(f"reading {checkpoint}")
+    if request_in_s3(asked):
+        find_store()
     from modcap.flows.reports.capacities import measure_capacity
-    from modcap.flows.requests.request import Request
 
-    full = make_recipe(preset, recipe, w_bits=w_bits, capacity=capacity)
-    full = Recipe.make(parse_k(k), full)
-    fields = {"checkpoint": checkpoint, "arch": arch, "data": data, "preprocess": preprocess}
-    fields["classes"] = classes
-    if in_s3(checkpoint, data, classes):
-        find_s3()
-    request = parse(Request, fields | {"recipe": full})
-    print_report(partial(measure_capacity, request), json_, _show_capacities)
+    print_report(partial(measure_capacity, asked), json_, show_capacities)
 
 
-def _show_capacities(report: dict[str, Any]) -> None:
-    table = Table(title=f"k = {report['k']}", title_justify="left")
-    for heading in ("module", "capacity", "differential to the next"):
-        table.add_column(heading, justify="right" if heading.startswith(("c", "d")) else "left")
+def show_capacities(report: dict[str, Any]) -> None:
+    """Modules in order; the differential is the one to the next."""
     marks = [
         "joined" if chosen else "" if homogeneous else "not homogeneous"
         for chosen, homogeneous in zip(report["selected"], report["homogeneous"], strict=True)
     ]
-    for row in zip(
+    rows = zip(
         report["modules"],
         [f"{value:.4g}" for value in report["capacities"]],
         [*(f"{value:.4g}" for value in report["differentials"]), ""],
         [*marks, ""],
         strict=True,
-    ):
-        table.add_row(*row)
-    Console().print(table)
+    )
+    columns = [
+        Column("module", "left"),
+        Column("capacity"),
+        Column("differential to the next"),
+        Column("boundary", "left"),
+    ]
+    print_table(f"k = {report['k']}", columns, rows)
 
 
 def evaluate(
@@ -81,25 +82,77 @@ def evaluate(
         str,
         typer.Argument(help="Artifact, ONNX file or pt2 archive: a path, s3:// or models:/NAME@x."),
     ],
-    data: Data,
-    preprocess: Preprocess = None,
-    eval_images: int | None = None,
-    classes: Classes = None,
+    data: Annotated[
+        str,
+        typer.Option(help="Images to measure on; all of them are.", rich_help_panel=INPUT),
+    ],
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as 'mean=0.286,std=0.353', or a file. "
+            r"\[default: what the artifact says]",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    eval_images: Annotated[
+        int | None,
+        typer.Option(
+            help=r"The first N images only. \[default: all]",
+            metavar="N",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Class names in order: a file (a line each, or JSON), or a folder of classes. "
+            r"\[default: those of the artifact, or the folders of the data]",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Full precision, to say how often both agree. "
+            r"\[default: that of a registered version]",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="torchvision:NAME, timm:NAME or package.module:factory, of --checkpoint; not for "
+            r".pt2. \[default: none]",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Measure top-1, latency and bytes of a quantized artifact, or of an export of one."""
-    from modcap.flows.execution.connect import find_s3, use_services
+    """Measure top-1, agreement with full precision, latency and bytes of an artifact or export."""
+    terminal.doing(f"reading {artifact}")
+    if artifact.startswith("models:/"):
+        connect_services("s3", "mlflow")
+    elif in_s3(artifact, data, classes, checkpoint):
+        find_store()
     from modcap.flows.registry.accuracy import evaluate_artifact
-    from modcap.flows.registry.artifacts import REGISTRY
 
-    if artifact.startswith(REGISTRY):
-        use_services("s3", "mlflow")
-    elif in_s3(artifact, data, classes):
-        find_s3()
-    measure = partial(evaluate_artifact, artifact, data, preprocess, eval_images, classes)
-    print_report(measure, json_, _show_accuracy)
+    terminal.doing(f"measuring {artifact}")
+    how = (preprocess, eval_images, classes, checkpoint, arch)
+    print_report(partial(evaluate_artifact, artifact, data, *how), json_, show_accuracy)
 
 
-def _show_accuracy(report: dict[str, Any]) -> None:
-    print(f"top-1 {report['top1']:.2f} % of {report['images']}")
+def show_accuracy(report: dict[str, Any]) -> None:
+    """Accuracy, speed and size."""
+    print(f"top-1 {report['top1']:.2f} % of {report['measured']}")
+    if "agreement" in report:
+        print(
+            f"agrees with full precision ({report['fp_top1']:.2f} %) on {report['agreement']:.2f} %"
+        )
     print(f"{report['latency_ms']:.2f} ms for one image, {report['bytes']:,} bytes")
+    for warning in report["warnings"]:
+        print(f"modcap: {warning}", file=sys.stderr)

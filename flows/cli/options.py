@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,54 +14,93 @@ from typing import Annotated, Any
 import typer
 
 from modcap.core.errors import InputError, ModcapError
-from modcap.data.sources import HELP as IMAGES
+from modcap.flows.cli.fields import Options
+from modcap.flows.execution import terminal
+from modcap.flows.requests.asked import Request
 from modcap.flows.requests.documents import read_mapping
-from modcap.recipe import Recipe
+from modcap.recipe import PRESETS, Recipe
 
-__all__ = ["in_s3", "make_recipe", "parse_age", "parse_k", "print_report"]
+__all__ = ["in_s3", "make_recipe", "parse_age", "print_report", "recipe_options", "request_options"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_BITS, _JOINING, _WORK = "Bits and method", "Capacity and joining", "Steps and schedule"
+INPUT, OUTPUT, REST = "Checkpoint and images", "Result", "Recipe, in detail"
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Checkpoint = Annotated[str, typer.Argument(help="Local path or s3:// address of a checkpoint.")]
-Arch = Annotated[
-    str | None, typer.Option(help="torchvision:NAME, timm:NAME or package.module:factory.")
-]
-Data = Annotated[str, typer.Option(help=f"Images: {IMAGES}.")]
-Classes = Annotated[
-    str | None,
+Json = Annotated[
+    bool,
     typer.Option(
-        help="Class names in order: a file (a line each, or JSON), or a folder of classes."
+        "--json",
+        help=r"Print one JSON object on stdout, and nothing else there. \[default: no]",
+        show_default=False,
+        rich_help_panel=OUTPUT,
     ),
 ]
-Preprocess = Annotated[str | None, typer.Option(help="Such as 'mean=0.286,std=0.353'.")]
 RecipeFile = Annotated[
-    Path | None, typer.Option("--recipe", help="YAML or JSON with recipe fields; flags win.")
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help=r"YAML or JSON with recipe fields; flags win. \[default: none]",
+        show_default=False,
+        rich_help_panel=_BITS,
+    ),
 ]
-Iterations = Annotated[int | None, typer.Option(help="Steps per group.")]
-Tuning = Annotated[int | None, typer.Option(help="Steps through the whole network at the end.")]
-Calibration = Annotated[int | None, typer.Option(help="Calibration images.")]
-Preset = Annotated[str, typer.Option(help="quick or paper: what flags and files do not name.")]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help=r"quick (minutes) or paper (about fifty times as long): what flags and files do not "
+        r"name. \[default: quick]",
+        metavar="quick|paper",
+        show_default=False,
+        rich_help_panel=_BITS,
+    ),
+]
 
 
-def parse_k(text: str | None) -> dict[str, Any]:
-    """``--k``: a number, or ``auto``."""
-    if text is None:
-        return {}
-    if text == "auto":
-        return {"k": None}
-    if not text.isdecimal():
-        raise InputError(f"--k {text!r}: give a number of boundaries, or 'auto'")
-    return {"k": int(text)}
+def recipe_options(*, without: tuple[str, ...] = ()) -> Options:
+    """The fields of a recipe, but for those that a grid has as axes."""
+    return Options(
+        Recipe,
+        REST,
+        panels={
+            _BITS: (
+                *("w_bits", "a_bits", "first_last_bits", "activations", "weights", "scales"),
+                *("method", "calibration", "seed"),
+            ),
+            _JOINING: ("capacity", "k", "selection", "homogeneity"),
+            _WORK: ("schedule", "iterations", "tuning", "device", "threads"),
+        },
+        without=without,
+        presets=PRESETS,
+    )
 
 
-def make_recipe(
-    preset: str, path: Path | None, *, iterations: int | None = None, **flags: Any
-) -> Recipe:
+def grid_options(*, without: tuple[str, ...] = ()) -> Options:
+    """The axes of a grid, and what its best cell must meet."""
+    from modcap.flows.requests.sweep_grid import Sweep
+
+    axes = ("w_bits", "a_bits", "k", "method", "seed")
+    return Options(
+        Sweep,
+        OUTPUT,
+        panels={"Grid": axes},
+        without=("requests", *without),
+        flags={"seed": ("--seeds", "--seed")},
+    )
+
+
+def request_options(*, without: tuple[str, ...] = ()) -> Options:
+    """The fields of a request, but for the checkpoint, which has no flag, and the recipe."""
+    return Options(
+        Request,
+        INPUT,
+        panels={OUTPUT: ("name", "onnx", "exports")},
+        without=("checkpoint", "recipe", *without),
+        flags={"exports": ("--export",)},
+    )
+
+
+def make_recipe(preset: str, path: Path | None, given: Mapping[str, Any]) -> Recipe:
     """The preset, overlaid by the file, overlaid by the flags that were given."""
-    given = {name: value for name, value in flags.items() if value is not None}
-    if iterations is not None:
-        given["optimiser"] = {"iterations": iterations}
     base = Recipe.preset(preset)
     if path is not None:
         base = Recipe.make(read_mapping(path, f"recipe {path}"), base)
@@ -71,6 +110,12 @@ def make_recipe(
 def in_s3(*places: object) -> bool:
     """Whether one of ``places`` is an S3 address."""
     return any(str(place).startswith("s3://") for place in places)
+
+
+def request_in_s3(request: Request) -> bool:
+    """Whether what it names has to be fetched from S3."""
+    places = (request.checkpoint, request.data, request.eval_data, request.classes)
+    return in_s3(*places, request.preprocess)
 
 
 def parse_age(text: str) -> timedelta:
@@ -100,6 +145,8 @@ def print_report(
         if error.report is None:
             raise
         report, failed = error.report, error
+    finally:
+        terminal.done()
     if json_:
         print(json.dumps(report))
     else:

@@ -6,123 +6,98 @@ from functools import partial
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from modcap.core.messages import parse
+from modcap.flows.cli.fields import taking
 from modcap.flows.cli.options import (
-    Arch,
-    Calibration,
-    Checkpoint,
-    Classes,
-    Data,
-    Iterations,
+    OUTPUT,
     Json,
-    Preprocess,
     Preset,
     RecipeFile,
-    Tuning,
-    in_s3,
     make_recipe,
-    parse_k,
     print_report,
+    recipe_options,
+    request_in_s3,
+    request_options,
 )
-from modcap.ptq.methods import MethodName
-from modcap.recipe import CapacityKind, Homogeneity, Recipe, Schedule, Selection
+from modcap.flows.cli.services import connect_services
+from modcap.flows.cli.tables import Column, print_table, print_warnings
+from modcap.flows.execution import terminal
+from modcap.flows.requests.asked import Request
 
 __all__ = ["quantize"]
 
 
+@taking(request=request_options(), given=recipe_options())
 def quantize(
-    checkpoint: Checkpoint,
-    data: Data,
-    arch: Arch = None,
-    w_bits: Annotated[int | None, typer.Option(help="Bits of weights, 2 to 8.")] = None,
-    a_bits: Annotated[int | None, typer.Option(help="Bits of activations, 2 to 8.")] = None,
-    k: Annotated[str | None, typer.Option(help="Boundaries to select, or 'auto'.")] = None,
-    method: MethodName | None = None,
-    capacity: CapacityKind | None = None,
-    selection: Selection | None = None,
-    homogeneity: Homogeneity | None = None,
-    schedule: Schedule | None = None,
-    iterations: Iterations = None,
-    tuning: Tuning = None,
-    calibration: Calibration = None,
-    seed: int | None = None,
+    checkpoint: Annotated[
+        str, typer.Argument(help="Local path or s3:// address of .pt2, .safetensors, .pt, .pth.")
+    ],
+    request: dict[str, Any],
+    given: dict[str, Any],
     recipe: RecipeFile = None,
     preset: Preset = "quick",
-    eval_data: Annotated[str | None, typer.Option(help="Test images, if elsewhere.")] = None,
-    eval_images: Annotated[int | None, typer.Option(help="How many; all by default.")] = None,
-    preprocess: Preprocess = None,
-    classes: Classes = None,
-    name: Annotated[str | None, typer.Option(help="Name of the registered model.")] = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Register the ONNX form too.")] = False,
-    compare: Annotated[bool, typer.Option(help="Also run rounding to nearest and k = 0.")] = True,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            help=r"Also run rounding to nearest and k = 0, for the table. \[default: yes]",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = True,
     json_: Json = False,
 ) -> None:
     """Quantize one checkpoint, register the result in MLflow and print a report."""
-    from modcap.core.messages import parse
-    from modcap.flows.execution.connect import use_services
-    from modcap.flows.requests.request import Request, prepare
+    full = make_recipe(preset, recipe, given)
+    asked = parse(Request, {"checkpoint": checkpoint, **request, "recipe": full})
+    terminal.doing(f"reading {checkpoint}")
+    if not request_in_s3(asked):
+        from modcap.flows.requests.request import prepare
 
-    full = make_recipe(
-        preset,
-        recipe,
-        w_bits=w_bits,
-        a_bits=a_bits,
-        method=method,
-        capacity=capacity,
-        selection=selection,
-        homogeneity=homogeneity,
-        schedule=schedule,
-        iterations=iterations,
-        tuning=tuning,
-        calibration=calibration,
-        seed=seed,
-    )
-    full = Recipe.make(parse_k(k), full)
-    fields = {
-        "checkpoint": checkpoint,
-        "arch": arch,
-        "data": data,
-        "eval_data": eval_data,
-        "eval_images": eval_images,
-        "preprocess": preprocess,
-        "classes": classes,
-        "name": name,
-        "onnx": onnx,
-        "recipe": full,
-    }
-    request = parse(Request, fields)
-    if not in_s3(checkpoint, data, eval_data, classes):
-        prepare(request)  # bad input is refused before anything starts
-    use_services()
+        prepare(asked)  # bad input is refused before anything starts
+    connect_services()
     from modcap.flows.quantize import quantize as flow
 
-    print_report(partial(flow, request, compare), json_, _show)
+    print_report(partial(flow, asked, compare), json_, show)
 
 
-def _show(report: dict[str, Any]) -> None:
-    console = Console()
-    title = f"{report['model_name']} version {report['model_version']}: {report['bits']}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("variant", "top-1 %", "drop", "oscillation", "groups", "bytes"):
-        table.add_column(heading, justify="left" if heading == "variant" else "right")
-    for row in report["comparison"]:
-        quantized = "drop" in row
-        table.add_row(
-            row["variant"],
-            f"{row['top1']:.2f}",
-            f"{row['drop']:.2f}" if quantized else "",
-            f"{row['oscillation']:.3f}" if quantized else "",
-            str(row["groups"]) if quantized else "",
-            f"{row['artifact_bytes']:,}" if quantized else f"{report['fp_bytes']:,}",
-        )
-    console.print(table)
-    jobs = report["jobs"]
-    console.print(
-        f"jobs: {jobs['planned']} planned, {jobs['executed']} executed, {jobs['reused']} reused; "
-        f"{report['seconds']:.1f} s; {report['images']} test images",
-        soft_wrap=True,
+def show(report: dict[str, Any]) -> None:
+    """The variants side by side, and where the result lies."""
+    from modcap.flows.reports.environments import in_words
+
+    print_warnings(report["warnings"])
+    columns = [
+        Column("variant", "left"),
+        *(Column(name) for name in ("top-1 %", "drop", "final error", "groups", "bytes")),
+    ]
+    print_table(
+        f"{report['model_name']} version {report['model_version']}: {report['bits']}",
+        columns,
+        [_row(row, report["fp_bytes"]) for row in report["comparison"]],
     )
-    console.print(f"MLflow run: {report['mlflow_run_url']}", soft_wrap=True, markup=False)
-    console.print(f"artifact:   {report['artifact']}", soft_wrap=True, markup=False)
+    jobs = report["jobs"]
+    print("final error: relative error of the logits, on calibration images")
+    print(f"jobs: {jobs['planned']} planned, {jobs['executed']} executed, {jobs['reused']} reused")
+    print(f"{report['seconds']:.1f} s; {report['measured']}")
+    if len(report["environments"]) > 1:
+        print(
+            "computed in more than one environment, between which bytes may differ: "
+            + in_words(report["environments"])
+        )
+    print(f"MLflow run: {report['mlflow_run_url']}")
+    print(f"artifact:   {report['artifact']}")
+    for row in report["exports"]:
+        print(f"{row['format'] + ':':<11} {row['file']}, {row['bytes']:,} bytes")
+
+
+def _row(row: dict[str, Any], fp_bytes: int) -> tuple[str, ...]:
+    if "drop" not in row:
+        return row["variant"], f"{row['top1']:.2f}", "", "", "", f"{fp_bytes:,}"
+    return (
+        row["variant"],
+        f"{row['top1']:.2f}",
+        f"{row['drop']:.2f}",
+        f"{row['final_error']:.3g}",
+        str(row["groups"]),
+        f"{row['artifact_bytes']:,}",
+    )

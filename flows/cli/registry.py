@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from modcap.core.errors import InputError
-from modcap.flows.cli.options import Json, print_report
+from modcap.core.messages import parse
+from modcap.flows.cli.fields import Options, taking
+from modcap.flows.cli.options import INPUT, Json, print_report
+from modcap.flows.cli.services import connect_services
+from modcap.flows.cli.tables import Column, print_table, print_warnings
+from modcap.flows.execution import terminal
+from modcap.flows.requests.gate import Gate
 
 __all__ = ["promote", "scan"]
+
+_GATE = Options(
+    Gate,
+    "Gate",
+    panels={INPUT: ("data", "eval_images"), "Version and alias": ("alias", "version")},
+    without=("name",),
+)
 
 
 def scan(
@@ -22,70 +33,79 @@ def scan(
     json_: Json = False,
 ) -> None:
     """Quantize and register every new or changed checkpoint below a prefix; exit 1 if any fails."""
-    from modcap.flows.execution.connect import use_services
+    terminal.doing(f"reading {policy}")
     from modcap.flows.requests.scan_policy import read_policy
     from modcap.tasks.storage.objects import split_address
 
     split_address(prefix)  # refused before anything starts
     rules = read_policy(policy)
-    use_services()
+    connect_services()
     from modcap.flows.scan import scan as flow
 
-    print_report(partial(flow, prefix, rules), json_, _show_checkpoints)
+    print_report(partial(flow, prefix, rules), json_, show_checkpoints)
 
 
-def _show_checkpoints(report: dict[str, Any]) -> None:
+def show_checkpoints(report: dict[str, Any]) -> None:
+    """What became of each, and how accurate its versions are."""
     if report["busy"]:
         print("another pass over this prefix is under way: nothing to do")
         return
-    table = Table(title_justify="left")
-    for heading in ("checkpoint", "state", "versions or reason"):
-        table.add_column(heading, overflow="fold")
-    for row in report["checkpoints"]:
-        table.add_row(row["checkpoint"], row["state"], ", ".join(row["versions"]) or row["reason"])
-    Console().print(table)
+    prefix = report["prefix"].rstrip("/") + "/"
+    print_table(
+        f"below {prefix}",
+        [Column(name, "left") for name in ("checkpoint", "state", "versions or reason")]
+        + [Column("top-1 %")],
+        [
+            (
+                row["checkpoint"].removeprefix(prefix),
+                row["state"],
+                "\n".join(row["versions"]) or row["reason"],
+                "\n".join("" if top1 is None else f"{top1:.2f}" for top1 in row.get("top1", ())),
+            )
+            for row in report["checkpoints"]
+        ],
+    )
     print(f"{report['executed']} jobs executed, {report['seconds']:.1f} s")
 
 
+@taking(given=_GATE)
 def promote(
     name: Annotated[str, typer.Argument(help="Registered model.")],
-    data: Annotated[str | None, typer.Option(help="Held-out images.")] = None,
-    alias: Annotated[str, typer.Option(help="Alias that the version gets.")] = "champion",
-    version: Annotated[int | None, typer.Option(help="By default, alias 'candidate'.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 it may lose.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="Bytes that it may take.")] = None,
-    against: Annotated[str | None, typer.Option(help="Alias that it must not be below.")] = None,
-    eval_images: Annotated[int | None, typer.Option(help="Test images; all by default.")] = None,
+    given: dict[str, Any],
     rollback: Annotated[
-        bool, typer.Option("--rollback", help="Give the alias back to the version before.")
+        bool,
+        typer.Option(
+            "--rollback",
+            help=r"Give the alias back to the version before. \[default: no]",
+            show_default=False,
+            rich_help_panel="Version and alias",
+        ),
     ] = False,
     json_: Json = False,
 ) -> None:
     """Move an alias to a version that passes the gate; exit 3 where it is refused."""
-    from modcap.core.messages import parse
-    from modcap.flows.execution.connect import use_services
-    from modcap.flows.requests.gate import Gate
-
-    if data is None and not rollback:
+    if "data" not in given and not rollback:
         raise InputError("--data is missing: name held-out images to measure on")
-    conditions = {
-        "name": name,
-        "alias": alias,
-        "version": version,
-        "data": data or "",
-        "eval_images": eval_images,
-        "max_drop": max_drop,
-        "max_bytes": max_bytes,
-        "against": against,
-    }
-    gate = parse(Gate, conditions)
-    use_services("s3", "mlflow", "prefect")
+    gate = None if rollback else parse(Gate, {"name": name, **given})
+    alias = given.get("alias", Gate.model_fields["alias"].default)
+    connect_services("s3", "mlflow", "prefect")
     from modcap.flows import promote as gates
 
-    decide = partial(gates.rollback, name, alias) if rollback else partial(gates.promote, gate)
-    print_report(decide, json_, _show_alias)
+    decide = partial(gates.rollback, name, alias) if gate is None else partial(gates.promote, gate)
+    print_report(decide, json_, show_alias)
 
 
-def _show_alias(report: dict[str, Any]) -> None:
+def show_alias(report: dict[str, Any]) -> None:
+    """What was asked of the version, and who has the alias now."""
+    print_warnings(report.get("warnings", ()))
+    if "conditions" in report:
+        print(
+            f"{report['name']} version {report['version']}: top-1 {report['top1']:.2f} % (full "
+            f"precision {report['fp_top1']:.2f} %, drop {report['drop']:.2f}) of "
+            f"{report['measured']}, {report['bytes']:,} bytes"
+        )
+    for row in report.get("conditions", ()):
+        word = "met" if row["met"] else "NOT MET"
+        print(f"  {row['condition']}: {row['measured']:,} {row['sign']} {row['limit']:,}: {word}")
     if report.get("passed", True):
         print(f"{report['name']} version {report['version']} is {report['alias']}")

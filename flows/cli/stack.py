@@ -7,18 +7,17 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from modcap.core.errors import InputError
+from modcap.flows.cli.commands import add, group
 from modcap.flows.cli.options import Json, print_report
+from modcap.flows.cli.tables import Column, print_table
 
 __all__ = ["stack"]
 
-stack = typer.Typer(help="The local stack: S3, MLflow, Prefect and Ray on loopback.")
+stack = group("stack", "The local stack: S3, MLflow, Prefect and Ray on loopback.")
 
 
-@stack.command("up")
 def up(json_: Json = False) -> None:
     """Start what is missing and wait until all of it answers."""
     from modcap.infra import local
@@ -27,7 +26,6 @@ def up(json_: Json = False) -> None:
     status(json_)
 
 
-@stack.command("down")
 def down(json_: Json = False) -> None:
     """Stop every service of the local stack; data stays."""
     from modcap.infra import local
@@ -39,7 +37,6 @@ def _show_stopped(report: dict[str, Any]) -> None:
     print(f"stopped: {', '.join(report['stopped']) or 'nothing'}")
 
 
-@stack.command("status")
 def status(json_: Json = False) -> None:
     """Show each service, its address and its state."""
     from modcap.infra import local
@@ -50,19 +47,19 @@ def status(json_: Json = False) -> None:
 
 
 def _show_services(report: dict[str, Any]) -> None:
-    table = Table()
-    for heading in ("service", "state", "address", "pid"):
-        table.add_column(heading)
-    for service in report["services"]:
-        table.add_row(*(str(service[key] or "") for key in ("name", "state", "address", "pid")))
-    Console().print(table)
-    print(
-        f"The pages ask for a login; {report['logins']} holds it. MLflow: user modcap, password "
-        "mlflow_password. Prefect: modcap:prefect_password, in one."
+    print_table(
+        None,
+        [Column(heading, "left") for heading in ("service", "state", "address", "pid")],
+        [
+            [str(service[key] or "") for key in ("name", "state", "address", "pid")]
+            for service in report["services"]
+        ],
     )
+    print(f"The pages ask for a login; {report['logins']} holds it.")
+    print("MLflow: user modcap, password mlflow_password.")
+    print("Prefect: modcap:prefect_password, in one.")
 
 
-@stack.command("run", context_settings={"ignore_unknown_options": True})
 def run(
     command: Annotated[list[str], typer.Argument(help="A command and its arguments, after --.")],
 ) -> None:
@@ -75,3 +72,15 @@ def run(
         os.execvp(command[0], command)
     except OSError as error:
         raise InputError(f"{command[0]} cannot be run ({error.strerror})") from None
+
+
+add(stack, up, "modcap stack up", name="up")
+add(stack, down, "modcap stack down", name="down")
+add(stack, status, "modcap stack status --json", name="status")
+add(
+    stack,
+    run,
+    "modcap stack run -- python serve.py",
+    name="run",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)

@@ -7,27 +7,34 @@ from typing import Annotated, Any
 
 import typer
 
+from modcap.flows.cli.commands import add, group
 from modcap.flows.cli.options import Json, parse_age, print_report
+from modcap.flows.cli.services import connect_services
 
 __all__ = ["store"]
 
-store = typer.Typer(help="Results, inputs and artifacts in S3.")
+store = group("store", "Results, inputs and artifacts in S3.")
 
 
-@store.command()
 def gc(
     older_than: Annotated[str, typer.Option(help="Such as 30d or 12h; younger objects stay.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help=r"Only report. \[default: no]", show_default=False),
+    ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if nothing of it was ever registered.")
+        bool,
+        typer.Option(
+            "--force",
+            help=r"Even if nothing of it was ever registered. \[default: no]",
+            show_default=False,
+        ),
     ] = False,
     json_: Json = False,
 ) -> None:
     """Remove results, inputs and artifacts that no registered version was made from."""
-    from modcap.flows.execution.connect import use_services
-
     age = parse_age(older_than)
-    use_services("s3", "mlflow")
+    connect_services("s3", "mlflow")
     from modcap.flows.registry.retention import collect_garbage
     from modcap.tasks.storage.store import Store
 
@@ -45,12 +52,9 @@ def _show_collected(dry_run: bool, report: dict[str, Any]) -> None:
         )
 
 
-@store.command()
 def verify(json_: Json = False) -> None:
     """Read everything and compare it with its checksums; exit 1 where something is damaged."""
-    from modcap.flows.execution.connect import use_services
-
-    use_services("s3")
+    connect_services("s3")
     from modcap.flows.registry.retention import verify as check
     from modcap.tasks.storage.store import Store
 
@@ -63,3 +67,7 @@ def _show_damage(report: dict[str, Any]) -> None:
     for entry in report["damaged"]:
         print(f"{entry['object']}: {entry['reason']}")
     print(f"{report['checked']} objects checked, {len(report['damaged'])} damaged")
+
+
+add(store, gc, "modcap store gc --older-than 30d --dry-run", name="gc")
+add(store, verify, "modcap store verify", name="verify")

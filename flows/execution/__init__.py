@@ -1,1 +1,1 @@
-"""Plans run: Prefect task runs that wait for Ray tasks."""
+"""Plans run: rounds of Ray tasks, which Prefect shows as task runs."""

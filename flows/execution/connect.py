@@ -5,31 +5,34 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from tenacity import retry, stop_after_attempt, wait_random_exponential
 
 from modcap.core.errors import Unavailable
 from modcap.flows.execution.ending import ending_well
 from modcap.infra import local
-from modcap.tasks.storage.store import Store
+
+if TYPE_CHECKING:
+    from modcap.tasks.storage.store import Store
 
 __all__ = ["connected", "find_s3", "use_services"]
 
 _WARM_WORKERS = 8  # started while the driver still prepares
 
 
-def use_services(*names: str) -> None:
+def use_services(*names: str, report: Callable[[str], None] = lambda line: None) -> None:
     """Starts what is missing of the local stack and puts every address into this environment.
 
     Must run before Prefect or MLflow are imported: they read their addresses at import.
 
     Args:
         names: the services that are needed; all of them by default.
+        report: told of each service that is started.
     """
-    os.environ.update(local.up(services=names or local.NAMES).environment())
+    os.environ.update(local.up(services=names or local.NAMES, report=report).environment())
     if "prefect" in (names or local.NAMES):
         _require_prefect(os.environ["PREFECT_API_URL"])
 
@@ -67,9 +70,11 @@ def connected() -> Iterator[Store]:
     import ray  # reads its address and token from the environment when it is imported
 
     from modcap.flows.execution.prefect_control import FlowControl
+    from modcap.tasks.storage.lease import give_all_back
+    from modcap.tasks.storage.store import Store
     from modcap.tasks.workers.ray_jobs import warm_up
 
-    control = FlowControl(threading.Event())
+    control = FlowControl(lambda: None)
     store = Store.from_environment()
     store.ensure_bucket()
     ours = not ray.is_initialized()
@@ -87,7 +92,8 @@ def connected() -> Iterator[Store]:
     for _ in range(min(_WARM_WORKERS, int(ray.cluster_resources().get("CPU", 0)))):
         warm_up.remote(store)
     try:
-        with ending_well(lambda why: ray.shutdown(), control.mark_crashed):
+        cleanups = (lambda why: ray.shutdown(), control.mark_crashed, lambda why: give_all_back())
+        with ending_well(*cleanups):
             yield store
     finally:
         if ours:

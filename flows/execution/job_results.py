@@ -9,7 +9,8 @@ from modcap.tasks.storage.store import Store
 
 __all__ = ["Results"]
 
-_REPORTED = ("curve", "artifact")  # tensors that reports read; the others stay in the store
+# tensors that reports read; the others stay in the store
+_REPORTED = ("curve", "artifact", "export", "predictions")
 
 
 class Results:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
+from collections.abc import Callable
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -25,10 +25,10 @@ _SECONDS = 2.0  # between two looks at the state of the run
 class FlowControl:
     """Follows the state of the flow run that this code is part of, if any.
 
-    ``stop`` is set while no work may run: running jobs end, and start again once resumed.
+    ``stop`` is called where no work may run: running jobs end, and start again once resumed.
     """
 
-    def __init__(self, stop: threading.Event) -> None:
+    def __init__(self, stop: Callable[[], object]) -> None:
         context = FlowRunContext.get()
         self._run_id = context.flow_run.id if context and context.flow_run else None
         self._stop = stop
@@ -45,16 +45,15 @@ class FlowControl:
             return
         state = self._state()
         while state is not None and state.type is StateType.PAUSED:
-            self._stop.set()
+            self._stop()
             if state.state_details.pause_reschedule:
                 raise Pause(state=state)
             time.sleep(_SECONDS)
             state = self._state()
         if state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED):
-            self._stop.set()
+            self._stop()
             self._cancelled()
             raise ModcapError("the run was cancelled: start it again, finished jobs are kept")
-        self._stop.clear()
 
     def _state(self) -> State | None:
         self._looked = time.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -13,12 +13,17 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
+from modcap.core.errors import printable
+from modcap.flows.execution import terminal
+from modcap.flows.execution.time_left import TimeLeft
 from modcap.jobs.job import Job
 from modcap.jobs.plan import Plan
 
 __all__ = ["Progress"]
 
+_ESTIMATE_SECONDS = 1  # between two estimates, which simulate all that is left
 _PLAIN_SECONDS = 15  # between two plain lines about jobs that run
 
 
@@ -30,7 +35,7 @@ class Progress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or terminal.console()
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -40,12 +45,13 @@ class Progress:
         self._bar = self._bars.add_task("jobs", total=None)
         self._live: Live | None = None
         self._total = self._done = 0
-        self._steps_left: dict[str, int] = {}
-        self._worked = 0.0  # steps done in this run
-        self._start = time.monotonic()
+        self._left = TimeLeft()
+        self._asked = -math.inf
+        self._seconds: float | None = None
         self._said = 0.0
 
     def __enter__(self) -> Progress:
+        terminal.done()
         if self.console.is_terminal:
             self._live = Live(
                 self._bars, console=self.console, refresh_per_second=4, transient=True
@@ -64,16 +70,14 @@ class Progress:
             self._live = None
 
     def note(self, text: str) -> None:
-        """One line that stays."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        """One line that stays; names in it may be anybody's."""
+        self.console.print(printable(text), soft_wrap=True, markup=False)
 
     def planned(self, plan: Plan, done: Iterable[str]) -> None:
         """A round of planning found these jobs, of which some are done."""
         done = set(done)
         self._total, self._done = len(plan.jobs), sum(job.key in done for job in plan.jobs)
-        self._steps_left = {
-            job.key: job.work.steps for job in plan.jobs if job.key not in done and job.work.steps
-        }
+        self._left.planned(plan, done)
         self._bars.update(self._bar, total=self._total, completed=self._done)
         if self._done < self._total:
             self.note(f"{self._total} jobs planned, {self._done} done already")
@@ -81,14 +85,14 @@ class Progress:
     def finished(self, job: Job, meta: Mapping[str, Any]) -> None:
         """``job`` is done, with this result."""
         self._done += 1
-        self._worked += self._steps_left.pop(job.key, 0)
+        self._left.finished(job, meta.get("seconds", 0.0))
         self._bars.update(self._bar, completed=self._done)
         if meta.get("attempt"):
             self.note(f"{job.label}: its worker was lost, started again {meta['attempt']} time(s)")
         if job.work.steps and "error" in meta:
             self.note(
-                f"[{self._done}/{self._total}] {job.label}: relative error {meta['error']:.4g} "
-                f"({meta['seconds']:.1f} s{self._left({})})"
+                f"[{self._done}/{self._total}] {job.label}: error {meta['error']:.3g}, "
+                f"{meta['seconds']:.1f} s{self._said_left({})}"
             )
 
     def running(self, jobs: Iterable[Job], state: Mapping[str, tuple[int, int, float]]) -> None:
@@ -97,28 +101,28 @@ class Progress:
         if self._live:
             table = Table.grid(padding=(0, 2))
             for label, step, steps, loss in lines:
-                table.add_row(f"  {label}", f"step {step}/{steps}", f"loss {loss:.4g}")
-            self._live.update(Group(self._bars, table, f"  {self._left(state)[2:]}"))
+                table.add_row(
+                    Text(f"  {printable(label)}"), f"step {step}/{steps}", f"loss {loss:.4g}"
+                )
+            self._live.update(Group(self._bars, table, f"  {self._said_left(state)[2:]}"))
         elif lines and time.monotonic() - self._said > _PLAIN_SECONDS:
             self._said = time.monotonic()
             for label, step, steps, loss in lines:
-                self.note(f"  {label}: step {step}/{steps}, loss {loss:.4g}{self._left(state)}")
+                self.note(
+                    f"  {label}: step {step}/{steps}, loss {loss:.4g}{self._said_left(state)}"
+                )
 
-    def _left(self, state: Mapping[str, tuple[int, int, float]]) -> str:
-        """', about 3 min left', from the steps done so far in this run."""
-        under_way = sum(state[key][0] for key in self._steps_left if key in state)
-        worked = self._worked + under_way
-        left = sum(self._steps_left.values()) - under_way
-        if not worked or left <= 0:
+    def _said_left(self, state: Mapping[str, tuple[int, int, float]]) -> str:
+        """', about 3 min left', where that is known."""
+        if time.monotonic() - self._asked > _ESTIMATE_SECONDS:
+            self._asked = time.monotonic()
+            shares = {key: at / max(1, of) for key, (at, of, _) in state.items()}
+            self._seconds = self._left.seconds(shares)
+        seconds = self._seconds
+        if seconds is None:
             return ""
-        seconds = (time.monotonic() - self._start) / worked * left
         return (
             f", about {seconds / 60:.1f} min left"
             if seconds > 90
             else f", about {seconds:.0f} s left"
         )
-
-
-def plain(text: str) -> None:
-    """A line on stderr, outside any run."""
-    print(text, file=sys.stderr, flush=True)

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.checkpoint import check_input
-from modcap.checkpoints.export_archive import read as read_pt2
-from modcap.core.errors import InputError
+from modcap.core.errors import InputError, ModcapError
+from modcap.data import sources as data
 from modcap.data.classes import check_count
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
-from modcap.export.artifact import unpack_network
-from modcap.flows.registry.artifacts import REGISTRY, artifact_at
-from modcap.flows.requests.request import classes_of, evaluation_images, images_of, local_path
-from modcap.jobs.kinds.evaluate import top1
+from modcap.flows.registry.evaluated import Evaluated, evaluated_at
+from modcap.flows.requests.request import (
+    classes_of,
+    evaluation_images,
+    images_of,
+    local_path,
+    measured,
+    pool_of,
+)
+from modcap.graph.network import Network
+from modcap.ptq.metrics import predictions
+from modcap.tasks.storage.store import Store
 
 __all__ = ["evaluate_artifact"]
 
@@ -35,67 +45,115 @@ def evaluate_artifact(
     preprocess: str | None,
     limit: int | None,
     classes: str | None = None,
+    checkpoint: str | None = None,
+    arch: str | None = None,
 ) -> dict[str, Any]:
-    """Top-1 on the test images of ``spec``, latency and bytes of an artifact (a local path, s3://
-    or models:/), or of an ONNX file or a pt2 archive.
+    """Top-1 on every image of ``spec``, latency and bytes of an artifact (a local path, s3:// or
+    models:/), or of an ONNX file or a pt2 archive.
 
-    ``classes`` is a file or folder that names its classes; else the folders of ``spec`` do.
+    Args:
+        address: what is measured.
+        spec: images; of a source with two splits, those of tests.
+        preprocess: by default what the artifact says of itself.
+        limit: images, at most.
+        classes: a file or folder that names its classes; else the artifact, or the folders of
+            ``spec``, do.
+        checkpoint: full precision, to say how often both agree; that of a registered version is
+            known.
+        arch: of the checkpoint.
     """
-    model, size, known = _model_at(address)
-    said = preprocess or known.get("preprocess")
-    if said is None:
-        raise InputError(
-            "--preprocess is missing: an artifact does not know how images were scaled"
-        )
-    transform = Preprocess.parse(said)
-    tests = evaluation_images(spec, transform, limit, classes=classes_of(classes))
+    subject = evaluated_at(address)
+    transform = _transform(preprocess, subject, address)
+    named = classes_of(classes) or subject.known.classes or None
+    tests = evaluation_images(spec, transform, limit, named)
     images = images_of(tests, transform)
-    check_count(tests.classes, check_input(model, images.normalized(0, 2)), f"data {spec}")
-    return {
+    outputs = check_input(subject.model, images.normalized(0, 2))
+    check_count(tests.classes, outputs, f"data {spec}")
+    labels = images.check_labels(outputs)
+    found = predictions(subject.model, images)
+    report: dict[str, Any] = {
         "artifact": address,
-        "top1": top1(model, images),
+        "top1": _share(found == labels),
         "images": len(images),
-        "latency_ms": _latency(model, images),
-        "bytes": size,
+        "measured": measured(tests, spec),
+        "latency_ms": _latency(subject.model, images),
+        "bytes": subject.bytes,
+        "warnings": [],
     }
+    _add_full_precision(report, subject, images, found, checkpoint, arch)
+    _add_held_out(report, subject, tests, spec, transform, found == labels)
+    return report
 
 
-def _model_at(address: str) -> tuple[Model, int, Mapping[str, str]]:
-    suffix = "" if address.startswith(REGISTRY) else Path(address).suffix
-    if suffix == ".onnx":
-        return _onnx(address)
-    if suffix == ".pt2":
-        data = _bytes(address)
-        return read_pt2(data, address)[0].module(), len(data), {}
-    data, tags = artifact_at(address)
-    return unpack_network(data), len(data), tags
+def _transform(said: str | None, subject: Evaluated, address: str) -> Preprocess:
+    if said:
+        return Preprocess.parse(said)
+    if not subject.known.preprocess:
+        raise InputError(f"--preprocess is missing: {address} does not say how images were scaled")
+    return Preprocess.written(subject.known.preprocess)
 
 
-def _onnx(address: str) -> tuple[Model, int, Mapping[str, str]]:
-    from modcap.export import exporter_of
-    from modcap.export.onnx_check import session_of
-
-    exporter_of("onnx")
-    data = _bytes(address)
-    session = session_of(data, address)
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise InputError(f"{address}: takes {len(inputs)} inputs: give an export of modcap")
-    found = session.get_modelmeta().custom_metadata_map.items()
-    known = {key.removeprefix("modcap."): value for key, value in found}
-
-    def run(images: Tensor) -> Tensor:
-        (logits,) = session.run([outputs[0].name], {inputs[0].name: images.numpy()})
-        return torch.from_numpy(logits)
-
-    return run, len(data), known
-
-
-def _bytes(address: str) -> bytes:
+def _add_full_precision(
+    report: dict[str, Any],
+    subject: Evaluated,
+    images: ImageSet,
+    found: Tensor,
+    checkpoint: str | None,
+    arch: str | None,
+) -> None:
+    """How good full precision is, and on how many images both see the same class."""
     try:
-        return local_path(address).read_bytes()
-    except OSError as error:
-        raise InputError(f"{address}: cannot be read ({error.strerror})") from None
+        model = _full_precision(subject, checkpoint, arch)
+    except ModcapError as error:
+        if checkpoint is not None:
+            raise
+        report["warnings"].append(f"full precision is not at hand: {error}")
+        return
+    if model is None:
+        return
+    full = predictions(model, images)
+    assert images.labels is not None  # else there were no predictions
+    report["fp_top1"] = _share(full == images.labels)
+    report["agreement"] = _share(full == found)
+
+
+def _full_precision(subject: Evaluated, checkpoint: str | None, arch: str | None) -> Model | None:
+    if checkpoint is not None:
+        loaded: Model = checkpoints.load(local_path(checkpoint), arch).model
+        return loaded
+    if not subject.stored_network:
+        return None
+    with TemporaryDirectory() as folder:
+        file = Store.from_environment().fetch_input(subject.stored_network, Path(folder))
+        return Network.from_bytes(file.read_bytes())
+
+
+def _add_held_out(
+    report: dict[str, Any],
+    subject: Evaluated,
+    tests: data.Images,
+    spec: str,
+    transform: Preprocess,
+    hits: Tensor,
+) -> None:
+    """What the other commands measure, where calibration drew from the same place."""
+    drawn = subject.known.digests.get("data_digest")
+    if not (tests.aside and drawn and len(hits) > tests.aside):
+        return
+    if pool_of(spec, transform, tests.classes).digest != drawn:
+        return
+    rest = hits[: len(hits) - tests.aside]
+    report |= {"held_out_top1": _share(rest), "held_out_images": len(rest)}
+    report["warnings"].append(
+        f"calibration drew from {spec}, and {tests.aside:,} of its images were set aside for it: "
+        f"on the other {len(rest):,}, which quantize and promote measure, top-1 is "
+        f"{report['held_out_top1']:.2f} %"
+    )
+
+
+def _share(hits: Tensor) -> float:
+    """In percent."""
+    return 100 * int(hits.sum()) / len(hits)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from modcap.core.errors import Unavailable
+from modcap.core.errors import Lost
 from modcap.tasks.storage.lease import Lease, lease
 from modcap.tasks.storage.store import Store
 
@@ -20,11 +20,11 @@ def moving_aliases(name: str) -> Iterator[Lease]:
     to ``check`` right before each write.
 
     Raises:
-        Unavailable: others have it all the time.
+        Lost: others have it all the time.
     """
     store = Store.from_environment()
     store.ensure_bucket()
     with lease(store, f"promote-{name}", _PATIENCE) as mine:
         if mine is None:
-            raise Unavailable(f"others move aliases of {name} all the time: try again later")
+            raise Lost(f"others move aliases of {name} all the time: try again later")
         yield mine

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import psutil
 
-from modcap.core.errors import Unavailable
+from modcap.core.errors import Lost, Unavailable
 from modcap.core.messages import first_line
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # read when mlflow is imported
@@ -68,21 +68,27 @@ class Parent:
     url: str
 
 
+_reached: set[str] = set()  # addresses that answered this process
+
+
 @contextlib.contextmanager
 def reaching() -> Iterator[MlflowClient]:
     """A client, whose failure to reach the server is an error of one line.
 
     Raises:
         Unavailable: there is no server, or what answers is none, or wants a password.
+        Lost: it was there before.
     """
     try:
         yield MlflowClient()
+        _reached.add(_address())
     except MlflowException as error:
         reason = str(error)
         if "API request to" not in reason and "Max retries" not in reason:
             raise
         cause = first_line(_without_password(reason.rpartition("Caused by ")[2]))
-        raise Unavailable(
+        kind = Lost if _address() in _reached else Unavailable
+        raise kind(
             f"MLflow at {_address()} cannot be reached ({cause}): check MLFLOW_TRACKING_URI, that "
             "it runs, and its password where it has one"
         ) from None

@@ -9,8 +9,8 @@ from typing import Any
 
 import ray
 
-from modcap.core.errors import InputError
-from modcap.flows.registry.publish import publish, sources_of
+from modcap.flows.registry.owner import check_name
+from modcap.flows.registry.publish import publish
 from modcap.flows.reports.cell_record import Finished
 
 __all__ = ["register_on_ray"]
@@ -19,42 +19,30 @@ _OF_MLFLOW = "MLFLOW_"
 _MEMORY = 512 << 20  # asked of Ray
 
 
-def register_on_ray(address: str, cells: Sequence[tuple[Finished, str]], experiment: str) -> Any:
+def register_on_ray(cells: Sequence[tuple[Finished, str]], experiment: str) -> Any:
     """Starts to publish the cells of one checkpoint, each under its name; the task answers with
     NAME/VERSION of each.
 
     Args:
-        address: of the checkpoint, whose versions alone may have these names.
         cells: what is published, and the name of its registered model.
         experiment: of MLflow, which workers know by what this process knows of it.
     """
     own = {name: value for name, value in os.environ.items() if name.startswith(_OF_MLFLOW)}
     options = {"name": f"register {cells[0][1]}"}
-    return _register.options(**options).remote(address, list(cells), experiment, own)
+    return _register.options(**options).remote(list(cells), experiment, own)
 
 
 @ray.remote(num_cpus=1, memory=_MEMORY, max_retries=2)
 def _register(
-    address: str,
     cells: Sequence[tuple[Finished, str]],
     experiment: str,
     environment: Mapping[str, str],
 ) -> tuple[str, ...]:
     with _environment(environment):
-        for _, name in cells:
-            _check_owner(address, name)
+        for done, name in cells:
+            check_name(done, name)
         made = [publish(done, experiment=experiment, model_name=name) for done, name in cells]
     return tuple(f"{each.model_name}/{each.model_version}" for each in made)
-
-
-def _check_owner(address: str, model_name: str) -> None:
-    """Refuses a registered model that was made of another object, or not by modcap."""
-    others = sources_of(model_name) - {address}
-    if others:
-        raise InputError(
-            f"the registered model {model_name!r} belongs to {sorted(others)[0] or 'somebody else'}"
-            ": give this checkpoint another name in its manifest"
-        )
 
 
 @contextlib.contextmanager

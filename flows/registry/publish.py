@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import json
 import re
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from modcap.core.serialization import canonical, digest
-from modcap.export import Export, Known, save
-from modcap.export.artifact import unpack_network
 from modcap.flows.registry.aliases import moving_aliases
+from modcap.flows.registry.candidate import Move, move_candidate
 from modcap.flows.registry.mlflow_runs import (
     PARENT,
     RUN_KEY,
@@ -32,33 +27,36 @@ from modcap.flows.registry.mlflow_runs import (
     run_url,
     start_run,
 )
-from modcap.flows.registry.version_tags import (
-    PUBLISH_KEY,
-    below_version,
-    tags_of,
-    version_of_modcap,
-)
+from modcap.flows.registry.model_files import save_model
+from modcap.flows.registry.version_tags import PUBLISH_KEY, tags_of
 from modcap.flows.reports import plots
 from modcap.flows.reports.cell_record import Finished
-from modcap.tasks.storage.lease import Lease
+from modcap.flows.reports.document import report_of
+from modcap.flows.reports.link import PAGE
+from modcap.flows.reports.page import page_of
 
-import mlflow  # isort: skip  # after modcap.flows.registry.mlflow_runs, which sets what it reads at import
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow import MlflowClient  # isort: skip  # after mlflow_runs, which sets what it reads at import
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.models import Model
 
 __all__ = [
     "Published",
     "Registered",
     "publish",
     "publish_cell",
-    "sources_of",
 ]
 
-ALIAS = "candidate"
-CLASSES = "classes.json"  # below the version
+_MODEL = "model"  # its name in a run
+_NAME, _DIGEST = 500, 36  # characters that MLflow keeps of a dataset's
 _BATCH = 900  # metrics per request; the server takes a thousand
 
 
@@ -76,6 +74,7 @@ class Registered(Published):
 
     model_name: str
     model_version: str
+    candidate: Move
 
 
 def publish(finished: Finished, *, experiment: str, model_name: str) -> Registered:
@@ -86,8 +85,8 @@ def publish(finished: Finished, *, experiment: str, model_name: str) -> Register
     """
     with reaching() as client:
         run = _publish_run(client, experiment, finished, with_model=True)
-        version = _register(client, finished, model_name, run.run_id)
-    return Registered(run.run_id, run.run_url, model_name, version)
+        version, move = _register(client, finished, model_name, run.run_id)
+    return Registered(run.run_id, run.run_url, model_name, version, move)
 
 
 def publish_cell(
@@ -98,19 +97,8 @@ def publish_cell(
         run = _publish_run(client, experiment, finished, model_name is not None, parent)
         if model_name is None:
             return run
-        version = _register(client, finished, model_name, run.run_id)
-    return Registered(run.run_id, run.run_url, model_name, version)
-
-
-def sources_of(model_name: str) -> set[str]:
-    """Where the versions of a registered model come from; '' for those that modcap did not make.
-
-    Raises:
-        Unavailable: MLflow cannot be reached.
-    """
-    with reaching() as client:
-        versions = client.search_model_versions(f"name = '{model_name}'")
-    return {version.tags.get("source_uri", "") for version in versions}
+        version, move = _register(client, finished, model_name, run.run_id)
+    return Registered(run.run_id, run.run_url, model_name, version, move)
 
 
 def _publish_run(
@@ -129,12 +117,14 @@ def _publish_run(
         tags = {**tags_of(finished), RUN_KEY: key} | ({PARENT: parent.run_id} if parent else {})
         run_id = start_run(client, number, finished.name, tags)
         with closing(client, run_id):
-            _log(client, run_id, finished, with_model)
+            _log(client, run_id, number, finished, with_model)
             run_id = finish_run(client, number, run_id, key)
     return Published(run_id, run_url(number, run_id))
 
 
-def _log(client: MlflowClient, run_id: str, finished: Finished, with_model: bool) -> None:
+def _log(
+    client: MlflowClient, run_id: str, number: str, finished: Finished, with_model: bool
+) -> None:
     params = [Param(k, v[:6000]) for k, v in _flat(finished.recipe.model_dump(mode="json"))]
     client.log_batch(run_id, params=params)
     metrics = list(_metrics(finished))
@@ -142,9 +132,10 @@ def _log(client: MlflowClient, run_id: str, finished: Finished, with_model: bool
         client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
     with tempfile.TemporaryDirectory() as folder:
         _write_files(Path(folder), finished)
-        if with_model:
-            _save_model(Path(folder) / "model", finished)
         client.log_artifacts(run_id, folder)
+    client.log_inputs(run_id, _datasets(finished))
+    if with_model:
+        _log_model(client, run_id, number, finished)
     client.log_batch(run_id, tags=[RunTag("mlflow.note.content", _description(finished))])
 
 
@@ -200,51 +191,44 @@ def _write_files(folder: Path, finished: Finished) -> None:
     for name, figure in pictures.items():
         (folder / "plots" / f"{name}.png").write_bytes(plots.png(figure))
     (folder / "report.json").write_text(json.dumps(finished.report, indent=1))
+    page = page_of(report_of(finished.report, "this run"), finished.artifact)
+    (folder / PAGE).write_text(page, encoding="utf-8")
 
 
-def _save_model(folder: Path, finished: Finished) -> None:
-    example = np.zeros((1, *finished.input_shape), np.float32)
-    network = unpack_network(finished.artifact)
-    with torch.no_grad():
-        logits = network(torch.from_numpy(example))
-    signature = ModelSignature(
-        Schema([TensorSpec(np.dtype(np.float32), (-1, *finished.input_shape))]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1, *logits.shape[1:]))]),
+def _log_model(client: MlflowClient, run_id: str, number: str, finished: Finished) -> None:
+    """The logged model, linked to its run; the version will be made of it."""
+    logged = client.create_logged_model(
+        number, _MODEL, run_id, tags_of(finished), model_type="quantized network"
     )
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Add type hints", UserWarning)  # the signature says more
-        packed = Path(scratch) / "network.safetensors"
-        packed.write_bytes(finished.artifact)
-        mlflow.pyfunc.save_model(
-            folder,
-            python_model=str(Path(__file__).with_name("registered_model.py")),
-            artifacts={"network": str(packed)},
-            model_config={"artifact_digest": finished.artifact_digest},
-            signature=signature,
-            input_example=example,
-            pip_requirements=_requirements(),
-        )
-    if finished.classes:
-        (folder / CLASSES).write_text(json.dumps(finished.classes))
-    _export(folder, finished)
+    made = Model(
+        artifact_path=logged.artifact_location,
+        run_id=run_id,
+        model_uuid=logged.model_id,
+        model_id=logged.model_id,
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / _MODEL
+            save_model(place, finished, made)
+            client.log_model_artifacts(logged.model_id, str(place))
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+    except BaseException:
+        with contextlib.suppress(MlflowException):  # perhaps it was that which is away
+            client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
 
 
-def _export(folder: Path, finished: Finished) -> None:
-    tags = tags_of(finished)
-    digests = {name: value for name, value in tags.items() if name.endswith("_digest") and value}
-    del digests["artifact_digest"]  # which every export holds
-    recipe = finished.recipe.model_dump(mode="json")
-    known = Known(recipe, digests, tags["preprocess"], tuple(finished.classes or ()))
-    for name in finished.exports:
-        (folder / name).mkdir()
-        save(Export(finished.artifact, known=known), name, folder / below_version(name))
-
-
-def _requirements() -> list[str]:
-    """What a consumer needs, pinned to what made the model."""
-    names = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
-    pins = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
-    return [f"modcap=={version_of_modcap()}", *pins]
+def _datasets(finished: Finished) -> list[DatasetInput]:
+    """The images that the run calibrated and measured on."""
+    found = []
+    for context, (place, content) in finished.images.items():
+        source = json.dumps({"uri": place})
+        kind = "s3" if place.startswith("s3://") else "local"
+        name = place.rstrip("/").rpartition("/")[2]
+        dataset = Dataset(name[:_NAME], content[:_DIGEST], kind, source)
+        found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    return found
 
 
 def _description(finished: Finished) -> str:
@@ -261,13 +245,14 @@ def _description(finished: Finished) -> str:
     )
 
 
-def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) -> str:
-    """The version of ``name`` that holds this cell; made, and named candidate, when missing."""
+def _register(client: MlflowClient, finished: Finished, name: str, run_id: str) -> tuple[str, Move]:
+    """The version of ``name`` that holds this cell, made when missing, and what became of the
+    alias of the candidate."""
     own = _versions(client, name, finished.key)
     version = own[0] if own else _make_version(client, finished, name, run_id)
     with moving_aliases(name) as mine:
-        _make_candidate(client, name, version, mine)
-    return version
+        move = move_candidate(client, name, version, mine)
+    return version, move
 
 
 def _make_version(client: MlflowClient, finished: Finished, name: str, run_id: str) -> str:
@@ -276,9 +261,14 @@ def _make_version(client: MlflowClient, finished: Finished, name: str, run_id: s
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"{client.get_run(run_id).info.artifact_uri}/model"
+    source, model_id = _source(client, run_id)
     made = client.create_model_version(
-        name, source, run_id, tags=tags_of(finished), description=_description(finished)
+        name,
+        source,
+        run_id,
+        tags=tags_of(finished),
+        description=_description(finished),
+        model_id=model_id,
     )
     first, *others = _versions(client, name, finished.key)
     if str(made.version) in others:  # two registered at once: the first one stays
@@ -286,13 +276,14 @@ def _make_version(client: MlflowClient, finished: Finished, name: str, run_id: s
     return first
 
 
-def _make_candidate(client: MlflowClient, name: str, version: str, mine: Lease) -> None:
-    """Gives ``version`` the alias unless a later one has it: a crash, or another driver, may have
-    come between a version and its alias."""
-    aliases = client.get_registered_model(name).aliases
-    if int(aliases.get(ALIAS, 0)) < int(version):
-        mine.check()
-        client.set_registered_model_alias(name, ALIAS, version)
+def _source(client: MlflowClient, run_id: str) -> tuple[str, str | None]:
+    """Where the model of a run lies, and its id; runs from before models had ids kept them."""
+    run = client.get_run(run_id)
+    made = run.outputs.model_outputs if run.outputs else []
+    if not made:
+        return f"{run.info.artifact_uri}/{_MODEL}", None
+    logged = client.get_logged_model(made[0].model_id)
+    return logged.artifact_location, logged.model_id
 
 
 def _versions(client: MlflowClient, name: str, key: str) -> Sequence[str]:

@@ -1,9 +1,11 @@
-"""The registered model, as code that MLflow stores and runs: it needs modcap and torch alone.
+"""The registered model, as code that MLflow stores and runs.
 
 MLflow copies this file into the model version (models-from-code), so no pickle is involved. The
-artifact beside it is compared with the digest in the model's config before it is read.
+version carries the library, too, so it needs no more than its requirements. The artifact beside it
+is compared with the digest in the model's config before it is read.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,15 @@ import mlflow
 import numpy as np
 import torch
 
-from modcap.core.serialization import expect
-from modcap.export.artifact import unpack_network
-
 
 class QuantizedClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined,unused-ignore]
     """Logits (N, classes) of preprocessed images (N, C, H, W), float32."""
 
     def load_context(self, context: Any) -> None:
+        sys.path.insert(0, context.artifacts["library"])
+        from modcap.core.serialization import expect
+        from modcap.export.artifact import unpack_network
+
         data = Path(context.artifacts["network"]).read_bytes()
         digest = context.model_config["artifact_digest"]
         self.network = unpack_network(expect(data, digest, "the artifact of this version"))

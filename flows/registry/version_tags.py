@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 
 from modcap.data import classes
-from modcap.export import EXPORTERS
 from modcap.flows.reports.cell_record import Finished
+from modcap.flows.reports.environments import in_words
 
-__all__ = ["ARTIFACT", "JOBS", "PUBLISH_KEY", "below_version", "tags_of", "version_of_modcap"]
+__all__ = ["ARTIFACT", "JOBS", "PUBLISH_KEY", "tags_of", "version_of_modcap"]
 
 PUBLISH_KEY = "modcap.publish_key"  # of a version: what it is, wherever it was logged
 JOBS = "modcap.jobs"  # keys of the last jobs of a cell: all others follow from what they need
+_LONGEST = 5000  # characters of a tag
 ARTIFACT = "artifact_digest"  # sha256 of the packed network
 
 
@@ -32,20 +33,18 @@ def tags_of(finished: Finished) -> dict[str, str]:
         JOBS: " ".join(finished.jobs),
         "network_digest": finished.network_digest,
         "source_digest": finished.source["checkpoint_digest"],
+        "architecture": finished.source["architecture"],
         "source_uri": finished.source["checkpoint"],
         "data_digest": finished.source["data_digest"],
+        "evaluation_digest": finished.report["evaluation_digest"],
         "preprocess": finished.source["preprocess"],
         "recipe_digest": finished.recipe.digest,
         "modcap_version": version_of_modcap(),
-        **{name: below_version(name) for name in finished.exports},
+        "environment": in_words(finished.report["environments"])[:_LONGEST],
+        **{export.format: export.path for export in finished.exports},
         **({"classes_digest": classes.digest(finished.classes)} if finished.classes else {}),
         **({"warnings": "; ".join(finished.warnings)} if finished.warnings else {}),
     }
-
-
-def below_version(name: str) -> str:
-    """Where the export of this format lies below its version."""
-    return f"{name}/network{EXPORTERS[name].suffix}"
 
 
 def version_of_modcap() -> str:

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from modcap.core.errors import InputError
 from modcap.core.serialization import Result
-from modcap.flows.requests.request import Request, prepare
+from modcap.flows.requests.asked import Request
+from modcap.flows.requests.without_images import prepare_to_look
 from modcap.jobs.plan import plan
 from modcap.jobs.run_job import run_job
 from modcap.jobs.worker_cache import WorkerCache
+from modcap.recipe import CapacityKind
 
 __all__ = ["measure_capacity"]
 
 
 def measure_capacity(request: Request) -> dict[str, Any]:
     """Runs the capacity and select jobs of ``request``; no server is needed."""
-    prepared = prepare(request)
+    if request.recipe.capacity is CapacityKind.NONE:
+        raise InputError(
+            "--capacity none measures nothing, so there is nothing to show: give data-free or "
+            "data-dependent"
+        )
+    if not request.recipe.method.needs_capacity:
+        raise InputError(
+            f"--method {request.recipe.method.name} joins nothing, so no capacity is measured: "
+            "give another method"
+        )
+    prepared = prepare_to_look(request)
     cell = prepared.cell
     bench = WorkerCache.holding(
         {cell.network.digest: cell.network, cell.calibration: prepared.calibration}

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from modcap.core.serialization import canonical, digest
+from modcap.core.serialization import Result, canonical, digest
+from modcap.data.doubts import doubt_of_accuracy
+from modcap.export import EXPORTERS
 from modcap.flows.execution.execute import Counts
 from modcap.flows.execution.job_results import Results
-from modcap.flows.requests.request import Ready
+from modcap.flows.reports.environments import environments_of
+from modcap.flows.requests.request import Ready, say
 from modcap.jobs.job import Job
 from modcap.jobs.plan import CellPlan, Plan
 from modcap.ptq.selection import Span
 from modcap.recipe import Recipe
 
-__all__ = ["Finished", "finished", "jobs_of", "report"]
+__all__ = ["Exported", "Finished", "below_version", "details", "finished", "jobs_of", "report"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The artifact as a file of another format, and where it lies below its version."""
+
+    format: str
+    path: str
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,8 @@ class Finished:
     jobs: tuple[str, ...]
     network_digest: str
     report: Mapping[str, Any]
-    exports: tuple[str, ...]
+    exports: tuple[Exported, ...]
+    images: Mapping[str, tuple[str, str]]  # calibration, evaluation: place and digest
 
     @property
     def classes(self) -> list[str]:
@@ -68,6 +81,7 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
     names = cell.cell.modules
     return {
         "checkpoint": prepared.request.checkpoint,
+        "name": cell.cell.name,
         "recipe": prepared.request.recipe.model_dump(mode="json"),
         "bits": prepared.request.recipe.bits,
         "method": prepared.request.recipe.method.name,
@@ -79,15 +93,70 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
         "fp_top1": results[cell.evaluate_full].meta["top1"],
         "top1": evaluated["top1"],
         "images": evaluated["images"],
+        "measured": prepared.measured,
+        "evaluation_digest": cell.cell.evaluation,
         "oscillation": evaluated["oscillation"],
         "losses": evaluated["losses"],
         "final_error": evaluated["final_error"],
+        "agreement": _agreement(results[cell.evaluate_full], results[cell.evaluate]),
         "artifact_bytes": assembled["artifact_bytes"],
         "artifact_digest": assembled["artifact"],
         "fp_bytes": prepared.fp_bytes,
+        "exports": [_exported_row(results[key].meta) for key in cell.exports],
+        "environments": environments_of(cell, results),
         "source": prepared.source,
         "classes": None if prepared.classes is None else list(prepared.classes),
-        "warnings": list(prepared.warnings),
+        "warnings": list(_warnings(prepared, results[cell.evaluate_full].meta)),
+    }
+
+
+def _warnings(prepared: Ready, full: Mapping[str, Any]) -> Iterator[str]:
+    """What says that the result may be wrong; the worst first."""
+    if prepared.chance is not None:
+        guesses = doubt_of_accuracy(full["top1"], full["images"], prepared.chance)
+        if guesses is not None:
+            say(guesses)
+            yield guesses
+    yield from prepared.warnings
+
+
+def _agreement(full: Result, quantized: Result) -> float | None:
+    """Percentage of test images that both take for the same class; None where the store holds
+    evaluations of a version that did not keep what was predicted."""
+    both = [result.tensors.get("predictions") for result in (full, quantized)]
+    if both[0] is None or both[1] is None:
+        return None
+    return 100 * int((both[0] == both[1]).sum()) / len(both[0])
+
+
+def details(prepared: Ready, cell: CellPlan, plan: Plan, results: Results) -> dict[str, Any]:
+    """What the page of one run shows beside :func:`report`; too much for each cell of a sweep."""
+    selected, evaluated = results[cell.select].meta, results[cell.evaluate].meta
+    needed = plan.needed(cell) | {cell.assemble}
+    return {
+        "request": prepared.request.model_dump(mode="json", exclude={"recipe", "checkpoint"}),
+        "capacities": selected["capacities"],
+        "differentials": selected["differentials"],
+        "homogeneous": selected["allowed"],
+        "selected": selected["selected"],
+        "per_class": _per_class(results[cell.evaluate_full].meta, evaluated),
+        "activations": evaluated.get("activations", {}),
+        "job_times": [
+            {"label": job.label, "kind": job.kind, "seconds": results[job.key].meta["seconds"]}
+            for job in plan.jobs
+            if job.key in needed
+        ],
+    }
+
+
+def _per_class(full: Mapping[str, Any], quantized: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Counts for each class, where both evaluations have them."""
+    if "class_hits" not in full or "class_hits" not in quantized:
+        return None
+    return {
+        "images": full["class_images"],
+        "fp_hits": full["class_hits"],
+        "hits": quantized["class_hits"],
     }
 
 
@@ -125,7 +194,7 @@ def finished(
         "recipe": cell.cell.recipe.digest,
         "source": prepared.source["checkpoint_digest"],
         "name": prepared.request.model_name,
-        **_published(prepared.request.formats),
+        **_published(cell.cell.exports),
     }
     return Finished(
         key=digest(canonical(publication)),
@@ -154,11 +223,45 @@ def finished(
         seconds=sum(
             results[key].meta["seconds"] for key in (*plan.reconstructions(cell), *cell.finish)
         ),
-        jobs=(cell.select, cell.assemble, cell.evaluate, cell.evaluate_full),
+        jobs=(cell.select, cell.assemble, cell.evaluate, cell.evaluate_full, *cell.exports),
         network_digest=cell.cell.network.digest,
         report=said,
-        exports=prepared.request.formats,
+        images={
+            "calibration": (str(prepared.request.data), cell.cell.calibration),
+            "evaluation": (
+                prepared.request.eval_data or str(prepared.request.data),
+                cell.cell.evaluation,
+            ),
+        },
+        exports=tuple(_exported(results[key]) for key in cell.exports),
     )
+
+
+_OF_JOBS = (
+    "kind",
+    "needs",
+    "inputs",
+    "seconds",
+    "label",
+    "attempt",
+    "environment",
+)  # in every meta
+
+
+def _exported_row(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report says of an export: format, bytes, agreement with the artifact, …"""
+    said = {name: value for name, value in meta.items() if name not in _OF_JOBS}
+    return said | {"path": below_version(meta["format"])}
+
+
+def _exported(result: Result) -> Exported:
+    name = result.meta["format"]
+    return Exported(name, below_version(name), result.tensors["export"].numpy().tobytes())
+
+
+def below_version(name: str) -> str:
+    """Where the export of this format lies below its version."""
+    return f"{name}/network{EXPORTERS[name].suffix}"
 
 
 def _published(formats: tuple[str, ...]) -> dict[str, Any]:

@@ -7,33 +7,38 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from modcap.core.serialization import Result
 from modcap.flows.execution.connect import find_s3
-from modcap.flows.reports import plots
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
-from modcap.graph.forward import run_batched
+from modcap.flows.requests.without_images import prepare_to_look
+from modcap.graph.forward import BATCH, run_batched
 from modcap.jobs.cost_model import ModuleTimes
 from modcap.jobs.job import Job
 from modcap.jobs.kinds import KINDS
 from modcap.jobs.kinds.whole import Choose
+from modcap.jobs.pass_sizes import batch_size, images_per_pass
 from modcap.jobs.plan import Plan, plan
 from modcap.jobs.run_job import run_job
 from modcap.jobs.simulate import critical_path, simulate
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq.optimise import Inputs
 from modcap.ptq.reconstruct import calibrate, reconstruct
+from modcap.ptq.selection import Span
 from modcap.quantization.insert import insert_quantizers
 from modcap.recipe import Recipe
-from modcap.tasks.storage.store import Store
+
+if TYPE_CHECKING:
+    from modcap.tasks.storage.store import Store
 
 __all__ = ["costs_of", "describe_plan", "open_plan"]
 
 _PROBE_STEPS = 3
+_PROBE_IMAGES = 4  # of a step, where images are large
 
 
 def describe_plan(
@@ -52,7 +57,7 @@ def describe_plan(
         picture: where to write the graph, as PNG.
     """
     store = _store()
-    prepared = prepare_sweep(grid)
+    prepared = prepare_sweep(grid, prepare_to_look)
     known: dict[str, Result] = {}
     made = open_plan(prepared, store, known)
     done = store.done(job.key for job in made.jobs) if store else set()
@@ -62,6 +67,8 @@ def describe_plan(
     simulated = {n: simulate(todo, made.waits, costs, n) for n in sorted({1, workers})}
     at = simulated[workers]
     if picture is not None:
+        from modcap.flows.reports import plots
+
         picture.write_bytes(plots.png(_draw(made, done)))
     kinds = Counter(job.kind for job in made.jobs)
     finished = Counter(job.kind for job in made.jobs if job.key in done)
@@ -78,6 +85,7 @@ def describe_plan(
         "critical_path": {"seconds": round(longest, 1), "jobs": [job.label for job in path]},
         "work_seconds": round(sum(costs[job.key] for job in todo), 1),
         "costs": measured,
+        "assumed": _assumed(prepared),
         "workers": workers,
         "seconds": round(at.makespan, 1),
         "seconds_on_one": round(simulated[1].makespan, 1),
@@ -88,11 +96,22 @@ def describe_plan(
     return report
 
 
+def _assumed(prepared: Sequence[Prepared]) -> list[str]:
+    """What is taken for granted where no images were given, a line each."""
+    shapes = {p.network.input_shape for p in prepared if p.request.data is None}
+    return [
+        f"no images given: planned for {' × '.join(map(str, shape))}, without evaluation"
+        for shape in sorted(shapes)
+    ]
+
+
 def _store() -> Store | None:
     """The store, where one is configured or runs already; planning starts nothing."""
     find_s3()
     if not os.environ.get("MODCAP_BUCKET"):
         return None
+    from modcap.tasks.storage.store import Store
+
     store = Store.from_environment()
     store.ensure_bucket()
     return store
@@ -173,29 +192,34 @@ def _probe(prepared: Prepared) -> ModuleTimes:
     recipe: Recipe = prepared.request.recipe
     torch.set_num_threads(recipe.threads)
     batch = recipe.optimiser.batch_size
-    settings = recipe.optimiser.model_copy(update={"iterations": _PROBE_STEPS})
+    if images_per_pass(prepared.network) < BATCH:  # large images: a few of them tell
+        batch = min(batch, _PROBE_IMAGES)
+    settings = recipe.optimiser.model_copy(update={"iterations": _PROBE_STEPS, "batch_size": batch})
     x = prepared.calibration.normalized(0, batch)
     step: list[float] = []
     forward: list[float] = []
     search: list[float] = []
     modules = prepared.network.partition.modules
-    for module, bits in zip(modules, prepared.cell.bits, strict=True):
+    for index, (module, bits) in enumerate(zip(modules, prepared.cell.bits, strict=True)):
         start = time.perf_counter()
         y = run_batched([module], x)
         forward.append((time.perf_counter() - start) / batch)
-        quantized = insert_quantizers(module, bits)
+        quantized = insert_quantizers(module, bits, recipe.scheme)
         start = time.perf_counter()
         calibrate([quantized], x, recipe.scale_exponent)
         search.append(time.perf_counter() - start)
         start = time.perf_counter()
         reconstruct([quantized], Inputs(x, x, y), recipe.method, settings, 0)
-        step.append((time.perf_counter() - start) / _PROBE_STEPS)
+        images = batch_size(prepared.network, Span(index, index + 1), recipe)
+        step.append((time.perf_counter() - start) / _PROBE_STEPS * images / batch)
         x = y
-    images, tests = len(prepared.calibration), len(prepared.evaluation)
-    return ModuleTimes(tuple(step), tuple(forward), tuple(search), images, tests)
+    tests = 0 if prepared.request.data is None else len(prepared.evaluation)
+    return ModuleTimes(tuple(step), tuple(forward), tuple(search), recipe.calibration, tests)
 
 
 def _draw(made: Plan, done: set[str]) -> Any:
+    from modcap.flows.reports import plots
+
     levels: dict[str, int] = {}
     lanes: dict[str, int] = {}
     taken: Counter[int] = Counter()

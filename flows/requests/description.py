@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from modcap.flows.requests.request import Prepared, Ready, Request
+from modcap.flows.requests.asked import Request
+from modcap.flows.requests.request import Prepared, Ready, known_of
 from modcap.jobs.job import Cell
 from modcap.jobs.outline import Outline, outline_of
 
@@ -33,8 +34,10 @@ class Description(_Said):
     outline: Outline
     source: dict[str, str]
     fp_bytes: int
+    measured: str
     classes: tuple[str, ...] | None
     warnings: tuple[str, ...]
+    chance: float | None = Field(None, ge=0, le=100)
     cells: tuple[_CellSaid, ...] = Field(min_length=1)
 
 
@@ -55,8 +58,10 @@ def describe(prepared: Sequence[Prepared]) -> Description:
         outline=outline_of(first.network),
         source=first.source,
         fp_bytes=first.fp_bytes,
+        measured=first.measured,
         classes=first.classes,
         warnings=first.warnings,
+        chance=first.chance,
         cells=cells,
     )
 
@@ -74,11 +79,15 @@ def ready(description: Description) -> list[Ready]:
                 each.request.recipe,
                 each.name,
                 each.pixels,
+                known_of(said.source, said.classes),
+                each.request.formats,
             ),
             source=said.source,
             fp_bytes=said.fp_bytes,
+            measured=said.measured,
             classes=said.classes,
             warnings=said.warnings,
+            chance=said.chance,
         )
         for each in said.cells
     ]

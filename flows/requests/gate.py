@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modcap.data import sources
 
@@ -15,10 +15,29 @@ class Gate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="registered model")
-    alias: str = "champion"
+    alias: str = Field("champion", description="alias that the version gets")
     version: int | None = Field(None, description="by default the one with alias 'candidate'")
-    data: str = Field(description=f"held-out images: {sources.HELP}")
+    data: str = Field(
+        "", description=f"held-out images: {sources.HELP}; all but a rollback needs them"
+    )
     eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
-    max_drop: float | None = Field(None, ge=0, description="top-1 points below full precision")
-    max_bytes: int | None = Field(None, ge=1, description="size of the artifact")
+    min_top1: float | None = Field(None, ge=0, le=100, description="percent of top-1 that it needs")
+    max_drop: float | None = Field(None, ge=0, description="points of top-1 that it may lose")
+    max_bytes: int | None = Field(None, ge=1, description="bytes that it may take")
     against: str | None = Field(None, description="alias whose version must not be more accurate")
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Gate:
+        if not self.conditions:
+            raise ValueError(
+                "nothing is asked of the version, so anything would pass: give --min-top1, "
+                "--max-drop, --max-bytes or --against"
+            )
+        return self
+
+    @property
+    def conditions(self) -> dict[str, float | str]:
+        """What a version must meet, by its name."""
+        names = ("min_top1", "max_drop", "max_bytes", "against")
+        asked = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in asked.items() if value is not None}

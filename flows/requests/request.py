@@ -1,4 +1,4 @@
-"""What a user asks for, and its preparation: checkpoint and images become a cell of a plan."""
+"""From what a user asks for to a cell of a plan: checkpoint and images are read and checked."""
 
 from __future__ import annotations
 
@@ -6,96 +6,37 @@ import contextlib
 import functools
 import itertools
 import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from botocore.exceptions import BotoCoreError, ClientError
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.published_preprocess import published_preprocess
 from modcap.core.errors import InputError, Unavailable
 from modcap.core.messages import first_line
 from modcap.data import classes as names
+from modcap.data import doubts as doubting
 from modcap.data import sources as data
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
-from modcap.export import EXPORTERS, require
+from modcap.export import Known, require
+from modcap.flows.requests.asked import Request
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell
 from modcap.ptq.capacity import signature
 from modcap.recipe import Homogeneity, Recipe, Selection
-from modcap.tasks.storage.objects import cache_folder, fetch
-from modcap.tasks.storage.store import Store
 
-__all__ = ["BadImages", "Prepared", "Ready", "Request", "prepare", "prepare_all"]
+if TYPE_CHECKING:
+    from modcap.tasks.storage.store import Store
 
-
-_MODEL_NAME = re.compile(r"(?!\.*$)[^/:'\"`\\]+")  # what MLflow takes and its searches read
+__all__ = ["BadImages", "Prepared", "Ready", "Request", "prepare", "prepare_all", "say"]
 
 
 class BadImages(Unavailable):
     """Images that were read are not as they must be; better ones may lie there later."""
-
-
-def known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
-    """``names``, if each is that of a format."""
-    for name in names:
-        if name not in EXPORTERS:
-            raise ValueError(f"{name!r} is no format: give {', '.join(EXPORTERS)}")
-    return names
-
-
-class Request(BaseModel):
-    """One quantization, as the command line, a deployment or a schedule asks for it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    checkpoint: str = Field(
-        description="local path or s3:// address of .pt2, .safetensors, .pt, .pth"
-    )
-    arch: str | None = Field(
-        None, description="torchvision:NAME, timm:NAME or package.module:factory; not for .pt2"
-    )
-    data: str = Field(description=f"images: {data.HELP}")
-    eval_data: str | None = Field(None, description="where test images come from, if elsewhere")
-    eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
-    preprocess: str | None = Field(None, description="such as 'mean=0.286,std=0.353'")
-    classes: str | None = Field(
-        None,
-        description="file or folder of class names; by default the folders of data",
-    )
-    name: str | None = Field(None, description="registered model; by default the file's stem")
-    onnx: bool = Field(False, description="the same as exports [onnx]; needs modcap[export]")
-    exports: tuple[str, ...] = Field((), description="formats to register too: onnx, pt2, …")
-    recipe: Recipe = Recipe()
-
-    @property
-    def model_name(self) -> str:
-        stem = self.checkpoint.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
-        return self.name or stem
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """What the version holds beside the artifact, each once."""
-        return tuple(dict.fromkeys((*(("onnx",) if self.onnx else ()), *self.exports)))
-
-    @field_validator("exports")
-    @classmethod
-    def _are_known(cls, exports: tuple[str, ...]) -> tuple[str, ...]:
-        return known_formats(exports)
-
-    @model_validator(mode="after")
-    def _may_be_registered(self) -> Request:
-        if not _MODEL_NAME.fullmatch(self.model_name):
-            raise ValueError(
-                f"a registered model cannot be called {self.model_name!r}: give a name without "
-                "slash, colon, quote or backslash"
-            )
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +47,10 @@ class Ready:
     cell: Cell
     source: dict[str, str]
     fp_bytes: int
+    measured: str
     classes: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
+    chance: float | None = None  # percent of the test images that guessing gets right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +63,13 @@ class Prepared(Ready):
 
     def upload(self, store: Store) -> None:
         """Puts what jobs read into the store, each once, under its digest."""
-        for value in (self.network, self.calibration, self.evaluation):
-            store.upload_input(value.digest, value.to_bytes())
+        store.upload_input(self.network.digest, self.network.to_bytes())
+        for images in (self.calibration, self.evaluation):
+            store.upload_large_input(images.digest, images.file_bytes, images.write)
+
+    def exporting(self, formats: tuple[str, ...]) -> Prepared:
+        """The same with these exports."""
+        return replace(self, cell=replace(self.cell, exports=formats))
 
     def with_recipe(self, recipe: Recipe, name: str) -> Prepared:
         """The same checkpoint and images by another recipe (of equal calibration and seed).
@@ -129,7 +77,7 @@ class Prepared(Ready):
         Raises:
             InputError: its k is more than the network has boundaries.
         """
-        _check_selection(self.network, recipe)
+        check_selection(self.network, recipe)
         cell = replace(self.cell, recipe=recipe, name=name)
         request = self.request.model_copy(update={"recipe": recipe})
         return replace(self, request=request, cell=cell)
@@ -138,6 +86,8 @@ class Prepared(Ready):
 def local_path(address: str) -> Path:
     """A local path of what may lie in S3."""
     if address.startswith("s3://"):
+        from modcap.tasks.storage.objects import cache_folder, fetch
+
         return fetch(address, cache_folder("fetched"))
     return Path(address)
 
@@ -156,11 +106,17 @@ def _blaming_images(which: str = "") -> Iterator[None]:
         raise
     except InputError as error:
         raise BadImages(which + str(error)) from None
-    except (BotoCoreError, ClientError) as error:
-        raise Unavailable(which + first_line(error)) from None
     except Exception as error:
+        if type(error).__module__.startswith("botocore"):
+            raise Unavailable(which + first_line(error)) from None
         said = f"images cannot be read ({type(error).__name__}: {first_line(error)}): mend them"
         raise BadImages(which + said) from None
+
+
+def known_of(source: Mapping[str, str], classes: Sequence[str] | None) -> Known:
+    """What artifacts, and their exports, say of where they come from."""
+    digests = {"source_digest": source["checkpoint_digest"], "data_digest": source["data_digest"]}
+    return Known({}, digests, source["preprocess"], tuple(classes or ()))
 
 
 def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
@@ -183,13 +139,34 @@ def evaluation_images(
     spec: str,
     preprocess: Preprocess,
     limit: int | None,
-    split: data.Split = "evaluation",
     classes: Sequence[str] | None = None,
+    pools: Collection[str] = (),
+    split: data.Split = "all",
 ) -> data.Images:
-    """The images, at most ``limit`` of them, that accuracy is measured on."""
+    """The images that accuracy is measured on, the same for every command: all of a place, or the
+    first ``limit``, but none that is set aside for calibration where that draws from there, too.
+
+    Args:
+        spec: the place.
+        preprocess: how images are read.
+        limit: the most that are wanted.
+        classes: names that number folders of classes.
+        pools: digests of images that calibration draws from; they are compared by content, since
+            the same images may lie in several places.
+        split: ``evaluation`` where calibration draws from the same place for certain.
+    """
     with _blaming_images():
         place = str(local_path(spec))
-        return data.load(place, split=split, preprocess=preprocess, limit=limit, classes=classes)
+        found = data.load(place, split=split, preprocess=preprocess, limit=limit, classes=classes)
+    if found.aside and pools and pool_of(spec, preprocess, classes).digest in pools:
+        return found.held_out()
+    return found
+
+
+def measured(images: data.Images, place: str) -> str:
+    """Which images those are, for people."""
+    without = f", without {images.left_out:,} set aside for calibration" if images.left_out else ""
+    return f"{len(images):,} images of {place}{without}"
 
 
 def classes_of(path: str | None) -> tuple[str, ...] | None:
@@ -231,6 +208,8 @@ def prepare_all(
     """
     request = requests[0]
     require(request.formats)
+    if request.data is None:
+        raise InputError(f"--data is missing: name images: {data.HELP}")
     doing("checkpoint")
     checkpoint = checkpoints.load(local_path(request.checkpoint), request.arch)
     preprocess = preprocess_of(request, checkpoint.architecture)
@@ -239,7 +218,8 @@ def prepare_all(
     drawn = {_draw(each): images.calibration(each.recipe) for each in requests}
     doing("network")
     calibration = drawn[_draw(request)]
-    images.check(checkpoints.check_input(checkpoint, calibration.normalized(0, 2)))
+    outputs = checkpoints.check_input(checkpoint, calibration.normalized(0, 2))
+    images.check(outputs)
     source = {
         "checkpoint": request.checkpoint,
         "checkpoint_digest": checkpoint.digest,
@@ -248,12 +228,15 @@ def prepare_all(
         "data_digest": images.pool.digest,
         "preprocess": str(preprocess),
     }
-    network = build(checkpoint.model, calibration.normalized(0, 2), source)
-    doubts = tuple(filter(None, [*checkpoint.warnings, names.doubt(images.tests.classes)]))
+    example = calibration.normalized(0, 2)
+    network = build(checkpoint.model, example, source, strict=request.strict)
+    doubts = tuple(filter(None, [*checkpoint.warnings, *images.doubts()]))
     for doubt in doubts:
-        _say(doubt)
+        say(doubt)
+    chance = doubting.chance_of(images.tests, outputs)
     return [
-        _prepared(each, network, drawn[_draw(each)], images, source, doubts) for each in requests
+        replace(_prepared(each, network, drawn[_draw(each)], images, source, doubts), chance=chance)
+        for each in requests
     ]
 
 
@@ -270,29 +253,35 @@ class _Images:
     tests: data.Images
     evaluation: ImageSet
     preprocess: Preprocess
-    measured: str
+    place: str  # of the tests
 
     @classmethod
     def read(cls, request: Request, preprocess: Preprocess) -> _Images:
         known = classes_of(request.classes)
+        assert request.data is not None
         pool = pool_of(request.data, preprocess, known)
         known = known or pool.classes
         place = request.eval_data or request.data
         split: data.Split = "all" if request.eval_data else "evaluation"
-        tests = evaluation_images(place, preprocess, request.eval_images, split, known)
-        measured = f"data {place}"
-        return cls(pool, tests, images_of(tests, preprocess), preprocess, measured)
+        most, pools = request.eval_images, {pool.digest}
+        tests = evaluation_images(place, preprocess, most, known, pools, split)
+        return cls(pool, tests, images_of(tests, preprocess), preprocess, place)
 
     def calibration(self, recipe: Recipe) -> ImageSet:
         with _blaming_images():
             chosen = data.calibration(self.pool, recipe.calibration, recipe.seed)
         return images_of(chosen, self.preprocess)
 
+    def doubts(self) -> list[str | None]:
+        """What may be wrong with what is measured on them."""
+        overlap = doubting.doubt_of_overlap(self.pool, self.tests)
+        return [names.doubt(self.tests.classes), overlap]
+
     def check(self, outputs: int) -> None:
         """Refuses images of other classes than a network's ``outputs``."""
         with _blaming_images():
-            names.check_count(self.tests.classes, outputs, self.measured)
-        with _blaming_images(f"{self.measured}: "):
+            names.check_count(self.tests.classes, outputs, f"data {self.place}")
+        with _blaming_images(f"data {self.place}: "):
             self.evaluation.check_labels(outputs)
 
 
@@ -305,14 +294,24 @@ def _prepared(
     doubts: tuple[str, ...],
 ) -> Prepared:
     recipe, evaluation = request.recipe, images.evaluation
-    _check_selection(network, recipe)
+    check_selection(network, recipe)
     name = f"{request.model_name} {recipe.bits} {recipe.method.name}"
     pixels = evaluation.pixels.nbytes
     return Prepared(
         request=request,
-        cell=Cell(network, calibration.digest, evaluation.digest, recipe, name, pixels),
+        cell=Cell(
+            network,
+            calibration.digest,
+            evaluation.digest,
+            recipe,
+            name,
+            pixels,
+            known_of(source, images.tests.classes),
+            request.formats,
+        ),
         source=source,
-        fp_bytes=_fp_bytes(network),
+        fp_bytes=fp_bytes(network),
+        measured=measured(images.tests, images.place),
         classes=images.tests.classes,
         warnings=(*doubts, *network.notices),  # the latter were said when it was built
         network=network,
@@ -322,18 +321,18 @@ def _prepared(
 
 
 @functools.cache
-def _say(doubt: str) -> None:
+def say(doubt: str) -> None:
     """Once, however often the same input is prepared."""
     logging.getLogger("modcap").warning(doubt)
 
 
-def _fp_bytes(network: Network) -> int:
+def fp_bytes(network: Network) -> int:
     """Bytes of the folded network's weights in float32: what quantization is compared with."""
     modules: Sequence[torch.nn.Module] = network.partition.modules
     return sum(p.numel() * 4 for module in modules for p in module.parameters())
 
 
-def _check_selection(network: Network, recipe: Recipe) -> None:
+def check_selection(network: Network, recipe: Recipe) -> None:
     """Refuses, before any work is spent, a k that the network's boundaries cannot meet."""
     if recipe.k is None or not recipe.method.learns or recipe.selection is Selection.EXPLICIT:
         return

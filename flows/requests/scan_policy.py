@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
+from modcap.flows.requests.asked import known_formats
 from modcap.flows.requests.documents import read_mapping
 from modcap.flows.requests.permissions import Permissions
-from modcap.flows.requests.request import known_formats
 from modcap.recipe import Recipe
 
 __all__ = ["Manifest", "Policy", "Rule", "read_policy"]
@@ -77,6 +78,17 @@ class Rule(_Frozen):
     @classmethod
     def _are_known(cls, exports: tuple[str, ...]) -> tuple[str, ...]:
         return known_formats(exports)
+
+    @field_validator("recipes")
+    @classmethod
+    def _have_names_of_their_own(cls, recipes: tuple[Choice, ...]) -> tuple[Choice, ...]:
+        """Else two recipes would make versions of one model."""
+        suffix, count = Counter(choice.suffix() for choice in recipes).most_common(1)[0]
+        if count > 1:
+            raise ValueError(
+                f"{count} recipes make models called …-{suffix}: give each a name of its own"
+            )
+        return recipes
 
 
 class Policy(Permissions):

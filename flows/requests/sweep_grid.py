@@ -1,17 +1,22 @@
-"""The grid of a sweep, and its cells. Imports no server's client: reading it starts nothing."""
+"""The grid of a sweep, and its cells. Reading it waits neither for torch nor for a client."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modcap.core.errors import InputError
-from modcap.flows.requests.request import Prepared, Request, prepare
-from modcap.jobs.plan import Plan
+from modcap.flows.requests.asked import Request
 from modcap.ptq.methods import MethodName
 from modcap.recipe import Recipe
+
+if TYPE_CHECKING:
+    from modcap.flows.requests.request import Prepared
+    from modcap.jobs.plan import Plan
 
 __all__ = ["Sweep", "parse_range", "prepare_sweep", "sharing"]
 
@@ -22,13 +27,27 @@ class Sweep(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     requests: tuple[Request, ...] = Field(min_length=1, description="one per checkpoint")
-    w_bits: tuple[int, ...] = ()
-    a_bits: tuple[int, ...] = ()
-    k: tuple[int | None, ...] = Field((), description="null is auto")
-    method: tuple[MethodName, ...] = ()
-    seed: tuple[int, ...] = ()
-    max_drop: float | None = Field(None, ge=0, description="top-1 points below full precision")
-    max_bytes: int | None = Field(None, ge=1, description="size of the artifact")
+    w_bits: tuple[int, ...] = Field(
+        (), description="bits of weights, such as 2,3,4 or 2-4; by default those of the recipe"
+    )
+    a_bits: tuple[int, ...] = Field(
+        (), description="bits of activations, likewise; by default those of the recipe"
+    )
+    k: tuple[int | None, ...] = Field(
+        (),
+        description="boundaries to select, such as 0-3,auto (null in a file is auto); by default "
+        "that of the recipe",
+    )
+    method: tuple[MethodName, ...] = Field(
+        (), description="methods, each by an option of its own; by default that of the recipe"
+    )
+    seed: tuple[int, ...] = Field(
+        (), description="seeds, such as 0-2; by default that of the recipe"
+    )
+    max_drop: float | None = Field(
+        None, ge=0, description="points of top-1 that the best cell may lose"
+    )
+    max_bytes: int | None = Field(None, ge=1, description="bytes that the best cell may take")
 
     @model_validator(mode="after")
     def _models_differ(self) -> Sweep:
@@ -49,15 +68,23 @@ class Sweep(BaseModel):
         return list(dict.fromkeys(made))
 
 
-def prepare_sweep(grid: Sweep) -> list[Prepared]:
-    """Every cell; a checkpoint is read once per seed, which chooses its calibration images."""
+def prepare_sweep(grid: Sweep, read: Callable[[Request], Prepared] | None = None) -> list[Prepared]:
+    """Every cell; a checkpoint is read once per seed, which chooses its calibration images. Exports
+    are for the best alone, which is not known yet.
+
+    Args:
+        grid: what is asked for.
+        read: in the place of :func:`modcap.flows.requests.request.prepare`.
+    """
+    from modcap.flows.requests.request import prepare
+
     prepared: list[Prepared] = []
     for request in grid.requests:
         bases: dict[int, Prepared] = {}
         for recipe in grid.recipes(request.recipe):
             if recipe.seed not in bases:
                 first = request.model_copy(update={"recipe": recipe})
-                bases[recipe.seed] = prepare(first)
+                bases[recipe.seed] = (read or prepare)(first).exporting(())
             name = (
                 f"{request.model_name} {recipe.bits} {recipe.method.name} "
                 f"k={recipe.k_asked} seed={recipe.seed}"

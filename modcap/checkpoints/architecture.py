@@ -63,7 +63,8 @@ def build(architecture: str, weights: Mapping[str, Tensor]) -> nn.Module:
 
 def _classes(model: nn.Module, weights: Mapping[str, Tensor]) -> int | None:
     """Rows of the checkpoint's last weight, None where the network has as many already."""
-    matrices = [(key, tensor) for key, tensor in model.state_dict().items() if tensor.ndim > 1]
+    state = model.state_dict().items()  # which may hold more than tensors
+    matrices = [(key, t) for key, t in state if isinstance(t, Tensor) and t.ndim > 1]
     if not matrices or matrices[-1][0] not in weights:
         return None
     key, tensor = matrices[-1]

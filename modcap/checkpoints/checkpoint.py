@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from modcap.checkpoints import arch_options, key_names
+from modcap.checkpoints import arch_options, exported_for, file_kind, key_names
 from modcap.checkpoints import architecture as architectures
 from modcap.checkpoints import export_archive as pt2
 from modcap.checkpoints import state_dict as weights
@@ -25,6 +25,7 @@ from modcap.core.messages import first_line
 __all__ = ["Checkpoint", "check_input", "load"]
 
 _UNUSED = "num_batches_tracked"  # no part of inference
+_EXTRA = "_extra_state"  # what a module keeps beside tensors
 _NAMED = 3  # keys to name in an error
 _LONG = 100  # characters of one
 
@@ -66,6 +67,7 @@ def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
     """
     file = Path(path)
     data = _bytes(file)
+    file_kind.check(file, data)
     graph = ""
     doubts: tuple[str, ...] = ()
     model: nn.Module | ExportedProgram
@@ -74,6 +76,7 @@ def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
             raise InputError(f"{path} describes its own architecture: leave out --arch")
         model, graph = pt2.read(data, str(path))
         _check_archive(model, str(path))
+        exported_for.check_mode(model, str(path))
     else:
         if architecture is None:
             raise InputError(
@@ -84,9 +87,9 @@ def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
         found = weights.read(file, data, named.weights)
         architecture = str(named)
         model = architectures.build(architecture, found.tensors)
-        _fill(model, found, architecture, str(path))
-        if named.weights is None and found.others:
-            doubts = (_both(str(path), architecture, found.others),)
+        others, doubts = _fill(model, found, architecture, str(path))
+        if named.weights is None and others:
+            doubts += (_both(str(path), architecture, others),)
     name = architecture or "pt2"
     return Checkpoint(model, name, _digest(name, graph, model), str(path), len(data), doubts)
 
@@ -123,21 +126,40 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def _fill(model: nn.Module, found: StateDict, architecture: str, where: str) -> None:
-    """Puts tensors into ``model``, which must match them name by name, in shape and in kind."""
-    expected = model.state_dict()
+def _fill(
+    model: nn.Module, found: StateDict, architecture: str, where: str
+) -> tuple[str, tuple[str, ...]]:
+    """Puts tensors into ``model``, which must match them name by name, in shape and in kind.
+
+    Returns:
+        what else there was to choose, and what may not be as it was meant.
+    """
+    whole = model.state_dict()
+    expected = {name: t for name, t in whole.items() if not name.endswith(_EXTRA)}
     complaint = f"{where} does not fit --arch {architecture}"
-    found = replace(found, tensors=key_names.as_expected(found.tensors, expected))
-    _check_names(expected, found.tensors, complaint)
+    fitting_names = key_names.as_expected(found.tensors | found.extra, whole, found.kind)
+    if len(fitting_names.prefixes) > 1:
+        several = " and ".join(f"'{prefix[:_LONG]}'" for prefix in fitting_names.prefixes[:_NAMED])
+        raise InputError(
+            f"{complaint}: it holds weights of it more than once, under {several}: save one of "
+            f"them alone"
+        )
+    given = fitting_names.entries
+    tensors = {name: value for name, value in given.items() if not name.endswith(_EXTRA)}
+    _check_names(expected, tensors, complaint)
+    if found.kind == "ema" and not fitting_names.others:
+        raise InputError(f"checkpoint {where} holds raw weights only: leave out weights=ema")
     state = OrderedDict(
-        (name, fitting(name, found.tensors[name], tensor, f"checkpoint {where}"))
+        (name, fitting(name, tensors[name], tensor, f"checkpoint {where}"))
         for name, tensor in expected.items()
-        if name in found.tensors and not name.endswith(_UNUSED)
+        if name in tensors and not name.endswith(_UNUSED)
     )
-    counts = [name for name in expected if name.endswith(_UNUSED) and name in found.tensors]
-    state.update((name, found.tensors[name]) for name in counts)  # averages of them are no integers
+    counts = [name for name in expected if name.endswith(_UNUSED) and name in tensors]
+    state.update((name, tensors[name]) for name in counts)  # averages of them are no integers
+    extra = [name for name in whole if name.endswith(_EXTRA)]
+    state.update((name, given[name]) for name in extra if name in given)
     # Files without versions (safetensors has none) are taken to be of today's form.
-    versions = {**getattr(expected, "_metadata", {}), **found.versions}
+    versions = {**getattr(whole, "_metadata", {}), **found.versions}
     state._metadata = versions  # type: ignore[attr-defined]
     try:
         model.load_state_dict(state, strict=False)
@@ -145,7 +167,10 @@ def _fill(model: nn.Module, found: StateDict, architecture: str, where: str) -> 
         raise InputError(f"{complaint}: {first_line(error)}") from error
     model.float().eval().requires_grad_(False)
     filled = model.state_dict()
-    _check_finite({name: filled[name] for name in state if name in filled}, where)
+    _check_finite({name: filled[name] for name in tensors if name in filled}, where)
+    lacking = [name for name in extra if name not in given]
+    doubt = f"checkpoint {where} lacks {_names(lacking)}: it is as --arch {architecture} makes it"
+    return found.others or fitting_names.others, (doubt,) if lacking else ()
 
 
 def _check_names(
@@ -182,7 +207,7 @@ def _digest(architecture: str, graph: str, model: nn.Module | ExportedProgram) -
     if isinstance(model, ExportedProgram):
         tensors = {**model.state_dict, **model.constants}
     else:
-        tensors = model.state_dict()
+        tensors = {n: t for n, t in model.state_dict().items() if not n.endswith(_EXTRA)}
     hasher = sha256(f"{architecture}\n{graph}\n".encode())
     for name in sorted(tensors):
         if not name.endswith(_UNUSED):
@@ -209,8 +234,12 @@ def check_input(
     x = images[:2]
     try:
         with torch.no_grad():
-            runnable = network.module() if isinstance(network, ExportedProgram) else network
-            logits = runnable(x)
+            if isinstance(network, ExportedProgram):
+                logits = exported_for.answer(network, x)
+            else:
+                logits = network(x)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"the network does not take images of {given} (channels × height × width): "

@@ -28,6 +28,7 @@ from torch.export import ExportedProgram
 from modcap.checkpoints.archive_norms import check_norms
 from modcap.checkpoints.archive_schema import Graph, Payloads, Program
 from modcap.checkpoints.archive_tensors import DTYPES, shape_of, tensors_of
+from modcap.checkpoints.exported_for import TRAINING, trained
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line, wrong_field
 
@@ -69,6 +70,9 @@ def read(data: bytes, where: str) -> tuple[ExportedProgram, str]:
         program, weights, constants = _documents(files)
         return _built(program, weights, constants), _digest(files[_GRAPH])
     except _Refused as refusal:
+        for operator in TRAINING:
+            if operator in str(refusal):
+                raise trained(where, operator) from None
         raise InputError(
             f"{where} holds {refusal}, which modcap does not load since it could execute code: "
             f"export the network again with torch.export.save"

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from modcap.checkpoints.key_names import is_average
 from modcap.checkpoints.plain_tensors import as_plain
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
@@ -24,7 +25,7 @@ __all__ = ["StateDict", "read"]
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-_AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema")
+_EXTRA = "_extra_state"  # what a module keeps beside its tensors, of whatever kind
 _COUNT = "n_averaged"  # which AveragedModel keeps beside its module
 _CODE = re.compile(r"global|reduce|allowlist|build", re.IGNORECASE)  # what torch refuses to call
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
@@ -38,11 +39,15 @@ class StateDict:
         versions: what torch keeps beside them for each module, by the module's name: the version
             of its form, which some modules ask for.
         others: what else there was to choose, for people.
+        kind: ``raw`` or ``ema`` of what is still to be chosen, by names.
+        extra: what modules keep beside tensors (``get_extra_state``), by name.
     """
 
     tensors: dict[str, Tensor]
     versions: dict[str, Any] = field(default_factory=dict)
     others: str = ""
+    kind: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def read(file: Path, data: bytes, kind: str | None = None) -> StateDict:
@@ -57,8 +62,7 @@ def read(file: Path, data: bytes, kind: str | None = None) -> StateDict:
         InputError: the file is damaged, holds code, no state dict, or tensors that are no weights.
     """
     if file.suffix == ".safetensors":
-        _refuse_choice(kind, "raw", file)
-        found = StateDict(_read_safetensors(file, data))
+        found = _flat(StateDict(_read_safetensors(file, data)), file, kind)
     elif file.suffix in _PICKLED:
         found = _chosen(_read_pickled(file, data), file, kind)
     else:
@@ -106,22 +110,55 @@ def _check_sizes(data: bytes) -> None:
 
 
 def _damaged(file: Path, error: Exception) -> InputError:
+    said = first_line(error)
+    if said.startswith("Weights only load failed"):  # of what is no pickle at all
+        said = "it is nothing that torch.save writes"
     return InputError(
-        f"checkpoint {file} cannot be read ({first_line(error)}): "
+        f"checkpoint {file} cannot be read ({said}): "
         f"it is damaged or no file of weights, copy or download it again"
     )
 
 
 def _chosen(content: Any, file: Path, kind: str | None) -> StateDict:
     """The raw or the averaged weights of what a training script saved."""
-    averaged = [key for key in _AVERAGED if _holds(content, key)]
-    raw = not averaged or any(_holds(content, key) for key in _WRAPPERS)
-    if averaged and (kind == "ema" or not raw):
+    averaged = [key for key in _sets(content) if is_average(str(key))]
+    if not averaged:
+        return _flat(_unwrapped(content, file), file, kind)
+    rest = {key: value for key, value in content.items() if key not in averaged}
+    raw = bool(_sets(rest))
+    if kind == "ema" or not raw:
         _refuse_choice(kind, "ema", file)
         found = _unwrapped(content[averaged[0]], file)
         return replace(found, others="raw" if raw else "")
-    _refuse_choice(kind, "raw", file)
-    return replace(_unwrapped(content, file), others="ema" if averaged else "")
+    return replace(_unwrapped(rest, file), others="ema")
+
+
+def _flat(found: StateDict, file: Path, kind: str | None) -> StateDict:
+    """Weights of which a part may be averaged, as names say."""
+    if not any(map(is_average, found.tensors)):
+        _refuse_choice(kind, "raw", file)
+    return replace(found, kind=kind)
+
+
+def _sets(content: Any) -> list[Any]:
+    """The keys under which sets of weights lie, wrapped again or not."""
+    if not isinstance(content, Mapping):
+        return []
+    return [
+        key
+        for key, value in content.items()
+        if isinstance(value, Mapping)
+        and (any(_holds(value, wrapper) for wrapper in _WRAPPERS) or _is_state(value))
+    ]
+
+
+def _is_state(content: Mapping[Any, Any]) -> bool:
+    kinds = [isinstance(v, Tensor) for key, v in content.items() if not _is_extra(key)]
+    return bool(kinds) and all(kinds)
+
+
+def _is_extra(key: Any) -> bool:
+    return str(key).rpartition(".")[2] == _EXTRA
 
 
 def _holds(content: Any, key: str) -> bool:
@@ -138,12 +175,13 @@ def _unwrapped(content: Any, file: Path) -> StateDict:
     for wrapper in _WRAPPERS:
         if _holds(content, wrapper):
             content = content[wrapper]
+    content = _only_set(content, file)
     if not isinstance(content, Mapping):
         raise InputError(
             f"checkpoint {file} holds a {type(content).__name__}, not a dictionary of tensors: "
             f"save model.state_dict()"
         )
-    other = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    other = [str(key) for key, value in content.items() if not _is_known(key, value)]
     if other or not content:
         found = f"{other[0]} is no tensor" if other else "it is empty"
         raise InputError(
@@ -153,9 +191,28 @@ def _unwrapped(content: Any, file: Path) -> StateDict:
     versions = getattr(content, "_metadata", None)
     known = versions if isinstance(versions, Mapping) else {}
     return StateDict(
-        {str(key): value for key, value in content.items()},
+        {str(key): value for key, value in content.items() if not _is_extra(key)},
         {str(name): value for name, value in known.items()},
+        extra={str(key): value for key, value in content.items() if _is_extra(key)},
     )
+
+
+def _is_known(key: Any, value: Any) -> bool:
+    return isinstance(value, Tensor) or _is_extra(key)
+
+
+def _only_set(content: Any, file: Path) -> Any:
+    """What lies under a name of the author's own, where nothing else is a set of weights."""
+    sets = _sets(content)
+    if not sets or any(isinstance(value, Tensor) for value in content.values()):
+        return content
+    if len(sets) > 1:
+        raise InputError(
+            f"checkpoint {file} holds several sets of weights ({', '.join(map(str, sets))[:100]}): "
+            f"save one of them alone"
+        )
+    inner = content[sets[0]]
+    return next((inner[wrapper] for wrapper in _WRAPPERS if _holds(inner, wrapper)), inner)
 
 
 def _unprefixed(found: StateDict) -> StateDict:

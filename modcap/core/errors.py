@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["GateRefused", "InputError", "ModcapError", "Notice", "Unavailable", "printable"]
+__all__ = [
+    "GateRefused",
+    "InputError",
+    "Lost",
+    "ModcapError",
+    "Notice",
+    "Unavailable",
+    "printable",
+]
 
 
 def printable(text: str) -> str:
@@ -41,6 +49,12 @@ class InputError(ModcapError):
 
 class Unavailable(InputError):
     """What the input needs is not there: a service, a node, images. The same input may do later."""
+
+
+class Lost(Unavailable):
+    """What was there when the work began has gone: a service, a lease. Not the input's fault."""
+
+    exit_code = 1
 
 
 class GateRefused(ModcapError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import tempfile
 from pathlib import Path
 
 from modcap.core.errors import InputError
 
-__all__ = ["check_regular", "read"]
+__all__ = ["check_regular", "read", "write"]
 
 
 def check_regular(file: Path, name: str) -> int:
@@ -39,3 +41,32 @@ def read(file: Path, name: str, limit: int | None = None) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}): check the path") from error
+
+
+def write(file: Path, data: bytes) -> None:
+    """Writes a file that others may read, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    if not file.parent.is_dir():
+        raise InputError(f"{file}: the folder {file.parent} does not exist: make it first")
+    part: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".modcap-", delete=False) as open_:
+            part = Path(open_.name)
+            open_.write(data)
+        part.chmod(0o666 & ~_umask())
+        part.replace(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error.strerror}): give another") from None
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Of this process, which can be read only by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

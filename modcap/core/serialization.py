@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from modcap.core.canonical import canonical, digest
 from modcap.core.errors import InputError, ModcapError
 
 __all__ = [
@@ -42,18 +42,6 @@ class Result:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
-
-
-def canonical(value: object) -> bytes:
-    """JSON that is equal for equal values: sorted keys, no spaces, no NaN, UTF-8."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
-    ).encode()
-
-
-def digest(data: bytes) -> str:
-    """sha256 in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def expect(data: bytes, sha256: str, what: str) -> bytes:

@@ -7,7 +7,7 @@ import os
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from modcap.core import files
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
+from modcap.data import large_array
 
 __all__ = ["read"]
 
@@ -54,10 +55,24 @@ def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         raise ValueError(f"it holds no {name}") from None
     _check_inflation(entry)
     with archive.open(entry) as opened:
-        shape, dtype = _header(opened)
+        shape, dtype, _ = _header(opened)
         _check_size(math.prod(shape) * dtype.itemsize, shape, entry, opened.tell())
     with archive.open(entry) as opened:
-        found: NDArray[Any] = npy.read_array(opened, allow_pickle=False)
+        return _read_array(opened)
+
+
+def _read_array(opened: IO[bytes]) -> NDArray[Any]:
+    """What numpy reads, but into a file where it is large."""
+    shape, dtype, in_rows = _header(opened)
+    if not shape or not in_rows or math.prod(shape) * dtype.itemsize <= large_array.IN_MEMORY:
+        opened.seek(0)
+        small: NDArray[Any] = npy.read_array(opened, allow_pickle=False)
+        return small
+    found = large_array.empty(shape, dtype)
+    for rows in large_array.chunks(found):
+        part = found[rows].reshape(-1).view(np.uint8)
+        if opened.readinto(part.data) != part.nbytes:  # type: ignore[attr-defined]
+            raise ValueError("it ends too early")
     return found
 
 
@@ -71,15 +86,16 @@ def _check_inflation(entry: zipfile.ZipInfo) -> None:
         )
 
 
-def _header(opened: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _header(opened: Any) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+    """Shape, type, and whether it lies row by row."""
     version = npy.read_magic(opened)
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"it is of version {version} of numpy's format")
-    shape, _, dtype = readers[version](opened)
+    shape, by_columns, dtype = readers[version](opened)
     if dtype.hasobject:
         raise ValueError("it holds objects of Python, not numbers")
-    return shape, dtype
+    return shape, dtype, not by_columns
 
 
 def _check_size(size: int, shape: tuple[int, ...], entry: zipfile.ZipInfo, start: int) -> None:

@@ -33,7 +33,8 @@ def _read(
     divide = split_of_one if train == test else split_of_two
     chosen = [found[i] for i in divide(len(found), split)[:limit]]
     images, labels = image_folder.decoded(chosen, preprocess)
-    return Images(images, labels, str(folder), names)
+    read = Images(images, labels, str(folder), names)
+    return read.marked(split, len(found)) if train == test else read
 
 
 SOURCE = Source("a directory with one folder of images per class", _takes, _read)

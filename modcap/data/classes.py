@@ -11,11 +11,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from modcap.core import documents, files
+from modcap.core.canonical import canonical
 from modcap.core.errors import InputError
-from modcap.core.serialization import canonical
 from modcap.data import image_folder
 
-__all__ = ["check_count", "digest", "doubt", "of_json", "read"]
+__all__ = ["check_count", "digest", "doubt", "of_json", "of_value", "read"]
 
 _BYTES = 2**22
 _MOST = 2**16
@@ -40,7 +40,11 @@ def read(path: Path) -> tuple[str, ...]:
 
 def of_json(path: Path, name: str) -> tuple[str, ...]:
     """The names in a list, also under ``classes``; messages call the file ``name``."""
-    found = documents.read(path, name, _BYTES)
+    return of_value(documents.read(path, name, _BYTES), name)
+
+
+def of_value(found: object, name: str) -> tuple[str, ...]:
+    """The same, of what was read already."""
     return _validated(found.get("classes") if isinstance(found, dict) else found, name)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modcap.core.errors import InputError
-from modcap.data import image_file
+from modcap.data import image_file, large_array
 from modcap.data.preprocess import Preprocess
 
 __all__ = ["decoded", "listed", "names", "splits"]
@@ -109,7 +109,7 @@ def decoded(
     for index, (file, _) in enumerate(files):
         pixels = image_file.pixels(file, preprocess)
         if images is None:
-            images = _room(len(files), pixels.shape)
+            images = large_array.empty((len(files), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             raise InputError(
                 f"image {file} is {pixels.shape[1:]} and others {images.shape[2:]} (height, "
@@ -119,13 +119,3 @@ def decoded(
     if images is None:
         images = np.empty((0, preprocess.channels, 1, 1), np.uint8)
     return images, labels
-
-
-def _room(count: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    try:
-        return np.empty((count, *shape), np.uint8)
-    except (MemoryError, ValueError):
-        raise InputError(
-            f"{count:,} images of {' × '.join(map(str, shape))} do not fit into memory: pass "
-            f"--preprocess with a smaller resize=… and crop=…, or --eval-images"
-        ) from None

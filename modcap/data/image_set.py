@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,9 +16,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from modcap.core.errors import InputError
-from modcap.core.serialization import DamagedResult, digest, header_of
+from modcap.core.serialization import DamagedResult, header_of
 
 __all__ = ["ImageSet", "as_input"]
+
+_PART = 16 << 20  # bytes that are written at once
+_LONGEST_HEADER = 1 << 20
+_TYPES = {"I64": torch.int64, "U8": torch.uint8, "F32": torch.float32}
 
 
 def as_input(images: object) -> Tensor:
@@ -40,36 +47,46 @@ def as_input(images: object) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images at the network's size, with labels.
+    """Images at the network's size, and their labels where there are such.
 
     Attributes:
         pixels: (N, C, H, W) uint8 (0 to 255) or float32 (0 to 1).
-        labels: (N,) int64.
+        labels: (N,) int64, or None.
         mean, std: per channel, applied to pixels on the scale 0 to 1.
+        lies_in_a_file: whether pixels are read as they are needed, and take no memory.
     """
 
     pixels: Tensor
-    labels: Tensor
+    labels: Tensor | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    lies_in_a_file: bool = False
 
-    def check_labels(self, classes: int) -> None:
-        """Refuses what accuracy cannot be measured on.
+    def check_labels(self, classes: int) -> Tensor:
+        """The labels (N,), if accuracy can be measured by them.
 
         Raises:
             InputError: there are no images, or labels of no class, which would count as misses.
         """
         if not len(self):
             raise InputError("there are no images: give some to measure accuracy on")
+        if self.labels is None:
+            raise InputError("the images have no labels: give labels to measure top-1 by")
         outside = self.labels[(self.labels < 0) | (self.labels >= classes)]
         if len(outside):
             raise InputError(
                 f"label {int(outside[0])} is none of the network's {classes} classes, 0 to "
                 f"{classes - 1}: label images as it was trained"
             )
+        return self.labels
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def image_bytes(self) -> int:
+        """Of one image as the network takes it."""
+        return 4 * self.pixels[:1].numel()
 
     def normalized(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Images start to stop as the network takes them: (n, C, H, W) float32."""
@@ -83,24 +100,97 @@ class ImageSet:
         for start in range(0, len(self), size):
             yield self.normalized(start, start + size)
 
+    def parts(self) -> Iterator[bytes]:
+        """:meth:`to_bytes`, some megabytes at a time."""
+        yield self._head
+        for tensor in self._tensors.values():
+            row = max(1, tensor[:1].nbytes)
+            for part in tensor.split(max(1, _PART // row)):
+                yield part.contiguous().numpy().tobytes()
+
+    @property
+    def file_bytes(self) -> int:
+        """Length of :meth:`to_bytes`."""
+        return len(self._head) + sum(tensor.nbytes for tensor in self._tensors.values())
+
     def to_bytes(self) -> bytes:
         """safetensors, the same for the same images."""
-        header = {"normalization": json.dumps({"mean": self.mean, "std": self.std})}
-        tensors = {"labels": self.labels.contiguous(), "pixels": self.pixels.contiguous()}
-        return save(tensors, header)
+        return b"".join(self.parts())
+
+    def write(self, file: IO[bytes]) -> None:
+        """Writes :meth:`to_bytes`, without a copy of it in memory."""
+        for part in self.parts():
+            file.write(part)
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        """As they lie one after another in a file."""
+        labels = {} if self.labels is None else {"labels": self.labels}
+        return labels | {"pixels": self.pixels}
+
+    @property
+    def _head(self) -> bytes:
+        empty = {name: tensor[:0] for name, tensor in self._tensors.items()}
+        stated = {"normalization": json.dumps({"mean": self.mean, "std": self.std})}
+        return _resized(save(empty, stated), self._tensors)
+
+    @classmethod
+    def from_file(cls, path: Path) -> ImageSet:
+        """What :meth:`write` wrote; pixels are read from the file as they are needed.
+
+        Raises:
+            DamagedResult: it is something else.
+        """
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                head = file.read(min(length, _LONGEST_HEADER))
+            described = json.loads(head)
+            stated = json.loads(described.pop("__metadata__")["normalization"])
+            whole = torch.from_file(
+                str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8
+            )
+            parts = {name: _mapped(whole[8 + length :], part) for name, part in described.items()}
+            labels = parts["labels"].clone() if "labels" in parts else None
+            mean, std = tuple(stated["mean"]), tuple(stated["std"])
+            return cls(parts["pixels"], labels, mean, std, True)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise DamagedResult(f"not a set of images: {error}") from error
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ImageSet:
         """The inverse of :meth:`to_bytes`; raises :class:`DamagedResult` where it cannot be."""
         try:
             tensors, stated = load(data), header_of(data, "normalization")
-            return cls(
-                tensors["pixels"], tensors["labels"], tuple(stated["mean"]), tuple(stated["std"])
-            )
+            mean, std = tuple(stated["mean"]), tuple(stated["std"])
+            return cls(tensors["pixels"], tensors.get("labels"), mean, std)
         except (SafetensorError, ValueError, KeyError) as error:
             raise DamagedResult(f"not a set of images: {error}") from error
 
     @cached_property
     def digest(self) -> str:
         """sha256 of :meth:`to_bytes`."""
-        return digest(self.to_bytes())
+        hasher = sha256()
+        for part in self.parts():
+            hasher.update(part)
+        return hasher.hexdigest()
+
+
+def _mapped(data: Tensor, described: dict[str, Any]) -> Tensor:
+    """A tensor of the bytes behind the header of a safetensors file, which stays where it is."""
+    start, end = described["data_offsets"]
+    return data[start:end].view(_TYPES[described["dtype"]]).reshape(described["shape"])
+
+
+def _resized(saved: bytes, tensors: dict[str, Tensor]) -> bytes:
+    """The header of ``tensors``, made from ``saved``, in which they are empty."""
+    length = int.from_bytes(saved[:8], "little")
+    described = json.loads(saved[8 : 8 + length])
+    start = 0
+    for name, tensor in tensors.items():
+        end = start + tensor.nbytes
+        described[name] |= {"shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modcap.core.errors import InputError
+from modcap.data import large_array
 
 __all__ = [
     "FLOOR",
@@ -42,12 +43,17 @@ class Images:
         labels: (N,) int64.
         source: where they come from, for people.
         classes: what labels stand for, in their order; None where images came without names.
+        aside: how many of them, the last ones, are set aside for calibration, should it draw from
+            the same place.
+        left_out: how many others were left out for that reason.
     """
 
     images: NDArray[Any]
     labels: NDArray[np.int64]
     source: str
     classes: tuple[str, ...] | None = None
+    aside: int = 0
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,7 +61,26 @@ class Images:
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Images:
         """The images at ``indices``, in that order."""
         chosen = np.asarray(indices, np.int64)
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+        images = large_array.taken(self.images, chosen)
+        return replace(self, images=images, labels=self.labels[chosen], aside=0)
+
+    def divided(self, split: Split, limit: int | None = None) -> Images:
+        """Those of ``split``, at most ``limit``, where these are all of a source of one split."""
+        chosen = self.take(split_of_one(len(self), split)[:limit])
+        return chosen.marked(split, len(self))
+
+    def marked(self, split: Split, count: int) -> Images:
+        """As the first images of ``split`` of a source of one split, which has ``count``."""
+        pool = _pool(count)
+        if split == "evaluation":
+            return replace(self, left_out=pool)
+        aside = max(0, len(self) - (count - pool)) if split == "all" else 0
+        return replace(self, aside=aside)
+
+    def held_out(self) -> Images:
+        """Without those that are set aside for calibration."""
+        rest = self.take(range(len(self) - self.aside))
+        return replace(rest, left_out=self.left_out + self.aside)
 
     @cached_property
     def digest(self) -> str:
@@ -90,10 +115,16 @@ def permutation(count: int, seed: int) -> NDArray[np.int64]:
 
 
 def split_of_one(count: int, split: Split) -> NDArray[np.int64]:
-    """Which images of a source of one split belong to ``split``."""
-    order = permutation(count, 0)
-    pool = min(POOL, count // 2)
-    return {"calibration": order[:pool], "evaluation": order[pool:], "all": order}[split]
+    """Which images of a source of one split belong to ``split``; of all, those that are set aside
+    for calibration come last, so that the first ones are the same in ``evaluation``."""
+    order, pool = permutation(count, 0), _pool(count)
+    parts = {"calibration": order[:pool], "evaluation": order[pool:], "all": np.roll(order, -pool)}
+    return parts[split]
+
+
+def _pool(count: int) -> int:
+    """How many images of a source of one split are set aside for calibration."""
+    return min(POOL, count // 2)
 
 
 def split_of_two(count: int, split: Split) -> NDArray[np.int64]:

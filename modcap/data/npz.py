@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from modcap.core.errors import InputError
 from modcap.data import arrays
-from modcap.data.images import Images, Split, split_of_one
+from modcap.data.images import Images, Split
 from modcap.data.preprocess import Preprocess
 from modcap.data.source import Source
 
 __all__ = ["SOURCE", "read_all"]
+
+_CHANNELS = (1, 3, 4)  # of images that people take
 
 
 def read_all(file: Path, source: str) -> Images:
@@ -35,8 +37,7 @@ def _read(
     limit: int | None,
     classes: Sequence[str] | None,
 ) -> Images:
-    whole = read_all(Path(spec), spec)
-    return whole.take(split_of_one(len(whole), split)[:limit])
+    return read_all(Path(spec), spec).divided(split, limit)
 
 
 def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str) -> Images:
@@ -44,6 +45,11 @@ def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str
         raise InputError(
             f"data {file}: images are {images.dtype} of shape {images.shape}: "
             f"give uint8 or float32 of shape (N, C, H, W)"
+        )
+    if images.shape[3] in _CHANNELS and min(images.shape[1:3]) > max(_CHANNELS):
+        raise InputError(
+            f"data {file}: images of shape {images.shape} have their channels last: save "
+            f"images.transpose(0, 3, 1, 2), of shape (N, C, H, W)"
         )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise InputError(

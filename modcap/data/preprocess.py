@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from torch import Tensor
 
 from modcap.core import documents
 from modcap.core.errors import InputError
 from modcap.core.messages import wrong_field
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["EXAMPLE", "Preprocess"]
 
@@ -111,6 +112,15 @@ class Preprocess(BaseModel):
             return _IMAGENET
         if text.endswith((".json", ".yaml", ".yml")):
             return _validated(documents.read(Path(text), f"--preprocess {text}"), text)
+        return cls.written(text)
+
+    @classmethod
+    def written(cls, text: str) -> Preprocess:
+        """The inverse of ``str``: for what a file or a registry says, which names no other file.
+
+        Raises:
+            InputError: the text is something else.
+        """
         fields = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
         if not fields or len(fields) != text.count(",") + 1:
             raise InputError(f"--preprocess {text!r} is not understood: write {EXAMPLE}")
@@ -123,7 +133,7 @@ class Preprocess(BaseModel):
         Raises:
             InputError: they are beyond 0 to 1 and ``range`` does not say so, or are not finite.
         """
-        if images.dtype in (np.uint8, torch.uint8):
+        if str(images.dtype).endswith("uint8"):  # of NumPy or of torch
             if self.range == "any":
                 raise InputError(f"{where}: range=any is for float32, and these are uint8")
             return
@@ -147,6 +157,8 @@ class Preprocess(BaseModel):
         Returns:
             (N, C, H, W) float32.
         """
+        import torch
+
         self.check_values(images, "these images")
         x = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         x = x.float() / 255 if x.dtype == torch.uint8 else x

@@ -5,6 +5,9 @@ A source of at most one split is divided: calibration draws from a pool, the fir
 most half) of a fixed permutation, and evaluation has the rest, in that order. A source with a
 training split of its own gives a pool of it alone. So the two never share an image, and the same
 source gives the same images on every machine.
+
+What is measured of a place is every image (of one with two splits, of its test split), those of the
+pool last, and left out where calibration drew from the same place.
 """
 
 from __future__ import annotations

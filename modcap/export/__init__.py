@@ -11,10 +11,19 @@ from typing import Any
 from modcap.core.errors import InputError
 from modcap.export.encodings import write_encodings
 from modcap.export.onnx import write_onnx
-from modcap.export.pt2 import write_pt2
+from modcap.export.pt2 import metadata_of_pt2, write_pt2
 from modcap.export.registry import Export, Exporter, Known
 
-__all__ = ["EXPORTERS", "Export", "Exporter", "Known", "exporter_of", "require", "save"]
+__all__ = [
+    "EXPORTERS",
+    "Export",
+    "Exporter",
+    "Known",
+    "exporter_of",
+    "metadata_of_pt2",
+    "require",
+    "save",
+]
 
 EXPORTERS: dict[str, Exporter] = {
     "onnx": Exporter(("onnx", "onnxruntime"), ".onnx", write_onnx),

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from modcap.export.onnx_graph import Encoding
+from modcap.export.onnx_graph import BIAS_BITS, Encoding
 from modcap.export.onnx_writer import Lowered, write
 from modcap.export.registry import Export
-from modcap.quantization.affine import levels
+from modcap.quantization.affine import middle
 
 __all__ = ["write_encodings"]
 
@@ -36,13 +36,13 @@ def write_encodings(export: Export) -> tuple[bytes, dict[str, Any]]:
 
 
 def _entry(encoding: Encoding) -> dict[str, Any]:
-    middle = (levels(encoding.bits) + 1) // 2
     zeros = encoding.zero_point.flatten().tolist()
+    centre = 0 if encoding.bits == BIAS_BITS else middle(encoding.bits)
     return {
         "name": encoding.name,
         "dtype": "INT",
         "bw": encoding.bits,
-        "is_sym": encoding.axis is not None and all(zero == middle for zero in zeros),
+        "is_sym": encoding.axis is not None and all(zero == centre for zero in zeros),
         "enc_type": "PER_TENSOR" if encoding.axis is None else "PER_CHANNEL",
         **({} if encoding.axis is None else {"axis": encoding.axis}),
         "scale": encoding.scale.flatten().tolist(),

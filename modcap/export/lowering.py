@@ -1,9 +1,9 @@
 """Lowering: an artifact's graphs as one graph of ATen operators, its quantizers still in place.
 
 What a graph may call is large (all of torch, in two dialects); what ``torch.export`` decomposes it
-to is small. Quantizers are opaque to it: each stands as a call of ``modcap::weight`` or
-``modcap::activation`` with its path in the network, so that an exporter puts there what its format
-has for them.
+to is small. Quantizers are opaque to it: each stands as a call of ``modcap::weight``,
+``modcap::bias`` or ``modcap::activation`` with its path in the network, so that an exporter puts
+there what its format has for them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from modcap.export.artifact import QuantizedNetwork
 from modcap.quantization.insert import quantizers
 from modcap.quantization.layers import ActivationQuantizer, QuantLayer
 
-__all__ = ["ACTIVATION", "WEIGHT", "lower", "program_of", "with_quantizers"]
+__all__ = ["ACTIVATION", "BIAS", "WEIGHT", "lower", "program_of", "with_quantizers"]
 
 _LIBRARY = torch.library.Library("modcap", "DEF")
-for _name in ("weight", "activation"):
+for _name in ("weight", "bias", "activation"):
     _LIBRARY.define(f"{_name}(Tensor x, str path) -> Tensor")
     _LIBRARY.impl(_name, lambda x, path: x.clone(), "CompositeExplicitAutograd")
 WEIGHT: OpOverload = torch.ops.modcap.weight.default
+BIAS: OpOverload = torch.ops.modcap.bias.default
 ACTIVATION: OpOverload = torch.ops.modcap.activation.default
 
 
@@ -45,14 +46,17 @@ class _Activation(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, layer: nn.Module, path: str) -> None:
+    def __init__(self, source: QuantLayer, path: str) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer = source.layer
         self.path = path
+        self.integer_bias = bool(source.reads) and source.layer.bias is not None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = WEIGHT(self.layer.weight, self.path)
-        result: Tensor = functional_call(self.layer, {"weight": weight}, (x,))
+        state = {"weight": WEIGHT(self.layer.weight, self.path)}
+        if self.integer_bias:
+            state["bias"] = BIAS(self.layer.bias, self.path)
+        result: Tensor = functional_call(self.layer, state, (x,))
         return result
 
 
@@ -96,7 +100,7 @@ def lower(network: QuantizedNetwork, kept: Iterable[OpOverload]) -> ExportedProg
     marked = with_quantizers(
         network,
         lambda quantizer, path: _Activation(path),
-        lambda layer, path: _Layer(layer.layer, path),
+        _Layer,
     )
     program = program_of(marked)
     table = default_decompositions()

@@ -22,7 +22,7 @@ from modcap.export.registry import Export
 from modcap.export.storage import OPSETS, check_opset, storage_bits
 from modcap.quantization.insert import quantizers
 
-__all__ = ["sample_images", "widths_of", "write_onnx"]
+__all__ = ["metadata_of", "sample_images", "widths_of", "write_onnx"]
 
 _SAMPLE = 4  # random images that an export is compared on
 
@@ -40,7 +40,7 @@ def write_onnx(export: Export) -> tuple[bytes, dict[str, Any]]:
     pieces, logits = write(lowered, export.opset, cut=True)
     check_pieces(pieces, pieces.model(logits, lowered.classes, {}), network, images)
     graph, logits = write(lowered, export.opset)
-    data = graph.model(logits, lowered.classes, _metadata(export))
+    data = graph.model(logits, lowered.classes, metadata_of(export))
     session = session_of(data, "the ONNX form")
     said = compare(lambda x: session.run([OUTPUT], {INPUT: x.numpy()})[0], network, images)
     return data, {"opset": export.opset, **said, **_note(network, export.opset)}
@@ -63,7 +63,8 @@ def widths_of(network: QuantizedNetwork) -> dict[str, dict[str, int]]:
     return {"weights": dict(weights), "activations": dict(activations)}
 
 
-def _metadata(export: Export) -> dict[str, str]:
+def metadata_of(export: Export) -> dict[str, str]:
+    """What a file says of itself: digest, bits, and what is known of where it comes from."""
     known = export.known
     given = {
         "modcap.artifact_digest": export.digest,

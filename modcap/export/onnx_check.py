@@ -61,9 +61,10 @@ def check_pieces(graph: Graph, data: bytes, network: QuantizedNetwork, images: T
         InputError: a piece gives something else; the line says where, and by how much.
     """
     seen = _inputs_of_quantizers(network, images)
-    given = {name: seen[path].numpy() for path, (_, name) in graph.cuts.items()}
+    calls = [(seen[path].pop(0), computed, name) for path, computed, name in graph.cuts]
+    given = {name: value.numpy() for value, _, name in calls}
     session = session_of(data, "the ONNX form")
-    wanted = {computed: seen[path] for path, (computed, _) in graph.cuts.items()}
+    wanted = {computed: value for value, computed, _ in calls}
     wanted[OUTPUT] = network(images)
     found = session.run(list(wanted), {INPUT: images.numpy()} | given)
     for name, value in zip(wanted, found, strict=True):
@@ -77,8 +78,9 @@ def check_pieces(graph: Graph, data: bytes, network: QuantizedNetwork, images: T
             )
 
 
-def _inputs_of_quantizers(network: QuantizedNetwork, images: Tensor) -> Mapping[str, Tensor]:
-    seen: dict[str, Tensor] = {}
+def _inputs_of_quantizers(network: QuantizedNetwork, images: Tensor) -> Mapping[str, list[Tensor]]:
+    """What each is called with, call by call."""
+    seen: dict[str, list[Tensor]] = {}
     hooks = []
     for index, module in enumerate(network.chain):
         for name, quantizer in quantizers(module)[1].items():
@@ -86,7 +88,7 @@ def _inputs_of_quantizers(network: QuantizedNetwork, images: Tensor) -> Mapping[
             def note(
                 _: nn.Module, inputs: tuple[Tensor, ...], path: str = f"chain.{index}.{name}"
             ) -> None:
-                seen[path] = inputs[0].clone().contiguous()
+                seen.setdefault(path, []).append(inputs[0].clone().contiguous())
 
             hooks.append(quantizer.register_forward_pre_hook(note))
     network(images)

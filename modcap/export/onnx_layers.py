@@ -25,9 +25,15 @@ def convolution(graph: Graph, call: Call) -> str:
         "group": call["groups"],
     }
     if call["transposed"]:
-        padding = list(call["output_padding"])
-        return graph.add("ConvTranspose", *inputs, **attributes, output_padding=padding)
-    return graph.add("Conv", *inputs, **attributes)
+        attributes["output_padding"] = list(call["output_padding"])
+    given = {name: value for name, value in attributes.items() if not _is_usual(name, value)}
+    return graph.add("ConvTranspose" if call["transposed"] else "Conv", *inputs, **given)
+
+
+def _is_usual(name: str, value: Any) -> bool:
+    """Whether an attribute says what its absence says: in small files these count."""
+    usual = 0 if name in ("pads", "output_padding") else 1
+    return all(one == usual for one in (value if isinstance(value, list) else [value]))
 
 
 @operator(aten.linear.default)

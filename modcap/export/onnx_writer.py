@@ -17,10 +17,11 @@ from torch.export.graph_signature import InputKind
 
 from modcap.export import onnx_elementwise, onnx_layers, onnx_pooling, onnx_shapes
 from modcap.export.artifact import QuantizedNetwork
-from modcap.export.lowering import ACTIVATION, WEIGHT, lower
+from modcap.export.lowering import ACTIVATION, BIAS, WEIGHT, lower
 from modcap.export.onnx_call import OPERATORS, Call
-from modcap.export.onnx_graph import BATCH, INPUT, Encoding, Graph
-from modcap.quantization.layers import ActivationQuantizer, QuantLayer
+from modcap.export.onnx_graph import BATCH, BIAS_BITS, INPUT, Encoding, Graph
+from modcap.export.onnx_integers import around_calculations, grid_of, suits_integer_kernels
+from modcap.quantization.layers import ActivationQuantizer, QuantLayer, integer_bias
 
 __all__ = ["WRITERS", "Lowered", "write"]
 
@@ -34,6 +35,10 @@ class Lowered:
     def __init__(self, network: QuantizedNetwork) -> None:
         self.network = network
         self.program: ExportedProgram = lower(network, OPERATORS)
+        self.for_integer_kernels = suits_integer_kernels(network)
+
+    def quantizer(self, path: str) -> ActivationQuantizer:
+        return cast(ActivationQuantizer, self.network.get_submodule(path))
 
     @property
     def classes(self) -> int:
@@ -53,30 +58,36 @@ def write(lowered: Lowered, opset: int, cut: bool = False) -> tuple[Graph, str]:
     Raises:
         InputError: an operator has no ONNX form; the line names it and its place.
     """
-    graph = Graph(opset)
+    graph = Graph(opset, fused=lowered.for_integer_kernels and not cut)
     return graph, _Writer(graph, lowered, cut).run()
 
 
 class _Writer:
     def __init__(self, graph: Graph, lowered: Lowered, cut: bool) -> None:
         self.graph, self.network, self.program = graph, lowered.network, lowered.program
-        self.cut = cut
+        self.lowered, self.cut = lowered, cut
         self.values: dict[fx.Node, Any] = {}
+        self.nodes = self.program.graph
+        if graph.fused:
+            self.nodes = around_calculations(self.program.graph, lowered.quantizer)
+        self.grids: dict[fx.Node, str] = {}
 
     def run(self) -> str:
         stored = {**self.program.state_dict, **self.program.constants}
-        inputs = self.program.graph.find_nodes(op="placeholder")
+        inputs = self.nodes.find_nodes(op="placeholder")
         for node, spec in zip(inputs, self.program.graph_signature.input_specs, strict=True):
             if spec.kind is InputKind.USER_INPUT:
                 self.values[node] = self.graph.input(INPUT, [BATCH, *self.network.input_shape])
             else:
                 self.values[node] = stored[cast(str, spec.target)].detach()
-        for node in self.program.graph.nodes:
+        for node in self.nodes.nodes:
             if node.op == "call_function":
                 self.graph.place = self._place(node)
                 self.values[node] = self._written(node)
+                if self.graph.fused:
+                    self._keep_on_grid(node)
         self.graph.place = ""
-        (output,) = self.program.graph.find_nodes(op="output")
+        (output,) = self.nodes.find_nodes(op="output")
         name: str = self.values[output.args[0][0]]
         return name
 
@@ -97,6 +108,8 @@ class _Writer:
             return values[index] if isinstance(values, list | tuple) else None
         if node.target is WEIGHT:
             return self._weight(node)
+        if node.target is BIAS:
+            return self._bias(node)
         if node.target is ACTIVATION:
             return self._activation(node)
         number = isinstance(node.meta.get("val"), torch.SymInt | int)
@@ -124,13 +137,39 @@ class _Writer:
         encoding = Encoding(name, layer.bits, layer.scale, layer.zero_point, layer.axis)
         return self.graph.weight(layer.integers, encoding)
 
+    def _bias(self, node: fx.Node) -> str:
+        layer = cast(QuantLayer, self.network.get_submodule(str(node.args[1])))
+        unit = layer.bias_unit()
+        integers = integer_bias(cast(Tensor, layer.layer.bias), unit).int()
+        name = self.graph.name("bias")
+        encoding = Encoding(name, BIAS_BITS, unit, torch.zeros_like(layer.zero_point), 0)
+        return self.graph.bias(integers, encoding)
+
+    def _keep_on_grid(self, node: fx.Node) -> None:
+        """Quantizes what was moved or chosen among integers, which it then is done to."""
+        path = grid_of(node, self.grids)
+        if path is None or self.values[node] is None:
+            return
+        self.grids[node] = path
+        if node.target is operator.getitem:
+            return  # of a list whose parts are quantized
+        value = self.values[node]
+        if isinstance(value, list):
+            self.values[node] = [self._quantized(each, path) for each in value]
+        else:
+            self.values[node] = self._quantized(value, path)
+
+    def _quantized(self, x: str, path: str) -> str:
+        quantizer = self.lowered.quantizer(path)
+        found = quantizer.scale.detach(), quantizer.zero_point
+        return self.graph.activation(x, Encoding(x, quantizer.bits, *found))
+
     def _activation(self, node: fx.Node) -> str:
         path = str(node.args[1])
-        quantizer = cast(ActivationQuantizer, self.network.get_submodule(path))
+        self.grids[node] = path
         source = cast(fx.Node, node.args[0])
         x = Call(self.graph, node, self.values).read(source)
         self.graph.place = self.graph.place.partition("/")[0]
         if self.cut:
             x = self.graph.cut(path, x, [str(size) for size in source.meta["val"].shape])
-        found = quantizer.scale.detach(), quantizer.zero_point
-        return self.graph.activation(x, Encoding(x, quantizer.bits, *found))
+        return self._quantized(x, path)

@@ -7,26 +7,33 @@ and scale; activations are rounded and clipped by ATen, too.
 from __future__ import annotations
 
 import io
+import json
 import math
 import warnings
-from typing import Any
+import zipfile
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from modcap.core.errors import InputError
+from modcap.core.serialization import canonical
 from modcap.export.artifact import QuantizedNetwork
 from modcap.export.lowering import program_of, with_quantizers
-from modcap.export.onnx import sample_images
+from modcap.export.onnx import metadata_of, sample_images
 from modcap.export.onnx_check import compare
 from modcap.export.registry import Export
 from modcap.export.storage import storage_bits
 from modcap.quantization.affine import dequantize, levels
 from modcap.quantization.bit_packing import pack
-from modcap.quantization.layers import ActivationQuantizer, QuantLayer
+from modcap.quantization.layers import ActivationQuantizer, QuantLayer, integer_bias
 
-__all__ = ["write_pt2"]
+__all__ = ["metadata_of_pt2", "write_pt2"]
+
+_METADATA = "modcap.json"  # an extra file of the archive
+_LONGEST = 2**22  # bytes of it that are read
 
 _TOLERANCE = 1e-4  # of the largest logit: torch computes both
 
@@ -38,6 +45,8 @@ class _Layer(nn.Module):
     shifts: Tensor
     scale: Tensor
     zero_point: Tensor
+    bias: Tensor
+    bias_unit: Tensor
 
     def __init__(self, source: QuantLayer) -> None:
         super().__init__()
@@ -48,6 +57,13 @@ class _Layer(nn.Module):
         spread[source.axis] = -1
         self.layer = source.layer
         self.layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.integer_bias = bool(source.reads) and source.layer.bias is not None
+        if self.integer_bias:
+            unit = source.bias_unit().clone()
+            bias = cast(Tensor, source.layer.bias).detach()
+            self.register_buffer("bias", integer_bias(bias, unit).int())
+            self.register_buffer("bias_unit", unit)
+            self.layer.bias = nn.Parameter(torch.empty(0), requires_grad=False)
         self.register_buffer("packed", pack(source.integers, self.width))
         self.register_buffer("shifts", torch.arange(0, 8, self.width, dtype=torch.uint8))
         self.register_buffer("scale", source.scale.reshape(spread))
@@ -58,7 +74,10 @@ class _Layer(nn.Module):
         values = torch.bitwise_and(shifted, levels(self.width))
         integers = values.flatten()[: math.prod(self.shape)].reshape(self.shape).float()
         weight = dequantize(integers, self.scale, self.zero_point)
-        result: Tensor = functional_call(self.layer, {"weight": weight}, (x,))
+        state = {"weight": weight}
+        if self.integer_bias:
+            state["bias"] = self.bias.float() * self.bias_unit
+        result: Tensor = functional_call(self.layer, state, (x,))
         return result
 
 
@@ -94,7 +113,7 @@ def write_pt2(export: Export) -> tuple[bytes, dict[str, Any]]:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own code
-        torch.export.save(program, buffer)
+        torch.export.save(program, buffer, extra_files={_METADATA: _metadata(export)})
         loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
     data = buffer.getvalue()
     said = compare(loaded, export.network, sample_images(export))
@@ -104,3 +123,22 @@ def write_pt2(export: Export) -> tuple[bytes, dict[str, Any]]:
             f"logits reach {said['largest_logit']:.2g}: export as safetensors, and report this"
         )
     return data, dict(said)
+
+
+def _metadata(export: Export) -> str:
+    """What an ONNX file says of itself, under the same names."""
+    return canonical(metadata_of(export)).decode()
+
+
+def metadata_of_pt2(data: bytes) -> Mapping[str, str]:
+    """What an archive that :func:`write_pt2` made says of itself; nothing where another did."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = [e for e in archive.infolist() if e.filename.endswith(f"/extra/{_METADATA}")]
+            if len(entries) != 1 or entries[0].file_size > _LONGEST:
+                return {}
+            found = json.loads(archive.read(entries[0]))
+    except (zipfile.BadZipFile, ValueError, RecursionError):
+        return {}
+    said = found if isinstance(found, dict) else {}
+    return {name: value for name, value in said.items() if isinstance(value, str)}

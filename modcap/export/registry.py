@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +49,16 @@ class Export:
     opset: int = 25
     known: Known = Known()
     images: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """What the artifact itself says counts where ``known`` is silent."""
+        given, own = self.known, self.network
+        said = replace(
+            given,
+            preprocess=given.preprocess or own.preprocess,
+            classes=given.classes or own.classes,
+        )
+        object.__setattr__(self, "known", said)
 
     @cached_property
     def network(self) -> QuantizedNetwork:

@@ -1,4 +1,4 @@
-"""Capture: any image classifier becomes one functional graph whose weight layers are modules.
+"""Capture: any vision network becomes one functional graph whose weight layers are modules.
 
 torch.fx traces first, since its graph keeps the author's layers; where that, or anything after it,
 fails (control flow, an operator that cannot be stored) torch.export captures, and its convolutions,
@@ -26,6 +26,7 @@ from modcap.graph.fold_constants import drop_checks
 from modcap.graph.functional_to_module import lift_layers
 from modcap.graph.no_ops import drop_no_ops
 from modcap.graph.nodes import WEIGHT_LAYERS
+from modcap.graph.outputs import join_outputs
 from modcap.graph.plain_weights import plain_copy
 from modcap.graph.specialize_shapes import localise_batch_size, observe
 from modcap.graph.trace import functional_program, ways
@@ -42,6 +43,14 @@ _ANY_LAYOUT: dict[Any, Any] = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
     torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
 }
+_UNWRITTEN: dict[Any, Any] = {  # memory that is filled later: with nought, before
+    torch.empty: torch.zeros,
+    torch.empty_like: torch.zeros_like,
+    "new_empty": "new_zeros",
+    torch.ops.aten.empty.memory_format: torch.ops.aten.zeros.default,
+    torch.ops.aten.empty_like.default: torch.ops.aten.zeros_like.default,
+    torch.ops.aten.new_empty.default: torch.ops.aten.new_zeros.default,
+}
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _Finished = TypeVar("_Finished")
 
@@ -49,7 +58,8 @@ _Finished = TypeVar("_Finished")
 def capture(
     model: nn.Module | ExportedProgram, example: Tensor, strict: bool = True
 ) -> fx.GraphModule:
-    """The graph of ``model`` in eval mode: one tensor in, one tensor out, nothing in place.
+    """The graph of ``model`` in eval mode: one tensor in, one out (:mod:`modcap.graph.outputs`),
+    nothing in place.
 
     The ``meta`` of each node says whether its value is ``batched``, one row of floating-point
     numbers for each image, and its ``ndim``, 0 where it is no tensor; that of the graph holds
@@ -144,6 +154,7 @@ def _check_types(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():  # which may hold more than tensors
         if (
             isinstance(tensor, Tensor)
+            and not name.endswith("_extra_state")
             and tensor.is_floating_point()
             and tensor.dtype != torch.float32
         ):
@@ -158,6 +169,12 @@ def _make_functional(graph: fx.GraphModule) -> None:
     for module in graph.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
+    for node in graph.graph.nodes:
+        if node.op in ("call_function", "call_method") and node.target in _UNWRITTEN:
+            node.target = _UNWRITTEN[node.target]
+            node.kwargs = {n: v for n, v in node.kwargs.items() if n != "memory_format"}
+        if node.target is torch.ops.aten._to_copy.default:  # to where the example happened to lie
+            node.kwargs = {n: v for n, v in node.kwargs.items() if n != "device"}
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     for node in list(graph.graph.nodes):
         if node.op in ("call_method", "call_function") and not _names_type(node):
@@ -227,7 +244,7 @@ def _check_ends(graph: fx.GraphModule) -> None:
         )
     for node in unused:
         graph.graph.erase_node(node)
-    _unwrap_output(graph)
+    join_outputs(graph)
     graph.recompile()
 
 
@@ -254,14 +271,3 @@ def _check_layers(graph: fx.GraphModule) -> None:
             )
     graph.graph.lint()
     graph.recompile()
-
-
-def _unwrap_output(graph: fx.GraphModule) -> None:
-    """A tuple of one tensor, as torch.export returns it, becomes the tensor."""
-    (output,) = [node for node in graph.graph.nodes if node.op == "output"]
-    value = output.args[0]
-    if isinstance(value, tuple | list) and len(value) == 1:
-        output.args = (value[0],)
-    if not isinstance(output.args[0], fx.Node):
-        kind = type(output.args[0]).__name__.removeprefix("immutable_")
-        raise InputError(f"the model returns a {kind}: give one that returns the logits alone")

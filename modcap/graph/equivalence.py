@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +16,26 @@ from modcap.core.errors import InputError
 from modcap.core.messages import first_line
 from modcap.graph.capture import original
 
-__all__ = ["check"]
+__all__ = ["answer", "check"]
 
-_SAME = 1e-3  # relative error of logits, at most; folding batch norms costs 1e-6
+_SAME = 1e-3  # relative error of the outputs, at most; folding batch norms costs 1e-6
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def _expected(model: nn.Module | ExportedProgram, images: Tensor) -> Tensor:
-    """What the model gives for images (N, C, H, W), which it may change."""
+@torch.no_grad()
+def answer(model: nn.Module | ExportedProgram, images: Tensor) -> Any:
+    """What the model returns for images (N, C, H, W), which it may change.
+
+    Raises:
+        InputError: it takes something else, too.
+    """
     try:
-        expected: Any = original(model)(images.clone())
+        return original(model)(images.clone())
     except Exception as reason:
         raise InputError(
             f"the model fails on an image tensor alone, of shape {tuple(images.shape)} "
             f"({first_line(reason)}): give one that takes nothing else"
         ) from None
-    if isinstance(expected, tuple | list):
-        (expected,) = expected
-    return cast(Tensor, expected)
 
 
 @torch.no_grad()
@@ -41,13 +43,19 @@ def check(
     network: Callable[[Tensor], Tensor],
     model: nn.Module | ExportedProgram,
     images: Tensor,
+    expected: Tensor,
 ) -> None:
-    """Refuses a network that is not what the model is, before anything is built on it."""
-    expected = _expected(model, images)
+    """Refuses a network that is not what the model is, before anything is built on it.
+
+    Args:
+        network: the captured one.
+        model: which it was captured from.
+        images: (N, C, H, W).
+        expected: what the model returns for them, as one tensor.
+    """
     if not expected.isfinite().all():
         raise InputError(
-            "the model answers with NaN or infinite logits: check its weights, and how images are "
-            "scaled"
+            "the model answers with NaN or infinity: check its weights, and how images are scaled"
         )
     error = float((network(images) - expected).norm() / expected.norm().clamp(min=1e-12))
     if not error < _SAME:

@@ -7,25 +7,44 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from modcap.core.errors import ModcapError
 
-__all__ = ["BATCH", "channels_last", "concatenate_to", "run", "run_batched"]
+__all__ = ["BATCH", "Passes", "channels_last", "concatenate_to", "run", "run_batched"]
+
+BATCH = 256  # images per forward pass without gradients, at most
 
 
-BATCH = 256  # images per forward pass where no gradient is needed
+@dataclass(frozen=True)
+class Passes:
+    """How many images go through modules at once, and where what they give lies.
+
+    Products of matrices sum in another order for another number of images, so the last bits of
+    results depend on ``images`` and ``gradients``; on ``limit`` they do not.
+
+    Attributes:
+        images: in a pass without gradients.
+        gradients: in one with gradients; None is a whole batch.
+        limit: bytes of a tensor of activations above which it lies in a file; None is none.
+    """
+
+    images: int = BATCH
+    gradients: int | None = None
+    limit: float | None = None
 
 
 @torch.no_grad()
-def run_batched(modules: Sequence[nn.Module], x: Tensor, limit: float | None = None) -> Tensor:
-    """The output of ``modules`` one after another on x (N, ...), in batches; of more than
-    ``limit`` bytes, in a file."""
+def run_batched(modules: Sequence[nn.Module], x: Tensor, passes: Passes | None = None) -> Tensor:
+    """The output of ``modules`` one after another on x (N, ...), in batches."""
     if not modules:
         return x
-    return concatenate_to((run(modules, part) for part in x.split(BATCH)), len(x), limit)
+    passes = passes or Passes()
+    parts = (run(modules, part) for part in x.split(passes.images))
+    return concatenate_to(parts, len(x), passes.limit)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line, wrong_field
+from modcap.graph.outputs import Output
 
 __all__ = ["GraphFile", "inflate", "parse_header", "read_tensors", "split"]
 
@@ -30,6 +31,7 @@ class GraphFile(BaseModel):
     graphs: list[dict[str, Any]] = Field(min_length=1, max_length=_MODULES)
     input_shape: tuple[_Side, _Side, _Side]
     names: list[Annotated[str, Field(max_length=1000)]]
+    outputs: tuple[Output, ...] = Field((), max_length=1000)
 
 
 def inflate(data: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -150,8 +151,13 @@ def _target_name(node: fx.Node) -> str:
         name = ATTRIBUTE_OF if called is getattr else function_names().get(called, "")
         known = bool(name)
     if not known:
-        raise _refuse(f"operator {node.target}", f"node '{node.name}'")
+        raise _refuse(f"operator {_shown(node.target)}", f"node '{node.name}'")
     return name
+
+
+def _shown(target: Any) -> str:
+    """Without the address that Python shows of a function."""
+    return re.sub(r"( of type object)? at 0x[0-9a-f]+", "", str(target))
 
 
 def _resolve(op: str, target: str) -> Any:

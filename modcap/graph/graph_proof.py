@@ -7,13 +7,14 @@ methods, layers and types of arguments are those of closed lists; a node refers 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
 from modcap.core.errors import InputError
 from modcap.core.names import is_identifier, is_path
-from modcap.graph.leaves import LEAVES, SIZED_LEAVES
+from modcap.graph.leaves import LEAVES, SIZED_LEAVES, leaf
+from modcap.graph.nodes import WEIGHT_LAYERS
 from modcap.graph.operators import ATTRIBUTES, METHODS, SIZED, UNARY, aten, functions
 
 __all__ = ["ATTRIBUTE_OF", "CONSTANTS", "FLOATS", "UNCHECKED", "check_size", "is_device", "prove"]
@@ -178,7 +179,8 @@ class _Values:
         for pair in content:
             if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
                 self.refuse(f"value {_shown(pair)}")
-            if not (is_identifier(pair[0]) or (plain and len(pair[0]) <= _TEXT)):
+            named = is_identifier(pair[0]) or pair[0] == "device"  # of a call, that of .to()
+            if not (named or (plain and len(pair[0]) <= _TEXT)):
                 self.refuse(f"a keyword {_shown(pair[0])}")
         if len({key for key, _ in content}) != len(content):
             self.refuse("a keyword that is given twice")
@@ -246,6 +248,8 @@ class _Node:
 
     def _call_module(self, target: str, args: list[Any], kwargs: dict[str, Any]) -> None:
         self._if(target in self._modules and self._values.nodes > 0)
+        if issubclass(cast(type, leaf(self._modules[target]["type"])), WEIGHT_LAYERS):
+            self._if(bool(args) and _is_node(args[0]))  # its input is quantized
 
     def _call_method(self, target: str, args: list[Any], kwargs: dict[str, Any]) -> None:
         if target not in METHODS:

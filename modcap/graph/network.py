@@ -19,10 +19,11 @@ from modcap.core.messages import first_line
 from modcap.core.serialization import canonical, digest, metadata_of
 from modcap.data.image_set import as_input
 from modcap.graph.capture import first_that_works
-from modcap.graph.equivalence import check
+from modcap.graph.equivalence import answer, check
 from modcap.graph.fold_batch_norm import fold_batch_norms
 from modcap.graph.graph_file import GraphFile, parse_header, read_tensors, split
 from modcap.graph.graph_json import fill, graph_from_json, graph_to_json, tensors_of
+from modcap.graph.outputs import Output, join_values, outputs_field, outputs_of
 from modcap.graph.partition import Partition, partition
 from modcap.graph.specialize_shapes import more
 
@@ -38,15 +39,18 @@ class Network:
         input_shape: (C, H, W) of the images it takes.
         source: where it comes from, for people; not part of its identity.
         notices: what stays in floating point, for people, too.
+        outputs: what tells several outputs apart; empty where there is one.
     """
 
     partition: Partition
     input_shape: tuple[int, int, int]
     source: Mapping[str, str] = field(default_factory=dict, compare=False)
     notices: tuple[str, ...] = field(default=(), compare=False)
+    outputs: tuple[Output, ...] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of preprocessed images (N, C, H, W)."""
+        """What preprocessed images (N, C, H, W) give, such as logits (N, classes), as one tensor;
+        see :mod:`modcap.graph.outputs`."""
         return self.partition(x)
 
     @property
@@ -70,6 +74,7 @@ class Network:
             "graphs": [graph_to_json(module) for module in self.partition.modules],
             "input_shape": self.input_shape,
             "names": self.partition.names,
+            **outputs_field(self.outputs),
         }
         tensors = {
             f"{index}.{name}": tensor.detach().clone()
@@ -97,7 +102,8 @@ class Network:
         except InputError as error:
             raise InputError(f"not a network, or a damaged one ({error})") from None
         modules = [_filled(*given) for given in zip(header.graphs, parts, strict=True)]
-        return cls(Partition(tuple(modules), tuple(header.names)), header.input_shape)
+        whole = Partition(tuple(modules), tuple(header.names))
+        return cls(whole, header.input_shape, outputs=header.outputs)
 
 
 def _header(data: bytes) -> str:
@@ -126,7 +132,8 @@ def build(
     What stays in floating point is named in a :class:`~modcap.core.errors.Notice`.
 
     Args:
-        model: in float32; see :func:`modcap.graph.capture.capture`.
+        model: in float32, which returns a tensor with a row for each image, or several in a dict
+            or tuple; see :func:`modcap.graph.capture.capture`.
         example: (N, C, H, W) preprocessed images, N of at least 2.
         source: recorded with the network.
         strict: refuses what would stay in floating point.
@@ -142,8 +149,11 @@ def build(
         _check_finite(model)
         notices = tuple(f"{said}; it stays in floating point" for said in graph.meta["notices"])
         found = partition(fold_batch_norms(graph))
-        network = Network(found, (channels, height, width), dict(source or {}), notices)
-        check(Network.from_bytes(network.to_bytes()), model, more(example))
+        others = more(example)
+        value = answer(model, others)
+        size, outputs = (channels, height, width), outputs_of(value)
+        network = Network(found, size, dict(source or {}), notices, outputs)
+        check(Network.from_bytes(network.to_bytes()), model, others, join_values(value))
         return network
 
     network = first_that_works(model, example, finish, strict)

@@ -87,9 +87,9 @@ def _run(graph: Callable[[Tensor], Any], images: Tensor, captured: int) -> None:
             what = f"was captured for batches of {captured} images only"
         mend = any_size if other else "check the size of the images"
         raise InputError(f"the model {what} ({first_line(error)}): {mend}") from None
-    if not isinstance(result, Tensor) or result.ndim != 2 or len(result) != len(images):
+    if not isinstance(result, Tensor) or result.ndim < 2 or len(result) != len(images):
         shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
-        mend = any_size if other else "give a classifier, which returns one row of logits per image"
+        mend = any_size if other else "give one that returns tensors with a row for each image"
         raise InputError(
             f"the model returns a {type(result).__name__}{shape} for {len(images)} images: {mend}"
         )

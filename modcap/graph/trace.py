@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_unflatten
 
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
@@ -20,6 +21,7 @@ __all__ = ["Way", "functional_program", "reserved", "ways"]
 
 Way = Callable[[Tensor], fx.GraphModule]
 """Makes a graph of a model, for images (N, C, H, W)."""
+_EMPTY = fx.GraphModule(nn.Module(), fx.Graph())  # with what each graph has, its own fields too
 
 
 def ways(model: nn.Module) -> Iterator[Way]:
@@ -58,7 +60,7 @@ class _Tracer(fx.Tracer):
 
 def reserved(name: str) -> bool:
     """Whether a layer of a graph cannot have that name."""
-    return keyword.iskeyword(name) or hasattr(fx.GraphModule, name)
+    return keyword.iskeyword(name) or hasattr(_EMPTY, name)
 
 
 def _with_free_names(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
@@ -129,7 +131,16 @@ def functional_program(program: ExportedProgram) -> fx.GraphModule:
         elif node.target is torch.ops.aten.copy.default:  # which has no derivative
             _spell_copy(graph, node)
     graph.graph.set_codegen(fx.graph.CodeGen())
+    _nest_outputs(graph, program)
     return fx.GraphModule(graph, graph.graph)
+
+
+def _nest_outputs(graph: fx.GraphModule, program: ExportedProgram) -> None:
+    """Gives what a program returns, which is flat inside, its names again."""
+    (end,) = [node for node in graph.graph.nodes if node.op == "output"]
+    spec = program.call_spec.out_spec
+    if spec is not None and spec.num_leaves == len(end.args[0]):
+        end.args = (tree_unflatten(end.args[0], spec),)
 
 
 def _spell_copy(graph: fx.GraphModule, node: fx.Node) -> None:

@@ -14,11 +14,14 @@ from typing import Any, ClassVar
 
 from modcap.core.named import Frozen, key_fields, sparse
 from modcap.core.serialization import Result, canonical, digest
+from modcap.export import Known
+from modcap.graph.forward import BATCH, Passes
 from modcap.graph.network import Network
 from modcap.jobs.cost_model import KEPT, ModuleTimes
 from modcap.jobs.outline import Outline
+from modcap.jobs.pass_sizes import images_per_pass
 from modcap.jobs.worker_cache import WorkerCache
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 from modcap.recipe import Recipe
 
 __all__ = ["REVISION", "Arithmetic", "Cell", "Job", "Progress", "Room", "Work"]
@@ -73,14 +76,24 @@ class Work(Frozen):
 
 
 class Arithmetic(Frozen):
-    """What decides the order of sums, and so the last bits of results."""
+    """What decides the order of sums, and so the last bits of results.
+
+    Attributes:
+        threads: of the CPU.
+        device: cpu or cuda.
+        pass_images: that go through modules at once, without gradients.
+        step_images: the same with gradients; None is a whole batch.
+    """
 
     threads: int
     device: str = sparse("cpu")
+    pass_images: int = sparse(BATCH)
+    step_images: int | None = sparse(None)
 
     @classmethod
-    def fields_of(cls, recipe: Recipe) -> dict[str, Any]:
-        return {"threads": recipe.threads, "device": recipe.device.value}
+    def fields_of(cls, cell: Cell) -> dict[str, Any]:
+        recipe, images = cell.recipe, images_per_pass(cell.network)
+        return {"threads": recipe.threads, "device": recipe.device.value, "pass_images": images}
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,14 @@ class Job:
         """Where it computes: cpu or cuda."""
         return self.work.device if isinstance(self.work, Arithmetic) else "cpu"
 
+    @property
+    def passes(self) -> Passes:
+        """How many images it lets through modules at once, and where activations lie."""
+        limit = self.room.activation_limit
+        if not isinstance(self.work, Arithmetic):
+            return Passes(limit=limit)
+        return Passes(self.work.pass_images, self.work.step_images, limit)
+
     @cached_property
     def key(self) -> str:
         """sha256 of kind, revision, fields of the work, inputs and the keys it needs."""
@@ -157,8 +178,14 @@ class Job:
 class Cell:
     """One quantization to make: a network, its images (by digest) and a recipe.
 
-    Of a network that lies in the store already, its outline is enough. ``pixels`` are the bytes of
-    the images of evaluation.
+    Attributes:
+        network: of one that lies in the store already, its outline is enough.
+        calibration, evaluation: digests of images.
+        recipe: how.
+        name: for people.
+        pixels: bytes of the images of evaluation.
+        known: where it comes from, for the artifact and its exports.
+        exports: formats that the artifact is wanted in, too.
     """
 
     network: Network | Outline
@@ -167,6 +194,8 @@ class Cell:
     recipe: Recipe
     name: str = ""
     pixels: int = 0
+    known: Known = field(default_factory=Known)
+    exports: tuple[str, ...] = ()
 
     @property
     def bits(self) -> list[list[Bits]]:

@@ -18,16 +18,23 @@ from modcap.jobs.job import Cell, Job
 from modcap.jobs.kinds.assemble import assemble_job
 from modcap.jobs.kinds.capacity import capacity_jobs
 from modcap.jobs.kinds.evaluate import evaluate_full_job, evaluate_job
+from modcap.jobs.kinds.export import export_job
 from modcap.jobs.kinds.reconstruct import Reconstruct, reconstruct_job
 from modcap.jobs.kinds.select import select_job
-from modcap.jobs.kinds.whole import Choose, choose_job, correct_job, trial_job, tune_job
+from modcap.jobs.kinds.whole import (
+    TUNING_COST,
+    Choose,
+    choose_job,
+    correct_job,
+    trial_job,
+    tune_job,
+)
+from modcap.jobs.pass_sizes import batch_size
 from modcap.jobs.waves import segments
 from modcap.ptq.selection import Span
 from modcap.recipe import Schedule
 
 __all__ = ["CellPlan", "Plan", "plan"]
-
-_TUNING_COST = 0.5  # of a step of tuning, relative to a step of every module alone; at most
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class CellPlan:
     assemble: str = ""
     evaluate: str = ""
     evaluate_full: str = ""
+    exports: tuple[str, ...] = ()
 
     @property
     def finish(self) -> tuple[str, ...]:
@@ -71,7 +79,7 @@ class Plan:
     def needed(self, cell: CellPlan) -> set[str]:
         """Every job that ``cell`` needs, those included that only choose its k."""
         found: set[str] = set()
-        ends = (cell.select, cell.evaluate, cell.evaluate_full, *cell.finish)
+        ends = (cell.select, cell.evaluate, cell.evaluate_full, *cell.finish, *cell.exports)
         ahead = [key for key in ends if key]
         while ahead:
             key = ahead.pop()
@@ -155,6 +163,7 @@ def _plan_cell(
         tune=tune,
         assemble=assemble,
         evaluate=add(evaluate_job(cell, assemble)),
+        exports=tuple(add(export_job(cell, assemble, name)) for name in cell.exports),
     )
 
 
@@ -196,7 +205,7 @@ def _groupings(cell: Cell, selected: Result, add: Callable[[Job], str]) -> list[
     work beyond that pays for them, short tunings of all included."""
     jobs: dict[str, Job] = {}
     groupings: list[_Grouping] = []
-    step = _TUNING_COST * sum(module.step_cost for module in footprints(cell.network))
+    step = TUNING_COST * sum(module.step_cost for module in footprints(cell.network))
     trial = cell.recipe.trial_steps * step
     left = math.inf
     for candidate in selected.meta.get("candidates", [selected.meta["groups"]]):
@@ -229,8 +238,20 @@ def _work(cell: Cell, job: Job) -> float:
     """Of the optimisation that ``job`` does, in units of a module's ``step_cost``."""
     if not isinstance(job.work, Reconstruct):
         return 0.0
-    modules = footprints(cell.network)[job.work.start : job.work.stop]
-    return job.work.steps * sum(module.step_cost for module in modules)
+    span = Span(job.work.start, job.work.stop)
+    return job.work.steps * sum(_step_costs(cell, span))
+
+
+def _step_costs(cell: Cell, group: Span | None = None) -> list[float]:
+    """Of each module of ``group``, or of each module by itself."""
+    modules, usual = footprints(cell.network), cell.recipe.optimiser.batch_size
+    spans = [Span(i, i + 1) for i in range(len(modules))]
+    if group is not None:
+        spans = spans[group.start : group.stop]
+    return [
+        modules[one.start].step_cost_of(batch_size(cell.network, group or one, cell.recipe) / usual)
+        for one in spans
+    ]
 
 
 def _add_groups(cell: Cell, groups: Sequence[Span], add: Callable[[Job], str]) -> tuple[str, ...]:
@@ -269,5 +290,5 @@ def _first(cell: Cell, start: int) -> int:
         return start
     if recipe.schedule is Schedule.SEQUENTIAL:
         return 0
-    costs = [module.step_cost for module in footprints(cell.network)]
+    costs = _step_costs(cell)
     return next(s.first for s in segments(costs, recipe.path_share) if start < s.stop)

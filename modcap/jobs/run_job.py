@@ -9,6 +9,7 @@ import torch
 
 from modcap.core.errors import InputError
 from modcap.core.serialization import Result
+from modcap.jobs.environment import environment
 from modcap.jobs.job import Job, Progress
 from modcap.jobs.worker_cache import WorkerCache
 
@@ -42,5 +43,6 @@ def run_job(
     result = job.work.run(job, cache, needs, progress)
     seconds = round(time.perf_counter() - start, 4)
     origin = {"kind": job.kind, "needs": list(job.needs), "inputs": job.inputs}
-    meta = result.meta | origin | {"seconds": seconds, "label": job.label}
+    made = {"seconds": seconds, "label": job.label, "environment": environment(job.device)}
+    meta = result.meta | origin | made
     return Result(result.tensors, meta)

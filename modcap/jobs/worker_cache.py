@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,11 +25,12 @@ _INPUTS = 96 << 20  # bytes of inputs kept between two jobs: part of the base of
 class WorkerCache:
     """Reads inputs by digest and keeps them in memory, parsed.
 
-    ``fetch`` returns the bytes of an input; it is asked once per digest while that is kept. Who
+    ``fetch`` returns the bytes of an input, or a file of these, out of which images are read as
+    they are needed; it is asked once per digest while what it gave is kept. Who
     runs many jobs calls :meth:`make_room` before and :meth:`tidy` after each.
     """
 
-    fetch: Callable[[str], bytes]
+    fetch: Callable[[str], bytes | Path]
     activations: Activations = field(default_factory=Activations)
     _kept: ByteCache[Any] = field(default_factory=lambda: ByteCache(sys.maxsize))
 
@@ -58,14 +60,22 @@ class WorkerCache:
 
     def network(self, digest: str, device: str = "cpu") -> Network:
         """The network of this digest, on ``device``."""
-        network = self._keep(digest, lambda: Network.from_bytes(self.fetch(digest)))
+        network = self._keep(digest, lambda: Network.from_bytes(_read(self.fetch(digest))))
         if device == "cpu":
             return network
         return self._keep((digest, device), lambda: network.to(torch.device(device)))
 
     def images(self, digest: str) -> ImageSet:
         """The images of this digest, in the memory of the host."""
-        return self._keep(digest, lambda: ImageSet.from_bytes(self.fetch(digest)))
+        return self._keep(digest, lambda: _images(self.fetch(digest)))
+
+
+def _read(found: bytes | Path) -> bytes:
+    return found.read_bytes() if isinstance(found, Path) else found
+
+
+def _images(found: bytes | Path) -> ImageSet:
+    return ImageSet.from_file(found) if isinstance(found, Path) else ImageSet.from_bytes(found)
 
 
 def _bytes_of(value: object) -> int:
@@ -73,4 +83,5 @@ def _bytes_of(value: object) -> int:
         modules = value.partition.modules
         return sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
     assert isinstance(value, ImageSet)
-    return value.pixels.nbytes + value.labels.nbytes
+    labels = 0 if value.labels is None else value.labels.nbytes
+    return labels + (0 if value.lies_in_a_file else value.pixels.nbytes)

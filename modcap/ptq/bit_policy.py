@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 
 __all__ = ["BitPolicy"]
 

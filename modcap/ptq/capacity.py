@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modcap.graph.nodes import weight_layers
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 
 __all__ = ["Signature", "data_dependent", "data_free", "differentials", "homogeneous", "signature"]
 
@@ -69,14 +69,16 @@ def data_free(module: fx.GraphModule, bits: Sequence[Bits], alpha: float) -> flo
 
 
 @torch.no_grad()
-def data_dependent(quantized: Tensor, target: Tensor) -> float:
+def data_dependent(quantized: Tensor, target: Tensor, images: int | None = None) -> float:
     """``-||f_q(x_q) - f(x)||_F^2 / N``: the negated squared error per image.
 
     Args:
         quantized: (N, ...) output of the quantized module behind the quantized prefix.
         target: (N, ...) output of the full-precision module.
+        images: that are looked at together; None is all.
     """
-    return -float((quantized - target).double().square().sum()) / len(target)
+    parts = zip(*(t.split(images or len(target)) for t in (quantized, target)), strict=True)
+    return -sum(float((y - wanted).double().square().sum()) for y, wanted in parts) / len(target)
 
 
 def differentials(capacities: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from modcap.graph.forward import channels_last, run
+from modcap.graph.forward import Passes, channels_last, run_batched
 from modcap.ptq.relative_error import relative_error
 from modcap.quantization.layers import QuantLayer
 
@@ -29,7 +29,11 @@ _FACTORS = 0.5, 2.0  # bounds of a
 
 @torch.no_grad()
 def correct(
-    floats: Sequence[fx.GraphModule], modules: Sequence[nn.Module], x: Tensor
+    floats: Sequence[fx.GraphModule],
+    modules: Sequence[nn.Module],
+    x: Tensor,
+    counts: Sequence[int] | None = None,
+    passes: Passes | None = None,
 ) -> tuple[float, float]:
     """Corrects the frozen ``modules`` in place, in order, each behind those corrected before.
 
@@ -37,18 +41,35 @@ def correct(
         floats: the full-precision modules.
         modules: the same, quantized and frozen.
         x: preprocessed images (N, C, H, W).
+        counts: images that each module is corrected on, for all of its values are held at once; by
+            default all.
+        passes: how many images go through the modules at once otherwise.
 
     Returns:
         The relative error of the output on ``x`` before and after.
     """
-    before = run(modules, x)
+    before = run_batched(modules, x, passes)
     full = behind = x
-    for float_module, module in zip(floats, modules, strict=True):
+    for float_module, module, count in zip(
+        floats, modules, counts or [len(x)] * len(modules), strict=True
+    ):
         assert isinstance(module, fx.GraphModule)
-        outputs = _Outputs(float_module, {n for n, m in module.named_modules() if _is_layer(m)})
-        full = outputs.run(channels_last(full))
-        behind = _Correct(module, outputs.kept).run(channels_last(behind))
+        outputs = _correct(float_module, module, full[:count], behind[:count])
+        if count < len(x):
+            full = run_batched([float_module], full, passes)
+            behind = run_batched([module], behind, passes)
+        else:
+            full, behind = outputs
     return relative_error(before, full), relative_error(behind, full)
+
+
+def _correct(
+    float_module: fx.GraphModule, module: fx.GraphModule, full: Tensor, behind: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Corrects one module; returns what both give."""
+    outputs = _Outputs(float_module, {n for n, m in module.named_modules() if _is_layer(m)})
+    full = outputs.run(channels_last(full))
+    return full, _Correct(module, outputs.kept).run(channels_last(behind))
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -104,5 +125,6 @@ def _line(z: Tensor, y: Tensor, layer: QuantLayer) -> tuple[Tensor, Tensor | Non
     square, product = (z * z).mean(1), (z * y).mean(1)
     steady = square <= 1e-12 * mean_z.square().squeeze(1)  # nothing to fit a slope to
     factor = torch.where(steady, 1.0, product / square.clamp_min(1e-30)).clamp(*_FACTORS)
+    factor = layer.nearest_factor(factor)
     shift = mean_y.squeeze(1) - factor * mean_z.squeeze(1)
     return factor, shift if has_bias else None

@@ -22,7 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from modcap.graph.forward import run_batched
+from modcap.graph.forward import Passes, run_batched
 from modcap.ptq.methods import Brecq
 from modcap.ptq.optimise import Diverged, Inputs, Progress, optimise
 from modcap.ptq.reconstruct import freeze
@@ -46,6 +46,7 @@ def tune(
     seed: int,
     precision: Precision = Precision.FLOAT32,
     progress: Progress | None = None,
+    passes: Passes | None = None,
 ) -> tuple[Tensor, float, float]:
     """Tunes the frozen ``modules`` in place.
 
@@ -64,13 +65,15 @@ def tune(
         seed: of batches.
         precision: of the steps.
         progress: told of the loss about fifty times.
+        passes: how many images go through the network at once.
 
     Returns:
         Loss over steps (points, 2); relative error of the output on ``x`` before and after. Where
         that does not fall, the modules are as they were.
     """
     rounding = StraightThroughRounding(rate=rounding_rate) if rounding_rate else None
-    before = relative_error(run_batched(modules, x), target)
+    passes = passes or Passes()
+    before = relative_error(run_batched(modules, x, passes), target, passes.images)
     start = [{n: t.clone() for n, t in state_of(module)} for module in modules]
     for float_module, module in zip(floats, modules, strict=True):
         if rounding is not None:
@@ -89,9 +92,10 @@ def tune(
     )
     curve, after = torch.zeros((0, 2), dtype=torch.float64), math.inf
     with contextlib.suppress(Diverged):
-        curve = optimise(modules, Inputs(x, x, target), Brecq(), settings, seed, progress)
+        inputs = Inputs(x, x, target)
+        curve = optimise(modules, inputs, Brecq(), settings, seed, progress, passes)
         freeze(modules)
-        after = relative_error(run_batched(modules, x), target)
+        after = relative_error(run_batched(modules, x, passes), target, passes.images)
     if not after < before:
         for module, state in zip(modules, start, strict=True):
             restore(module, state)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from modcap.core.named import Named, reading
-from modcap.quantization.layers import ActivationQuantizer, bernoulli_mask
+
+if TYPE_CHECKING:  # settings are read without waiting for torch
+    import torch
+    from torch import Tensor
+
+    from modcap.quantization.layers import ActivationQuantizer
 
 __all__ = ["AdaRound", "AnyMethod", "Brecq", "Method", "MethodName", "QDrop", "Rtn"]
 
@@ -93,9 +96,11 @@ class QDrop(Method):
     def group_input(
         self, quantized: Tensor, full: Tensor, index: Tensor, generator: torch.Generator
     ) -> Tensor:
+        from modcap.quantization.layers import bernoulli_mask
+
         x = quantized[index]
         keep = bernoulli_mask(x, self.quantize_probability, generator)
-        return torch.lerp(full[index], x, keep)
+        return full[index].lerp(x, keep)
 
 
 _Methods = Rtn | AdaRound | Brecq | QDrop

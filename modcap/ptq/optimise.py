@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modcap.core.errors import ModcapError
 from modcap.graph.channels import channel_dimension
-from modcap.graph.forward import run
+from modcap.graph.forward import Passes, run
 from modcap.ptq.methods import Method
 from modcap.ptq.settings import Optimiser, Precision
 from modcap.quantization.insert import layers_of, quantizers
@@ -43,9 +43,10 @@ class Inputs:
     target: Tensor
 
 
-def sample_of(x: Tensor) -> Tensor:
+def sample_of(x: Tensor, passes: Passes) -> Tensor:
     """A few of the images x (N, ...), from all over."""
-    return x[:: max(1, len(x) // _SAMPLE)][:_SAMPLE]
+    count = min(_SAMPLE, passes.images)
+    return x[:: max(1, len(x) // count)][:count]
 
 
 def optimise(
@@ -55,6 +56,7 @@ def optimise(
     settings: Optimiser,
     seed: int,
     progress: Progress | None,
+    passes: Passes | None = None,
 ) -> Tensor:
     """Trains what learns in ``modules``; returns the loss over steps (points, 2).
 
@@ -64,12 +66,13 @@ def optimise(
     Raises:
         Diverged: the loss is no number any more.
     """
+    passes = passes or Passes()
     generator = torch.Generator(inputs.target.device).manual_seed(seed)
     group = _Group(modules, method, settings)
     group.begin(generator)
-    parameters = group.parameter_groups(sample_of(inputs.full))
-    channels = channel_dimension(modules, inputs.full[:1])
-    energy = float(sample_of(inputs.target).square().sum(channels).mean())
+    parameters = group.parameter_groups(sample_of(inputs.full, passes))
+    group.channels = channel_dimension(modules, inputs.full[:1])
+    energy = float(sample_of(inputs.target, passes).square().sum(group.channels).mean())
     optimizer = torch.optim.Adam(parameters, eps=_EPS * min(1.0, max(energy, _EPS)), fused=True)
     curve: list[tuple[int, float]] = []
     for step in range(settings.iterations):
@@ -77,15 +80,13 @@ def optimise(
         for place in optimizer.param_groups:
             if place["decays"]:
                 place["lr"] = place["rate"] * 0.5 * (1 + math.cos(math.pi * done))
-        x, y = _batch(inputs, method, settings.batch_size, generator)
+        index = _drawn(inputs, settings.batch_size, generator)
         settings.rounding.step(group.integers, done)
-        loss = (group.forward(x) - y).square().sum(channels).mean()
-        penalty = settings.rounding.penalty(group.integers)
         optimizer.zero_grad(set_to_none=True)
-        (loss if penalty is None else loss + penalty).backward()
+        loss = group.add_gradients(inputs, index, generator, passes.gradients)
         optimizer.step()
         if step % max(1, settings.iterations // _REPORTS) == 0 or step == settings.iterations - 1:
-            curve.append((step, float(loss.detach())))
+            curve.append((step, loss))
             _check_finite(*curve[-1])
             if progress is not None:
                 progress(step + 1, settings.iterations, curve[-1][1])
@@ -101,13 +102,10 @@ def _check_finite(step: int, loss: float) -> None:
         )
 
 
-def _batch(
-    inputs: Inputs, method: Method, size: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _drawn(inputs: Inputs, size: int, generator: torch.Generator) -> Tensor:
+    """The images of a step (batch,)."""
     count, device = len(inputs.target), inputs.target.device
-    index = torch.randperm(count, generator=generator, device=device)[: min(size, count)]
-    x = method.group_input(inputs.quantized, inputs.full, index, generator)
-    return x, inputs.target[index]
+    return torch.randperm(count, generator=generator, device=device)[: min(size, count)]
 
 
 class _Group:
@@ -117,6 +115,7 @@ class _Group:
         self.modules, self.layers = modules, layers_of(modules)
         self.activations = [x for module in modules for x in quantizers(module)[1].values()]
         self.method, self.settings = method, settings
+        self.channels = 1  # the dimension of the output that counts them
 
     @property
     def integers(self) -> list[LearnedIntegers]:
@@ -140,8 +139,7 @@ class _Group:
         for quantizer in self.activations:
             quantizer.enabled, quantizer.quantize_probability = True, 1.0
             quantizer.generator = None
-            quantizer.scale.data.abs_()
-            quantizer.scale.grad = None
+            quantizer.settle()
 
     @torch.no_grad()
     def output_sizes(self, x: Tensor) -> dict[QuantLayer, float]:
@@ -181,6 +179,25 @@ class _Group:
                 absolute = min(s.scale_rate, _LARGEST_STEP * scale)
                 learn(quantizer.scale, s.scale_rate * scale if s.relative_scale_rate else absolute)
         return groups
+
+    def add_gradients(
+        self, inputs: Inputs, index: Tensor, generator: torch.Generator, size: int | None
+    ) -> float:
+        """Adds the gradients of a step on the images ``index``, ``size`` of which go through the
+        group at once; returns the loss of reconstruction."""
+        total = 0.0
+        parts = index.split(size or len(index))
+        for number, part in enumerate(parts, 1):
+            x = self.method.group_input(inputs.quantized, inputs.full, part, generator)
+            loss = (self.forward(x) - inputs.target[part]).square().sum(self.channels).mean()
+            if len(parts) > 1:
+                loss = loss * (len(part) / len(index))
+            total += float(loss.detach())
+            penalty = self.settings.rounding.penalty(self.integers)
+            if penalty is not None and number == len(parts):  # it counts once
+                loss = loss + penalty
+            loss.backward()
+        return total
 
     def forward(self, x: Tensor) -> Tensor:
         if self.settings.precision is Precision.FLOAT32:

@@ -12,13 +12,15 @@ with one loss at the end of the group (MRECG, section 3.3).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from modcap.graph.forward import channels_last, run_batched
+from modcap.graph.forward import Passes, channels_last, run_batched
 from modcap.ptq.methods import Method
 from modcap.ptq.optimise import Inputs, Progress, optimise, sample_of
 from modcap.ptq.relative_error import relative_error
@@ -40,12 +42,19 @@ class Outcome:
 
 
 @torch.no_grad()
-def calibrate(modules: Sequence[nn.Module], full: Tensor, p: float) -> None:
+def calibrate(
+    modules: Sequence[nn.Module], full: Tensor, p: float, passes: Passes | None = None
+) -> None:
     """Searches the scales of weights, and of activations on full-precision values (N, ...)."""
-    x = sample_of(full)
+    x = sample_of(full, passes or Passes())
     for module in modules:
         layers, activations = quantizers(module)
-        handles = [q.register_forward_pre_hook(_calibrate_on(p)) for q in activations.values()]
+        graph = cast(fx.GraphModule, module).graph
+        calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
+        handles = [
+            quantizer.register_forward_pre_hook(_calibrate_on(p, calls[name]))
+            for name, quantizer in activations.items()
+        ]
         for quantizer in activations.values():
             quantizer.enabled = False
         x = module(x)
@@ -57,10 +66,18 @@ def calibrate(modules: Sequence[nn.Module], full: Tensor, p: float) -> None:
             layer.calibrate(p)
 
 
-def _calibrate_on(p: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _calibrate_on(p: float, calls: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """Calibrates a quantizer when it is called for the last time, on all that it saw."""
+    seen: list[Tensor] = []
+
     def hook(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(quantizer, ActivationQuantizer)
-        quantizer.calibrate(args[0], p)
+        if calls == 1:
+            quantizer.calibrate(args[0], p)
+            return
+        seen.append(args[0].flatten().clone())  # what follows may work in place
+        if len(seen) == calls:
+            quantizer.calibrate(torch.cat(seen), p)
 
     return hook
 
@@ -78,7 +95,7 @@ def reconstruct(
     settings: Optimiser,
     seed: int,
     progress: Progress | None = None,
-    limit: float | None = None,
+    passes: Passes | None = None,
 ) -> Outcome:
     """Optimises the calibrated ``modules`` jointly, and freezes them in place.
 
@@ -90,14 +107,15 @@ def reconstruct(
         settings: steps, batch size, rounding, rates.
         seed: of batches and drops.
         progress: told of the loss about fifty times.
-        limit: bytes of the output above which it lies in a file.
+        passes: how many images go through the group at once; where the output lies.
     """
+    passes = passes or Passes()
     inputs = Inputs(*map(channels_last, (inputs.quantized, inputs.full, inputs.target)))
     curve = torch.zeros((0, 2), dtype=torch.float64)
     if method.learns and settings.iterations:
         for layer in layers_of(modules):
             layer.learned_integers = settings.rounding.start(layer, layer.weight.detach())
-        curve = optimise(modules, inputs, method, settings, seed, progress)
+        curve = optimise(modules, inputs, method, settings, seed, progress, passes)
     freeze(modules)
-    output = run_batched(modules, inputs.quantized, limit)
-    return Outcome(curve, output, relative_error(output, inputs.target))
+    output = run_batched(modules, inputs.quantized, passes)
+    return Outcome(curve, output, relative_error(output, inputs.target, passes.images))

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from modcap.graph.forward import BATCH
 
-__all__ = ["relative_error"]
+__all__ = ["RelativeError", "relative_error"]
 
 
-def relative_error(output: Tensor, target: Tensor) -> float:
-    """||output - target||^2 / ||target||^2, over tensors (N, ...)."""
-    away = energy = 0.0
-    for y, wanted in zip(output.split(BATCH), target.split(BATCH), strict=True):
-        exact = wanted.double()
-        away += float((y.double() - exact).square().sum())
-        energy += float(exact.square().sum())
-    return away / max(energy, 1e-30)
+@dataclass
+class RelativeError:
+    """||output - target||^2 / ||target||^2 of what was added so far."""
+
+    away: float = 0.0
+    energy: float = 0.0
+
+    def add(self, output: Tensor, target: Tensor) -> None:
+        """Adds tensors (n, ...)."""
+        exact = target.double()
+        self.away += float((output.double() - exact).square().sum())
+        self.energy += float(exact.square().sum())
+
+    @property
+    def value(self) -> float:
+        return self.away / max(self.energy, 1e-30)
+
+
+def relative_error(output: Tensor, target: Tensor, images: int = BATCH) -> float:
+    """That of tensors (N, ...), a few ``images`` of which are looked at together."""
+    error = RelativeError()
+    for y, wanted in zip(output.split(images), target.split(images), strict=True):
+        error.add(y, wanted)
+    return error.value

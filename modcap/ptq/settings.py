@@ -30,7 +30,8 @@ class Optimiser(Frozen):
     rounding: AnyRounding = Field(
         SoftRounding(),
         description="soft: each weight up or down, as AdaRound does; straight-through: weights "
-        "move, and are rounded in every step; or a mapping of its name and settings",
+        "move, and are rounded in every step; a recipe file may also give its settings, as a "
+        "mapping",
     )
     scale_rate: float = Field(
         4e-5,

@@ -13,12 +13,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["dequantize", "fake_quantize", "levels", "quantize"]
+__all__ = ["dequantize", "fake_quantize", "levels", "middle", "quantize"]
 
 
 def levels(bits: int) -> int:
     """The largest integer: 2^bits - 1."""
     return (1 << bits) - 1
+
+
+def middle(bits: int) -> int:
+    """The zero point of symmetric integers: 2^(bits - 1)."""
+    return 1 << (bits - 1)
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:

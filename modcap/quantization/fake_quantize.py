@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GAMMA", "ZETA", "FakeQuantize", "SoftRound", "StraightThroughRound"]
+__all__ = ["GAMMA", "ZETA", "FakeQuantize", "PowerOfTwo", "SoftRound", "StraightThroughRound"]
 
 GAMMA, ZETA = -0.1, 1.1  # stretch of the rectified sigmoid (AdaRound, eq. 23)
 
@@ -73,6 +73,24 @@ class SoftRound(torch.autograd.Function):
         slope, pull = ctx.saved_tensors
         grad = grads[0] * slope
         return (grad if pull is None else torch.addcmul(grad, pull, grads[1])), None
+
+
+class PowerOfTwo(torch.autograd.Function):
+    """The power of two whose logarithm is nearest to that of a scale; gradients pass straight
+    through the rounding of the logarithm."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor) -> Tensor:
+        positive = scale.abs().clamp_min(torch.finfo(scale.dtype).tiny)
+        power = torch.ldexp(torch.ones_like(scale), torch.round(torch.log2(positive)).int())
+        ctx.save_for_backward(power / positive)
+        return power
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        slope: Tensor
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope
 
 
 class StraightThroughRound(torch.autograd.Function):

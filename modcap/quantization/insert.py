@@ -1,4 +1,5 @@
-"""Quantizers put into a module: around its weight layers, and in front of what they consume."""
+"""Quantizers put into a module: around its weight layers, and behind the values of which
+:mod:`modcap.quantization.placement` says so."""
 
 from __future__ import annotations
 
@@ -9,10 +10,14 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from modcap.graph.nodes import layer_calls, weight_layers
-from modcap.quantization.layers import ActivationQuantizer, Bits, QuantLayer
+from modcap.graph.nodes import weight_layers
+from modcap.quantization.bits import Bits
+from modcap.quantization.layers import ActivationQuantizer, QuantLayer
+from modcap.quantization.placement import Placement, placements
+from modcap.quantization.scheme import USUAL, Scheme
 
 __all__ = [
+    "attach",
     "device_of",
     "insert_quantizers",
     "layers_of",
@@ -22,32 +27,52 @@ __all__ = [
 ]
 
 
-def insert_quantizers(module: fx.GraphModule, bits: Sequence[Bits]) -> fx.GraphModule:
+def insert_quantizers(
+    module: fx.GraphModule, bits: Sequence[Bits], scheme: Scheme = USUAL, last: bool = False
+) -> fx.GraphModule:
     """A copy of ``module`` with quantizers, in the float state (activation quantizers enabled).
 
     Where layers of different bits share an input, the larger width is taken.
+
+    Args:
+        module: in full precision.
+        bits: of each of its weight layers.
+        scheme: what is quantized, and on which grids.
+        last: it gives the logits.
     """
+    return attach(module, bits, scheme, placements(module, bits, scheme.of_all, last))
+
+
+def attach(
+    module: fx.GraphModule, bits: Sequence[Bits], scheme: Scheme, places: Sequence[Placement]
+) -> fx.GraphModule:
+    """A copy of ``module`` with activation quantizers at ``places``, see
+    :func:`insert_quantizers`."""
     copied = copy.deepcopy(module)
-    graph = copied.graph
-    inputs: dict[fx.Node, int] = {}
-    calls = layer_calls(copied)
     for node, layer_bits in zip(weight_layers(copied), bits, strict=True):
-        target = cast(str, node.target)
-        copied.set_submodule(target, QuantLayer(copied.get_submodule(target), layer_bits.weight))
-        for source in (cast(fx.Node, call.args[0]) for call in calls if call.target == target):
-            inputs[source] = max(inputs.get(source, 0), layer_bits.activation)
-    for index, (source, width) in enumerate(inputs.items()):
-        name = f"input_quantizer_{index}"
-        while hasattr(copied, name):  # a layer's own
-            name += "_"
-        copied.add_module(name, ActivationQuantizer(width))
-        with graph.inserting_after(source):
-            quantized = graph.call_module(name, (source,))
-        for user in [user for user in source.users if user is not quantized]:
-            user.replace_input_with(source, quantized)
+        target, grid = cast(str, node.target), scheme.weight_grid
+        quantized = QuantLayer(copied.get_submodule(target), layer_bits.weight, grid)
+        copied.set_submodule(target, quantized)
+    nodes = {node.name: node for node in copied.graph.nodes}
+    for place in places:
+        quantizer = ActivationQuantizer(place.bits, scheme.activation_grid)
+        copied.add_module(place.name, quantizer)
+        for value in place.values:
+            _put_behind(copied.graph, nodes[value], place.name)
+        if scheme.of_all:
+            for layer in place.layers:
+                cast(QuantLayer, copied.get_submodule(layer)).reads = (quantizer,)
     copied.recompile()
     device = device_of(module)
     return copied.to(device) if device.type == "cuda" else copied
+
+
+def _put_behind(graph: fx.Graph, source: fx.Node, name: str) -> None:
+    """Puts a call of the module ``name`` between a node and all that read it."""
+    with graph.inserting_after(source):
+        quantized = graph.call_module(name, (source,))
+    for user in [user for user in source.users if user is not quantized]:
+        user.replace_input_with(source, quantized)
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -8,34 +8,27 @@ its weights and of the values that it consumes, its input among them: all of its
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from modcap.quantization.affine import dequantize, levels, quantize
-from modcap.quantization.fake_quantize import FakeQuantize
+from modcap.quantization.bits import BFLOAT16_BITS
+from modcap.quantization.fake_quantize import FakeQuantize, PowerOfTwo
 from modcap.quantization.scale_search import search_scale
+from modcap.quantization.scheme import ANY, Grid
 
 __all__ = [
-    "BFLOAT16_BITS",
     "ActivationQuantizer",
-    "Bits",
     "LearnedIntegers",
     "QuantLayer",
     "bernoulli_mask",
+    "integer_bias",
 ]
 
-BFLOAT16_BITS = 6
-"""Bits whose levels bfloat16, with 8 significant ones, still tells apart well."""
-
-
-class Bits(NamedTuple):
-    """Bit-widths of one weight layer and of its input."""
-
-    weight: int
-    activation: int
+_LARGEST_BIAS = 2.0**31 - 128  # the last float32 below 2^31
 
 
 def bernoulli_mask(like: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
@@ -64,9 +57,10 @@ class ActivationQuantizer(nn.Module):
     scale: nn.Parameter
     zero_point: Tensor
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, grid: Grid = ANY) -> None:
         super().__init__()
         self.bits = bits
+        self.grid = grid
         self.scale = nn.Parameter(torch.ones(()))
         self.register_buffer("zero_point", torch.zeros(()))
         self._range = 0.0, float(levels(bits))
@@ -74,18 +68,24 @@ class ActivationQuantizer(nn.Module):
         self.quantize_probability = 1.0
         self.generator: torch.Generator | None = None
 
+    @property
+    def step(self) -> Tensor:
+        """The scale as it is used: the nearest that the grid has."""
+        return _on_grid(self.scale, self.grid)
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
+        step = self.step
         if not torch.is_grad_enabled():
-            return torch.clamp_(torch.round(x / self.scale), *self._range).mul_(self.scale)
+            return torch.clamp_(torch.round(x / step), *self._range).mul_(step)
         if self.bits > BFLOAT16_BITS:  # such as those of the first and the last layer
             x = x.float()
         keep = None
         if self.quantize_probability < 1:
             keep = bernoulli_mask(x, self.quantize_probability, self.generator)
         fake: Tensor = FakeQuantize.apply(  # type: ignore[no-untyped-call]
-            x, self.scale, *self._range, keep
+            x, step, *self._range, keep
         )
         return fake
 
@@ -98,8 +98,14 @@ class ActivationQuantizer(nn.Module):
 
     def calibrate(self, values: Tensor, p: float) -> None:
         """Sets scale and zero point by the search of :func:`search_scale` on ``values``."""
-        scale, zero = search_scale(values.reshape(1, -1), self.bits, p)
+        scale, zero = search_scale(values.reshape(1, -1), self.bits, p, self.grid)
         self.set(scale[0], zero[0])
+
+    def settle(self) -> None:
+        """Ends the learning of the scale: it becomes what is used."""
+        self.scale.data.abs_()
+        self.scale.data.copy_(self.step.detach())
+        self.scale.grad = None
 
 
 class LearnedIntegers(nn.Module):
@@ -107,9 +113,14 @@ class LearnedIntegers(nn.Module):
 
     Attributes:
         variable: what learns.
+        factor: by which the scale of each channel has changed, where it changes by powers of two:
+            integers then follow, so that weights stay where they are. None is not at all.
+        follows_scale: whether they do.
     """
 
     variable: nn.Parameter
+    factor: Tensor | None = None
+    follows_scale: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self) -> Tensor:
@@ -121,6 +132,19 @@ class LearnedIntegers(nn.Module):
         """The integers that were learned, as floats."""
 
 
+def _on_grid(scale: Tensor, grid: Grid) -> Tensor:
+    if not grid.power_of_two:
+        return scale
+    power: Tensor = PowerOfTwo.apply(scale)  # type: ignore[no-untyped-call]
+    return power
+
+
+def integer_bias(bias: Tensor, unit: Tensor) -> Tensor:
+    """``bias`` (channels,) as 32-bit integers, as floats; ``unit`` (channels,) is what one stands
+    for."""
+    return torch.clamp(torch.round(bias / unit), -_LARGEST_BIAS, _LARGEST_BIAS)
+
+
 class QuantLayer(nn.Module):
     """A convolution or linear layer whose weight is quantized per output channel.
 
@@ -128,15 +152,22 @@ class QuantLayer(nn.Module):
     hard: then ``integers`` hold the weight, and ``layer`` its float image. While it learns,
     whatever of these is not None has variables: ``learned_integers``, ``log_scale_offset`` (the
     logarithm of a factor for each channel's scale) and ``bias``.
+
+    Attributes:
+        reads: the quantizer of its input, in a tuple since that is no part of it, where its bias is
+            a multiple of the product of both scales, for devices that add it to integers; else
+            empty.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, layer: nn.Module, bits: int) -> None:
+    def __init__(self, layer: nn.Module, bits: int, grid: Grid = ANY) -> None:
         super().__init__()
         self.layer = layer
         self.bits = bits
+        self.grid = grid
+        self.reads: tuple[ActivationQuantizer, ...] = ()
         weight = self.weight
         self.axis = 1 if getattr(layer, "transposed", False) else 0
         channels = weight.shape[self.axis]
@@ -165,12 +196,15 @@ class QuantLayer(nn.Module):
     def calibrate(self, p: float) -> None:
         """Searches scale and zero point of each output channel."""
         rows = self.weight.detach().transpose(0, self.axis).flatten(1)
-        scale, zero = search_scale(rows, self.bits, p)
+        scale, zero = search_scale(rows, self.bits, p, self.grid)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero)
 
     def learn_scales(self) -> None:
-        """Creates variables of the scales."""
+        """Creates variables of the scales, where integers can follow them."""
+        integers = self.learned_integers
+        if self.grid.power_of_two and not (integers is not None and integers.follows_scale):
+            return
         self.log_scale_offset = nn.Parameter(torch.zeros_like(self.scale))
 
     def learn_bias(self) -> None:
@@ -178,29 +212,54 @@ class QuantLayer(nn.Module):
         if getattr(self.layer, "bias", None) is not None:
             self.bias = nn.Parameter(cast(Tensor, self.layer.bias).detach().clone())
 
+    @property
+    def factor(self) -> Tensor | None:
+        """By which learning has changed the scale of each channel."""
+        if self.log_scale_offset is None:
+            return None
+        return _on_grid(torch.exp(self.log_scale_offset), self.grid)
+
     def trained_weight(self) -> Tensor:
         """The weight as its variables make it."""
         scale = self.per_channel_view(self.scale)
-        factor = None
-        if self.log_scale_offset is not None:
-            factor = self.per_channel_view(torch.exp(self.log_scale_offset))
+        factor = self.factor
+        if factor is not None:
+            factor = self.per_channel_view(factor)
         if self.learned_integers is None:
             return self.weight if factor is None else self.weight * factor
+        if self.grid.power_of_two:
+            self.learned_integers.factor = factor
         scale = scale if factor is None else scale * factor
         return dequantize(self.learned_integers(), scale, self.per_channel_view(self.zero_point))
 
+    def trained_bias(self) -> Tensor | None:
+        """The bias as its variable makes it, a multiple of the product of both scales where it has
+        to be one."""
+        bias = cast("Tensor | None", self.layer.bias) if self.bias is None else self.bias
+        if bias is None or not self.reads:
+            return bias
+        unit = self.bias_unit()
+        return bias + (integer_bias(bias, unit) * unit - bias).detach()
+
+    @torch.no_grad()
+    def bias_unit(self) -> Tensor:
+        """The product of both scales (channels,): what 1 stands for in an integer bias."""
+        factor = self.factor
+        return self.reads[0].step * (self.scale if factor is None else self.scale * factor)
+
     def freeze(self) -> None:
         """Rounds to integers; afterwards ``layer`` computes with their float image."""
+        factor = None if self.factor is None else self.factor.detach()
         if self.learned_integers is not None:
+            if self.grid.power_of_two and factor is not None:
+                self.learned_integers.factor = self.per_channel_view(factor)
             q = self.learned_integers.rounded()
         elif self.integers is not None:
             q = self.integers
         else:
             scale, zero = (self.per_channel_view(x) for x in (self.scale, self.zero_point))
             q = quantize(self.weight.detach(), scale, zero, self.bits)
-        scale = self.scale
-        if self.log_scale_offset is not None:
-            scale = (scale * torch.exp(self.log_scale_offset.detach())).contiguous()
+        scale = self.scale if factor is None else (self.scale * factor).contiguous()
         bias = None if self.bias is None else self.bias.detach()
         self.restore(q.to(torch.uint8), scale, self.zero_point, bias)
 
@@ -216,6 +275,10 @@ class QuantLayer(nn.Module):
         if bias is not None:
             self.layer.bias = nn.Parameter(bias, requires_grad=False)
 
+    def nearest_factor(self, factor: Tensor) -> Tensor:
+        """What its scales (channels,) can be multiplied by, nearest to ``factor``."""
+        return _on_grid(factor, self.grid)
+
     def rescale(self, factor: Tensor, shift: Tensor | None) -> None:
         """Makes its output z, in the hard state, ``factor`` z + ``shift``, each (channels,)."""
         assert self.integers is not None
@@ -228,8 +291,8 @@ class QuantLayer(nn.Module):
         state: dict[str, Tensor] = {}
         if self.learned_integers is not None or self.log_scale_offset is not None:
             state["weight"] = self.trained_weight()
-        if self.bias is not None:
-            state["bias"] = self.bias
+        if self.bias is not None or self.reads:
+            state |= {"bias": bias} if (bias := self.trained_bias()) is not None else {}
         if not state:
             return cast(Tensor, self.layer(x))
         return cast(Tensor, functional_call(self.layer, state, (x,)))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from modcap.quantization.affine import fake_quantize, levels
+from modcap.quantization.affine import fake_quantize, levels, middle
+from modcap.quantization.scheme import ANY, Grid
 
 __all__ = ["search_scale"]
 
 _SHRINKS = 90  # candidate ranges: 100 % down to 11 % of the range seen
+
+_HALVINGS = 5  # candidate scales that are powers of two: from what covers the range seen
 
 _SAMPLE = 1 << 14  # values a per-tensor search looks at
 
@@ -22,11 +26,12 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 _CHUNK = 1 << 18  # values at once, during the search: they stay in the cache
 
 
-def search_scale(x: Tensor, bits: int, p: float = 2.4) -> tuple[Tensor, Tensor]:
+def search_scale(x: Tensor, bits: int, p: float = 2.4, grid: Grid = ANY) -> tuple[Tensor, Tensor]:
     """The scale and zero point that minimise sum |x - q(x)|^p for each row.
 
-    Candidates are the range of the row (zero included) shrunk in steps of one percent, each with
-    the zero point that the range implies and its two neighbours. Of longer rows, a sample is
+    Candidates are the range of the row (zero included) shrunk in steps of one percent, or halved
+    where scales are powers of two, each with the zero point that the range implies and its two
+    neighbours, or the middle one. Of longer rows, a sample is
     looked at (16,384 of a single row, 4,096 of each of several); the range is of all. Where what
     the range found leaves out weighs more than twice as much, over the whole row, as all errors
     that the sample shows, the sample has missed rare large values: then the search sees these, too.
@@ -35,19 +40,24 @@ def search_scale(x: Tensor, bits: int, p: float = 2.4) -> tuple[Tensor, Tensor]:
         x: (rows, values); one row per output channel, or a single row per tensor.
         bits: 2 to 8.
         p: exponent of the error; 2.4 in the published recipe.
+        grid: which scales and zero points there may be.
 
     Returns:
         (scale, zero_point), each of shape (rows,) and x's dtype; zero points are integral.
     """
     low = x.amin(1).clamp(max=0.0)
     high = x.amax(1).clamp(min=0.0)
+    top = levels(bits)
+    if grid.symmetric:
+        high = torch.maximum(high, -low) * top / (top - middle(bits))
+        low = torch.zeros_like(low)
     width = (high - low).clamp(min=torch.finfo(x.dtype).tiny * 2**12)
     limit = _SAMPLE if len(x) == 1 else _ROW_SAMPLE
     sampled = x.shape[1] > limit
     sample = x[:, _spread(x.shape[1], limit).to(x.device)] if sampled else x
     rows = max(1, _CHUNK // max(1, sample.shape[1]))
     parts = [
-        _search_rows(part, lows, widths, bits, p)
+        _search_rows(part, lows, widths, bits, p, grid)
         for part, lows, widths in zip(
             sample.split(rows), low.split(rows), width.split(rows), strict=True
         )
@@ -61,7 +71,9 @@ def search_scale(x: Tensor, bits: int, p: float = 2.4) -> tuple[Tensor, Tensor]:
         for row in missed.nonzero().flatten().tolist():
             one = slice(row, row + 1)
             values, weights = _with_rare(sample[row], x[row])
-            scale[one], zero[one] = _search_rows(values, low[one], width[one], bits, p, weights)
+            scale[one], zero[one] = _search_rows(
+                values, low[one], width[one], bits, p, grid, weights
+            )
     return scale, zero
 
 
@@ -95,20 +107,26 @@ def _spread(count: int, limit: int) -> Tensor:
 
 
 def _search_rows(
-    x: Tensor, low: Tensor, width: Tensor, bits: int, p: float, weights: Tensor | None = None
+    x: Tensor,
+    low: Tensor,
+    width: Tensor,
+    bits: int,
+    p: float,
+    grid: Grid,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The search over x (rows, values), of which each counts as often as ``weights`` (values,)
     say."""
     top = levels(bits)
     best = torch.full_like(low, torch.inf)
     best_scale, best_zero = width / top, torch.zeros_like(low)
-    for step in range(_SHRINKS):
-        shrink = 1 - step / 100
-        scale = width * shrink / top
+    for shrink, scale in _candidates(width, top, grid.power_of_two):
         implied = torch.round(-low * shrink / scale)
+        if grid.symmetric:
+            implied = torch.full_like(low, middle(bits))
         ratio = x / scale[:, None]
         rounded = torch.round(ratio)
-        for shift in (0, -1, 1):
+        for shift in (0,) if grid.symmetric else (0, -1, 1):
             zero = torch.clamp(implied + shift, 0, top)
             steps = torch.clamp(rounded, -zero[:, None], (top - zero)[:, None])
             error = _power_sum(steps.sub_(ratio), p, weights)
@@ -118,6 +136,21 @@ def _search_rows(
             best_scale = torch.where(better, scale, best_scale)
             best_zero = torch.where(better, zero, best_zero)
     return best_scale, best_zero
+
+
+def _candidates(
+    width: Tensor, top: int, power_of_two: bool
+) -> Iterator[tuple[float | Tensor, Tensor]]:
+    """Scales (rows,), and what share of the range (rows,) they cover."""
+    if not power_of_two:
+        for step in range(_SHRINKS):
+            shrink = 1 - step / 100
+            yield shrink, width * shrink / top
+        return
+    most = torch.ceil(torch.log2(width / top)).int()
+    for step in range(_HALVINGS):
+        scale = torch.ldexp(torch.ones_like(width), most - step)
+        yield scale * top / width, scale
 
 
 def _power_sum(error: Tensor, p: float, weights: Tensor | None = None) -> Tensor:

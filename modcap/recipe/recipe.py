@@ -8,14 +8,15 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from modcap.core.canonical import canonical, digest
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
 from modcap.core.named import Frozen
-from modcap.core.serialization import canonical, digest
 from modcap.ptq.bit_policy import BitPolicy
 from modcap.ptq.methods import AnyMethod, QDrop
 from modcap.ptq.settings import Optimiser, Precision, flat_fields
-from modcap.quantization.layers import BFLOAT16_BITS
+from modcap.quantization.bits import BFLOAT16_BITS
+from modcap.quantization.scheme import Activations, Scales, Scheme, WeightRange
 from modcap.recipe.overlay import overlay, read_old_names
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 
+_ACTIVATIONS = 0.5  # GiB in memory, where a recipe leaves it open
 _TUNING = 300  # steps at most, where a recipe leaves it open
 _TRIAL = 4  # tuning is as many times as long as the one by which several k are compared
 
@@ -98,21 +100,53 @@ class Recipe(Frozen):
     w_bits: int = Field(4, ge=2, le=8, description="bits of weights")
     a_bits: int = Field(4, ge=2, le=8, description="bits of activations")
     first_last_bits: int = Field(8, ge=2, le=8, description="bits of the first and the last layer")
+    activations: Activations = Field(
+        Activations.INPUTS,
+        description="what is quantized: what weight layers read (inputs), or all that an integer "
+        "device holds: also sums, concatenations, averages, what layers give, biases and logits",
+    )
+    weights: WeightRange = Field(
+        WeightRange.ASYMMETRIC,
+        description="symmetric: integers of weights have 0 in the middle, for devices that have no "
+        "zero points of weights",
+    )
+    scales: Scales = Field(
+        Scales.ANY, description="power-of-two: for devices that shift in place of multiplying"
+    )
     method: AnyMethod = Field(
         QDrop(),
-        description="rtn, adaround, brecq or qdrop; or a mapping of its name and settings",
+        description="what a group sees while it is optimised; a recipe file may also give its "
+        "settings, as a mapping",
     )
-    capacity: CapacityKind = CapacityKind.DATA_FREE
-    capacity_scale: CapacityScale = CapacityScale.RAW
+    capacity: CapacityKind = Field(
+        CapacityKind.DATA_FREE,
+        description="how capacity is measured: from weights alone, or on images; none joins "
+        "nothing",
+    )
+    capacity_scale: CapacityScale = Field(
+        CapacityScale.RAW, description="compare capacities as they are, or their logarithms"
+    )
     capacity_images: int = Field(256, ge=1, description="images for data-dependent capacity")
     stride_coefficient: float = Field(1.6, gt=0, description="alpha of stride-2 convolutions")
-    homogeneity: Homogeneity = Homogeneity.PAPER
-    selection: Selection = Selection.TOP_K
-    k: int | None = Field(None, ge=0, description="boundaries to select; None chooses")
+    homogeneity: Homogeneity = Field(
+        Homogeneity.PAPER,
+        description="neighbours that may be joined: those of equal strides and groups, or any",
+    )
+    selection: Selection = Field(
+        Selection.TOP_K,
+        description="boundaries to join: the largest differentials, random ones, or those of "
+        "groups",
+    )
+    k: int | None = Field(
+        None,
+        ge=0,
+        description="boundaries to select, so that the modules beside them are reconstructed "
+        "together; auto compares several",
+    )
     k_search: float = Field(
         0.5,
         ge=0,
-        description="k None: work spent on comparing several k by their final error (after a "
+        description="k auto: work spent on comparing several k by their final error (after a "
         "quarter of the tuning, where there is one), at most, as a share of that of a single run; "
         "0 takes k from capacity alone",
     )
@@ -122,7 +156,10 @@ class Recipe(Frozen):
     iterations_per: Budget = Field(
         Budget.GROUP, description="module: a group of n modules takes n times the iterations"
     )
-    schedule: Schedule = Schedule.SEQUENTIAL
+    schedule: Schedule = Field(
+        Schedule.SEQUENTIAL,
+        description="groups one after another, as published, or side by side in waves",
+    )
     shared_prefix: bool = Field(
         False,
         description="schedule sequential: a group sees the modules before it as reconstructed one "
@@ -137,13 +174,13 @@ class Recipe(Frozen):
     )
     correction: bool | None = Field(
         None,
-        description="correct each channel's mean and scale at the end, in one pass; None does so "
+        description="correct each channel's mean and scale at the end, in one pass; auto does so "
         "for schedule waves",
     )
     tuning: int | None = Field(
         None,
         ge=0,
-        description="steps that train the whole network at the end, on its logits; None takes 3 "
+        description="steps that train the whole network at the end, on its logits; auto takes 3 "
         "for each of iterations, at most 300, where the optimiser learns weight scales, else 0",
     )
     tuning_rate: float = Field(1e-2, gt=0, description="learning rate of tuning, relative")
@@ -155,6 +192,13 @@ class Recipe(Frozen):
     )
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
     optimiser: Optimiser = Optimiser()
+    positions: int | None = Field(
+        None,
+        ge=1,
+        description="positions, such as height x width, that a step of a reconstruction sees at "
+        "most where its weight layers give the most of them: groups of larger images take fewer "
+        "of these a step, but 4 at least; None is no bound. 25088 is 32 images of 28 x 28",
+    )
     calibration: int = Field(1024, ge=1, description="calibration images")
     seed: int = Field(0, ge=0, lt=2**32, description="of calibration images, batches, drops")
     threads: int = Field(1, ge=1, description="CPU threads per job; another number, other bytes")
@@ -163,16 +207,16 @@ class Recipe(Frozen):
         None,
         gt=0,
         le=1,
-        description="device cuda: share of a GPU per job; None takes what its memory needs, and a "
+        description="device cuda: share of a GPU per job; auto takes what its memory needs, and a "
         "whole one where nodes do not say how much theirs have",
     )
 
     activation_memory: float | None = Field(
         None,
         gt=0,
-        description="device cpu: GiB of calibration activations that a reconstruction, or tuning, "
-        "holds in memory, and of those that a worker keeps; larger ones lie in temporary files; "
-        "same bytes. None holds all",
+        description="device cpu: GiB of calibration activations that a job holds in memory, and of "
+        "those that a worker keeps; larger ones lie in temporary files; same bytes; auto is half a "
+        "GiB; on a GPU all are held",
     )
 
     @model_validator(mode="after")
@@ -223,8 +267,11 @@ class Recipe(Frozen):
 
     @property
     def activation_bytes(self) -> int | None:
-        """``activation_memory`` in bytes."""
-        return None if self.activation_memory is None else int(self.activation_memory * 2**30)
+        """``activation_memory`` in bytes; None is no bound."""
+        if self.device is not Device.CPU:
+            return None
+        bound = _ACTIVATIONS if self.activation_memory is None else self.activation_memory
+        return int(bound * 2**30)
 
     @property
     def k_asked(self) -> str:
@@ -237,6 +284,11 @@ class Recipe(Frozen):
     def bit_policy(self) -> BitPolicy:
         """Which layer gets how many bits."""
         return BitPolicy(self.w_bits, self.a_bits, self.first_last_bits)
+
+    @property
+    def scheme(self) -> Scheme:
+        """What is quantized, and on which grids."""
+        return Scheme(activations=self.activations, weights=self.weights, scales=self.scales)
 
     @property
     def bits(self) -> str:

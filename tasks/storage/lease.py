@@ -14,16 +14,16 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from modcap.core.errors import ModcapError, Unavailable
+from modcap.core.errors import Lost, ModcapError
 from modcap.core.messages import first_line
 from modcap.tasks.storage.store import Store
 
-__all__ = ["Lease", "lease"]
+__all__ = ["Lease", "give_all_back", "lease"]
 
 _TERM = 60.0  # seconds without a sign of life after which a lease may be taken over
 _BEAT = 5.0  # seconds between two signs of life
@@ -57,6 +57,11 @@ class Lease:
                 self._seen = held[1], now
             return now - self._seen[1] > _TERM and self._write(only_if=held[1])
 
+    @property
+    def silence(self) -> float:
+        """Seconds for which another one's lease was seen without a sign of life."""
+        return time.monotonic() - self._seen[1] if self._seen is not None else 0.0
+
     def _write(self, **condition: str) -> bool:
         """Writes the next sign of life; each has its own content, and so its own version."""
         self._beat += 1
@@ -80,12 +85,12 @@ class Lease:
 
         Raises:
             ModcapError: it is another one's, since the store, or this process, stood still.
-            Unavailable: the store cannot be asked.
+            Lost: the store cannot be asked.
         """
         try:
             held = self._hold_on()
         except (BotoCoreError, ClientError) as error:
-            raise Unavailable(f"the lease {self.name}: {first_line(error)}: start again") from None
+            raise Lost(f"the lease {self.name}: {first_line(error)}: start again") from None
         if not held:
             raise ModcapError(f"the lease {self.name} was lost to another process: start again")
 
@@ -104,6 +109,15 @@ class Lease:
             self._version = None
 
 
+_held: list[Lease] = []  # by this process
+
+
+def give_all_back() -> None:
+    """Frees what this process holds: it is about to end, at once."""
+    for mine in _held:
+        mine.give_back()
+
+
 def _token(document: bytes) -> str | None:
     try:
         return str(json.loads(document)["token"])
@@ -112,7 +126,9 @@ def _token(document: bytes) -> str | None:
 
 
 @contextlib.contextmanager
-def lease(store: Store, name: str, patience: float = 0.0) -> Iterator[Lease | None]:
+def lease(
+    store: Store, name: str, patience: float = 0.0, say: Callable[[str], object] | None = None
+) -> Iterator[Lease | None]:
     """Holds ``name`` against other processes; yields None where another one holds it.
 
     That one is known to live by its next sign of life; without any, this waits for a term, without
@@ -122,12 +138,17 @@ def lease(store: Store, name: str, patience: float = 0.0) -> Iterator[Lease | No
         store: where it is kept, under ``leases/``.
         name: of what is done once at a time.
         patience: seconds to wait for another process that lives.
+        say: told, in one line, that this waits for one that seems to be dead.
     """
     mine = Lease(store, f"leases/{name}.json")
     limit = time.monotonic() + patience
     while not (taken := mine.take()):
         if mine.holder_lives and time.monotonic() >= limit:
             break
+        if say is not None and mine.silence > min(2 * _BEAT, _TERM / 4):
+            left = max(0.0, _TERM - mine.silence)
+            say(f"another process holds {name} and is silent: waiting, for {left:.0f} s at most")
+            say = None
         time.sleep(_WAIT)
     if not taken:
         yield None
@@ -135,9 +156,11 @@ def lease(store: Store, name: str, patience: float = 0.0) -> Iterator[Lease | No
     stop = threading.Event()
     renewal = threading.Thread(target=mine.renew, args=(stop,), daemon=True)
     renewal.start()
+    _held.append(mine)
     try:
         yield mine
     finally:
+        _held.remove(mine)
         stop.set()
         renewal.join()
         mine.give_back()

@@ -16,13 +16,14 @@ from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from modcap.core.errors import InputError, Unavailable
+from modcap.core.errors import InputError, Lost, Unavailable
 from modcap.tasks.storage.s3 import (
     GONE,
     client,
     code_of,
     endpoint_of_environment,
     listed,
+    lost,
     patiently,
 )
 
@@ -40,6 +41,8 @@ __all__ = [
 
 _SCHEME = "s3://"
 _CACHED = timedelta(days=7)
+_MOST = 32 * 2**30  # bytes of local copies of a kind
+_IN_USE = timedelta(minutes=10)  # so long, somebody may still read, or write, a copy
 _LONGEST_NAME = 100  # characters of a key that the name of its copy keeps
 _CHUNK = 1 << 20
 
@@ -49,8 +52,8 @@ class Missing(Unavailable):
 
 
 def cache_folder(kind: str) -> Path:
-    """A folder of this user alone for local copies of ``kind``; those older than a week are
-    removed.
+    """A folder of this user alone for local copies of ``kind``; those older than a week, and the
+    oldest of more than 32 GiB, are removed.
 
     Raises:
         Unavailable: somebody else made it.
@@ -59,12 +62,24 @@ def cache_folder(kind: str) -> Path:
     root.mkdir(mode=0o700, exist_ok=True)
     if root.stat().st_uid != os.getuid():
         raise Unavailable(f"{root} belongs to somebody else: remove it, or set TMPDIR")
-    oldest = time.time() - _CACHED.total_seconds()
-    for file in (root / kind).glob("**/*"):
-        with contextlib.suppress(FileNotFoundError):  # another process does the same
-            if file.is_file() and file.stat().st_mtime < oldest:
-                file.unlink()
+    _trim(root / kind)
     return root / kind
+
+
+def _trim(folder: Path) -> None:
+    """Removes what is old, or too much; also what processes left that ended while they wrote."""
+    now, total = time.time(), 0
+    for age, size, file in sorted((now - s.st_mtime, s.st_size, f) for f, s in _files(folder)):
+        total += size
+        if age > _CACHED.total_seconds() or (total > _MOST and age > _IN_USE.total_seconds()):
+            file.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for file in folder.glob("**/*"):
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            if file.is_file():
+                yield file, file.stat()
 
 
 @contextlib.contextmanager
@@ -163,10 +178,10 @@ def _listed(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
 
 def _unreadable(address: str, error: Exception) -> Unavailable:
     gone = isinstance(error, ClientError) and code_of(error) in GONE
-    reason, server = str(error).splitlines()[0], endpoint_of_environment() or "AWS"
-    return (Missing if gone else Unavailable)(
-        f"{address}: cannot be read from {server} ({reason}): check address and rights"
-    )
+    endpoint = endpoint_of_environment()
+    reason, server = str(error).splitlines()[0], endpoint or "AWS"
+    kind = Missing if gone else Lost if lost(error, endpoint) else Unavailable
+    return kind(f"{address}: cannot be read from {server} ({reason}): check address and rights")
 
 
 def fetch(address: str, folder: Path) -> Path:

@@ -11,18 +11,26 @@ import boto3
 from botocore import exceptions as botocore_errors
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    retry,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 __all__ = [
     "GONE",
+    "answered",
     "client",
     "code_of",
     "endpoint_of_environment",
     "listed",
+    "lost",
     "patiently",
 ]
 
-_PATIENCE_SECONDS = 30  # an S3 server may take this long to come back
+_PATIENCE = 30.0  # seconds that an S3 server may take to come back
 _CONFIG = Config(
     retries={"mode": "standard", "total_max_attempts": 3},
     connect_timeout=5,
@@ -48,9 +56,27 @@ def _passing(error: BaseException) -> bool:
     return isinstance(error, _PASSING)
 
 
+def _out_of_patience(state: RetryCallState) -> bool:
+    patience = float(os.environ.get("MODCAP_PATIENCE") or _PATIENCE)
+    return stop_after_delay(patience)(state)
+
+
+_answered: set[str | None] = set()
+
+
+def answered(endpoint: str | None) -> None:
+    """The server was there."""
+    _answered.add(endpoint)
+
+
+def lost(error: Exception, endpoint: str | None) -> bool:
+    """Whether a server that had answered this process does so no more."""
+    return endpoint in _answered and _passing(error)
+
+
 patiently = retry(
     retry=retry_if_exception(_passing),
-    stop=stop_after_delay(_PATIENCE_SECONDS),
+    stop=_out_of_patience,
     wait=wait_random_exponential(multiplier=0.5, max=4),
     reraise=True,
 )

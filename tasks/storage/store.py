@@ -18,14 +18,15 @@ import io
 import json
 import os
 import re
+import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -35,6 +36,7 @@ from modcap.core.serialization import DamagedResult, Result, decode, digest, enc
 from modcap.tasks.storage.objects import digest_of, download
 from modcap.tasks.storage.s3 import (
     GONE,
+    answered,
     client,
     code_of,
     endpoint_of_environment,
@@ -103,6 +105,7 @@ class Store:
         """
         try:
             self._ensure_bucket()
+            answered(self.endpoint)
         except (BotoCoreError, ClientError) as error:
             where = self.endpoint or "AWS"
             raise Unavailable(
@@ -254,15 +257,32 @@ class Store:
     def upload_input(self, name: str, data: bytes) -> None:
         """Stores an input under its sha256, unless it is there, of its size, and too young for
         a collection of garbage to take it away under a run."""
-        head = self._head(f"inputs/{name}")
-        young = datetime.now(timezone.utc) - _FRESH
-        if not (head and head["ContentLength"] == len(data) and head["LastModified"] > young):
+        if not self._has_input(name, len(data)):
             self._upload(f"inputs/{name}", data)
 
+    def upload_large_input(self, name: str, size: int, write: Callable[[IO[bytes]], None]) -> None:
+        """The same of ``size`` bytes that ``write`` gives, by way of a temporary file."""
+        if self._has_input(name, size):
+            return
+        with tempfile.TemporaryFile() as file:
+            write(file)
+            file.flush()
+            self._upload(f"inputs/{name}", file)
+
+    def _has_input(self, name: str, size: int) -> bool:
+        head = self._head(f"inputs/{name}")
+        young = datetime.now(timezone.utc) - _FRESH
+        return bool(head and head["ContentLength"] == size and head["LastModified"] > young)
+
     @patiently
-    def _upload(self, name: str, data: bytes) -> None:
+    def _upload(self, name: str, data: bytes | IO[bytes]) -> None:
         """Writes an object of any size, in parts where it is large."""
-        self._s3.upload_fileobj(io.BytesIO(data), self.bucket, self._name(name))
+        if isinstance(data, bytes):
+            body: Any = io.BytesIO(data)
+        else:
+            body = open(data.fileno(), "rb", closefd=False)  # noqa: SIM115  # S3's client closes it
+            body.seek(0)
+        self._s3.upload_fileobj(body, self.bucket, self._name(name))
 
     def fetch_input(self, name: str, folder: Path) -> Path:
         """A verified local copy of an input, in ``folder``, fetched where it is not there whole.

@@ -19,6 +19,7 @@ from modcap.jobs.run_job import run_job
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.tasks.storage.objects import cache_folder
 from modcap.tasks.storage.store import Store
+from modcap.tasks.workers.idle import Idle
 
 __all__ = [
     "MissingResult",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _KEPT_RESULTS = 96 << 20  # bytes of results kept: part of the base of every estimate of memory
+_IDLE_SECONDS = 5.0  # after which a worker gives up activations, which only its own jobs count
 _TRANSFERS = 8  # requests to the store at once, for one batch of jobs
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch has no error class for it
 _REPORT_SECONDS = 0.3  # least time between two reports of one job
@@ -71,7 +73,8 @@ class _Worker:
     def __init__(self, store: Store) -> None:
         self.store = store
         folder = cache_folder("inputs")
-        self.bench = WorkerCache(lambda digest: store.fetch_input(digest, folder).read_bytes())
+        self.bench = WorkerCache(lambda digest: store.fetch_input(digest, folder))
+        self.idle = Idle(self.bench.activations.clear, _IDLE_SECONDS)
         self._results: ByteCache[Result] = ByteCache(_KEPT_RESULTS)
 
     def needs(self, job: Job) -> list[Result]:
@@ -130,7 +133,9 @@ def _run_jobs(jobs: Sequence[Job], store: Store, board: Any) -> list[dict[str, A
         OutOfMemory: an allocation failed.
     """
     try:
-        return _compute(jobs, _worker(store), board)
+        worker = _worker(store)
+        with worker.idle.busy():
+            return _compute(jobs, worker, board)
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         raise OutOfMemory(str(error) or type(error).__name__) from None
     except RuntimeError as error:

@@ -15,7 +15,7 @@ from modcap.jobs.job import Job
 __all__ = ["GPU_MEMORY", "MOST_IN_FLIGHT", "in_flight", "refuse_impossible", "request"]
 
 MOST_IN_FLIGHT = 1000
-"""Task runs at once, at most: Prefect waits for each on a thread."""
+"""Ray tasks at once, at most; Prefect waits on a thread for each that optimises."""
 _LEAST_IN_FLIGHT = 60
 
 GPU_MEMORY = "gpu_memory"
@@ -37,7 +37,7 @@ def request(job: Job, growth: int = 1) -> dict[str, Any]:
 
 
 def in_flight() -> int:
-    """How many task runs keep this cluster busy: some wait, so that no worker does."""
+    """How many Ray tasks keep this cluster busy: some wait, so that no worker does."""
     if os.environ.get("MODCAP_AUTOSCALING"):
         return MOST_IN_FLIGHT  # what waits is what makes the cluster grow
     threads = sum(node.get("CPU", 0) for node in _nodes())
@@ -73,10 +73,27 @@ def refuse_impossible(jobs: Iterable[Job], growth: int = 1) -> None:
             there = "; ".join(sorted({_said(node) for node in nodes})) or "none"
             raise Unavailable(
                 f"job '{job.label}' asks for {_asked(asked)}, and no node of the Ray cluster has "
-                f"that (nodes: {there}): lower the recipe's threads, gpus, calibration, "
-                "batch_size or activation_memory, test fewer images, or add a larger node"
+                f"that (nodes: {there}): {_lever(job, asked, nodes)}add a larger node"
             )
         fitting.add(kind)
+
+
+def _lever(job: Job, asked: dict[str, Any], nodes: Iterable[dict[str, float]]) -> str:
+    """What of the recipe, or of the images, makes ``job`` ask for less than it lacks."""
+    nodes = list(nodes)
+    most = {name: max((n.get(r, 0) for n in nodes), default=0) for name, r in _RESOURCES.items()}
+    levers = []
+    if asked["num_cpus"] > most["num_cpus"]:
+        levers.append("lower the recipe's threads")
+    if asked.get("num_gpus", 0) > most["num_gpus"]:
+        levers.append("lower the recipe's gpus or take device cpu")
+    if asked["memory"] > most["memory"]:
+        held = 2 * (job.room.activation_bytes or 0)  # by the job, and by its worker between two
+        if job.work.counts_activations and asked["memory"] - held <= most["memory"]:
+            levers.append("lower the recipe's activation_memory")
+        else:
+            levers.append("give smaller images (--preprocess with a smaller crop=…)")
+    return "".join(f"{lever}, or " for lever in levers)
 
 
 _RESOURCES = {"num_cpus": "CPU", "memory": "memory", "num_gpus": "GPU"}

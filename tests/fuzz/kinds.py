@@ -26,7 +26,7 @@ from modcap.flows.requests.documents import read_mapping
 from modcap.flows.requests.scan_policy import Manifest, read_policy
 from modcap.graph import network
 from modcap.recipe import CapacityKind, Recipe
-from tests.fuzz import mutations
+from tests.fuzz import bombs, mutations
 
 __all__ = ["KINDS", "Kind", "tiny"]
 
@@ -148,7 +148,7 @@ def _kinds() -> tuple[Kind, ...]:
     pictures = (
         Kind(f"image.{suffix}", _image(kind), mutations.noise, _read_image, 0.5)
         for suffix, kind in (
-            *(("png", "PNG"), ("jpg", "JPEG"), ("tif", "TIFF"), ("bmp", "BMP")),
+            *(("jpg", "JPEG"), ("tif", "TIFF"), ("bmp", "BMP")),
             *(("webp", "WEBP"), ("ppm", "PPM")),
         )
     )
@@ -177,7 +177,8 @@ def _kinds() -> tuple[Kind, ...]:
             lambda path: checkpoint.load(path, ARCH),
         ),
         Kind("archive.pt2", _pt2, mutations.archive, checkpoint.load, 0.2),
-        Kind("images.npz", _npz, mutations.archive, _read_npz),
+        Kind("images.npz", _npz, bombs.arrays, _read_npz),
+        Kind("image.png", _image("PNG"), bombs.png, _read_image),
         *pictures,
         Kind(
             "recipe.yaml",

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["archive", "artifact", "document", "network", "noise", "tensors"]
+__all__ = ["archive", "artifact", "changed", "document", "network", "noise", "tensors"]
 
 _VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 7, 2**31, 2**63, -(2**63), 10**30, 0.5, -1.5, 1e308, float("nan")),
@@ -68,13 +68,18 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
+def _value(rng: random.Random) -> Any:
+    """One of the values; a copy, since it may be changed in its turn."""
+    return copy.deepcopy(rng.choice(_VALUES))
+
+
 def changed(value: Any, rng: random.Random) -> Any:
     """A copy of ``value`` in which one to three places differ."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = _places(value)
         if not places:
-            return rng.choice(_VALUES)
+            return _value(rng)
         container, key = rng.choice(places)
         other, there = rng.choice(places)
         kind = rng.randrange(6)
@@ -83,13 +88,13 @@ def changed(value: Any, rng: random.Random) -> Any:
         elif kind == 1 and isinstance(container, list):
             container.insert(key, copy.deepcopy(container[key]))
         elif kind == 1:
-            container[rng.choice(("x", "", "names", key + "é"))] = container.pop(key)
+            container[rng.choice(("x", "", "names", f"{key}é"))] = container.pop(key)
         elif kind == 2:
             container[key] = copy.deepcopy(other[there])
         elif kind == 3:
-            container[key] = {key: container[key]} if rng.random() < 0.5 else [container[key]]
+            container[key] = {str(key): container[key]} if rng.random() < 0.5 else [container[key]]
         else:
-            container[key] = rng.choice(_VALUES)
+            container[key] = _value(rng)
     return value
 
 

@@ -1,13 +1,25 @@
-"""The command line as a process of its own, on the real servers of a stack."""
+"""The command line on the real servers of a stack: in this process, or as one of its own.
+
+Each command runs as a process of its own somewhere, and wherever a test needs one: to end it, to
+run two at once, or because it would end this process. Everything else runs here, where all is
+imported and Ray connected: a process needs seconds for its imports, and Ray for workers of it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
+import traceback
+import warnings
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -15,6 +27,7 @@ import modcap
 from modcap.checkpoints import checkpoint
 from modcap.checkpoints.published_preprocess import published_preprocess
 from modcap.data import sources as data
+from modcap.flows import cli
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "examples/fashion_mnist/checkpoints/resnet18_narrow.safetensors"
@@ -36,13 +49,61 @@ def start(
     )
 
 
-def modcap_command(
+def modcap_process(
     environment: dict[str, str], *arguments: str | Path, **others: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs ``modcap`` to its end."""
+) -> CompletedProcess[str]:
+    """Runs ``modcap`` to its end, as a process of its own."""
     process = start(environment, *arguments, **others)
     out, err = process.communicate(timeout=280)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return CompletedProcess(process.args, process.returncode, out, err)
+
+
+def modcap_command(
+    environment: dict[str, str], *arguments: str | Path, **others: str
+) -> CompletedProcess[str]:
+    """Runs ``modcap`` to its end, in this process, whose environment is afterwards what it was.
+
+    None that makes the stack start Ray anew, such as one with another S3: who is connected to Ray
+    ends with it.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, environment | others),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        warnings.resetwarnings()  # those that pytest makes errors of are lines for who runs it
+        connect_ray()
+        code = _exit_code([str(argument) for argument in arguments])
+    return CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def _exit_code(arguments: list[str]) -> int:
+    """What the process of ``modcap`` would end with."""
+    try:
+        cli.main(arguments)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    raise AssertionError("it returned")
+
+
+def connect_ray() -> None:
+    """To the cluster that the environment names; commands find it connected, and leave it so."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR)
+
+
+def forget_workers() -> None:
+    """Ends Ray's workers, which keep inputs and results; the next command has new ones."""
+    import ray
+
+    ray.shutdown()
 
 
 def sweep_arguments(folder: Path, recipe: dict[str, Any], *flags: str) -> list[str]:
@@ -65,4 +126,5 @@ def images(calibration: int, seed: int) -> torch.Tensor:
 def alone(recipe: modcap.Recipe) -> bytes:
     """The artifact of one cell, made by the library in this process."""
     model = checkpoint.load(CHECKPOINT, ARCH).model
-    return modcap.quantize(model, images(recipe.calibration, recipe.seed), recipe).artifact
+    x = images(recipe.calibration, recipe.seed)
+    return modcap.quantize(model, x, recipe, preprocess=published_preprocess(ARCH)).artifact

@@ -7,13 +7,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
+import prefect.context
 import pytest
+import ray
 
 from modcap.infra import local
 from modcap.tasks.storage.store import Store
 
-SERVICES = ("AWS_", "MLFLOW_", "PREFECT_", "RAY_", "MODCAP_")
 LOGINS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")
 
 
@@ -21,18 +23,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker(pytest.mark.integration)
+            item.add_marker(pytest.mark.xdist_group("stack"))  # one stack, in one process
 
 
 @pytest.fixture(scope="session")
 def home() -> Iterator[Path]:
-    """A folder for the stack, with a short path and no configured service beside it."""
+    """A folder for the stack, with a short path."""
     folder = Path(tempfile.mkdtemp(prefix="modcap-test-"))
-    before = {k: os.environ.pop(k) for k in list(os.environ) if k.startswith(SERVICES)}
     os.environ["MODCAP_HOME"] = str(folder)
     yield folder
     local.down(folder)
     os.environ.pop("MODCAP_HOME")
-    os.environ.update(before)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -41,7 +42,10 @@ def stack(home: Path) -> Iterator[dict[str, str]]:
     """Everything running; returns the environment of a client, whose logins this process has."""
     found = local.up(home).environment()
     os.environ.update({name: found[name] for name in LOGINS})
+    with patch.dict(os.environ, found):
+        prefect.context.refresh_global_settings_context()  # read when it was imported
     yield found
+    ray.shutdown()
     for name in LOGINS:
         os.environ.pop(name, None)
 

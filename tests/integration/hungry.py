@@ -1,4 +1,7 @@
-"""Runs one job on the stack whose workers run out of memory below a grant: hungry.py BYTES."""
+"""Runs jobs on the stack whose workers run out of memory below a grant: hungry.py BYTES…
+
+A line for each says what became of it.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,15 @@ from prefect import flow
 
 from modcap import zoo
 from modcap.core.errors import ModcapError
+from modcap.flows.execution.attempt import execute_jobs
 from modcap.flows.execution.connect import connected
-from modcap.flows.execution.execute import execute_jobs
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import THREADS
 from modcap.graph.network import build
 from modcap.jobs.job import Job, Room
 from modcap.jobs.kinds.capacity import DataFreeCapacity
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
 from modcap.tasks.storage.store import Store
-
-LEAST = int(sys.argv[1])
 
 
 class Hungry(Store):
@@ -36,10 +37,10 @@ class Hungry(Store):
 
 
 @flow(name="hungry", task_runner=THREADS)
-def body() -> None:
+def body(least: int) -> None:
     network = build(zoo.resnet18_narrow().eval(), torch.zeros(2, 1, 28, 28))
     with connected() as plain, Progress() as progress:
-        store = Hungry(plain.bucket, f"hungry-{LEAST}", plain.endpoint)
+        store = Hungry(plain.bucket, f"hungry-{least}", plain.endpoint)
         store.upload_input(network.digest, network.to_bytes())
         work = DataFreeCapacity(module=1, bits=(Bits(2, 4),) * 2, alpha=1.6)
         inputs = {"network": network.digest}
@@ -48,8 +49,14 @@ def body() -> None:
         assert store.get(job.key) is not None
 
 
-if __name__ == "__main__":
+def outcome(least: int) -> str:
     try:
-        body()
+        body(least)
     except ModcapError as error:
-        sys.exit(f"refused: {error}")
+        return f"refused: {error}"
+    return "done"
+
+
+if __name__ == "__main__":
+    for asked in map(int, sys.argv[1:]):
+        print(f"{asked}: {outcome(asked)}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 
@@ -28,6 +29,7 @@ def test_a_gate_whose_images_lack_a_class(stack: dict[str, str], tmp_path: Path)
     assert report["warnings"] == []
     version = MlflowClient(stack["MLFLOW_TRACKING_URI"]).get_model_version("named", "1")
     assert version.tags["classes_digest"]
+    check_pages(stack, report, tmp_path / "page.html")
     found = modcap_command(stack, "promote", "named", "--data", gate, "--max-drop", "1", "--json")
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)["top1"] == 100
@@ -35,3 +37,18 @@ def test_a_gate_whose_images_lack_a_class(stack: dict[str, str], tmp_path: Path)
     refused = modcap_command(stack, "promote", "named", "--data", gate, "--max-drop", "1")
     assert refused.returncode == 2, refused.stderr
     assert "images of sock" in refused.stderr
+
+
+def check_pages(stack: dict[str, str], report: dict[str, Any], out: Path) -> None:
+    """The page that the run logged is the one that its id and its version give, layers included."""
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    logged = Path(client.download_artifacts(report["mlflow_run_id"], "report.html", out.parent))
+    page = logged.read_text(encoding="utf-8")
+    assert "Use of the levels of weights" in page
+    assert all(name in page for name in NAMES)
+    assert report["agreement"] == 100
+    assert report["per_class"]["images"] == report["per_class"]["hits"]
+    for source in (report["mlflow_run_id"], "models:/named@candidate"):
+        done = modcap_command(stack, "report", source, "--output", out)
+        assert done.returncode == 0, done.stderr
+        assert out.read_text(encoding="utf-8") == page

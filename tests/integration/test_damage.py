@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from modcap.tasks.storage.objects import cache_folder
 from modcap.tasks.storage.s3 import client
 from modcap.tasks.storage.store import Store
-from tests.integration.commands import modcap_command, sweep_arguments
+from tests.integration.commands import forget_workers, modcap_command, sweep_arguments
 
 RECIPE: dict[str, Any] = {
     "calibration": 48,
@@ -60,7 +60,11 @@ HARM: list[Callable[[bytes], bytes | None]] = [
 
 
 def harm(store: Store, kinds: set[str], part: str) -> int:
-    """Damages results of these kinds, each in another way; says of how many jobs."""
+    """Damages results of these kinds, each in another way; says of how many jobs.
+
+    Workers that keep good ones go: the next run reads what is in the store.
+    """
+    forget_workers()
     results = {key: (store.meta(key) or {}).get("kind") for key in list(store.keys())}
     assert set(results.values()) == KINDS
     count = 0
@@ -112,6 +116,7 @@ def test_damaged_inputs_are_put_there_again(
         (cache_folder("inputs") / entry.key).unlink(missing_ok=True)
     placed.remove(list(placed.entries("jobs")))
     arguments = sweep_arguments(tmp_path, RECIPE, *GRID)
+    forget_workers()
     done = modcap_command(stack, *arguments, MODCAP_PREFIX="damage")
     assert done.returncode == 0, done.stderr
     assert "put there again" in done.stderr

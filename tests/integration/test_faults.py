@@ -25,7 +25,7 @@ import modcap
 from modcap.infra import local
 from modcap.tasks.storage import s3 as connections
 from modcap.tasks.storage.store import Store
-from tests.integration.commands import alone, modcap_command, start, sweep_arguments
+from tests.integration.commands import alone, modcap_process, start, sweep_arguments
 
 pytestmark = pytest.mark.fault
 
@@ -92,7 +92,7 @@ class Faulty:
 
     def finish(self) -> None:
         """The same command again; then everything is there, once, as if nothing had happened."""
-        done = modcap_command(self.environment, *self.arguments)
+        done = modcap_process(self.environment, *self.arguments)
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
         assert report["jobs"]["reused"] >= ENOUGH

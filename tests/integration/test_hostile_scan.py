@@ -273,7 +273,7 @@ def test_what_ends_its_process_or_never_ends_costs_one_checkpoint(
     )
 
     arguments = ["scan", "--json", f"s3://{bucket}/{prefix}", "--policy", str(policy)]
-    limits = {"MODCAP_ISOLATED_SECONDS": "45"}
+    limits = {"MODCAP_ISOLATED_SECONDS": "25"}
     done = modcap_command(stack, *arguments, MODCAP_PREFIX="ending", **limits)
     assert done.returncode == 1, done.stderr  # the images of the policy may be mended
     first = json.loads(done.stdout)
@@ -285,6 +285,6 @@ def test_what_ends_its_process_or_never_ends_costs_one_checkpoint(
     }, reasons
     ended = "it cannot be used: its process was ended by SIGABRT while reading its checkpoint"
     assert reasons["ending-abort.safetensors"] == ended
-    assert "it took longer than 45 s" in reasons["ending-pause.safetensors"]
+    assert "it took longer than 25 s" in reasons["ending-pause.safetensors"]
     assert "SystemExit" in reasons["ending-exit.safetensors"]
     assert "a.png" in reasons["ending-fifo.safetensors"]

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from modcap.core.errors import ModcapError
 from modcap.core.serialization import Result
 from modcap.tasks.storage import lease as module
-from modcap.tasks.storage.lease import Lease, lease
+from modcap.tasks.storage.lease import Lease, give_all_back, lease
 from modcap.tasks.storage.store import Store
 
 FEW = settings(
@@ -77,6 +77,22 @@ def test_a_dead_holder_is_taken_over_after_a_term_that_was_watched(
         mine.check()
     mine.give_back()  # which leaves the other one's
     other.check()
+
+
+def test_whoever_waits_for_a_silent_holder_says_so_once(store: Store, clock: Clock) -> None:
+    assert Lease(store, "leases/silent.json").take()
+    said: list[str] = []
+    with lease(store, "silent", say=said.append) as mine:
+        assert mine is not None
+    (line,) = said
+    assert "another process holds silent" in line
+    assert "50 s at most" in line
+
+
+def test_what_ends_at_once_gives_its_leases_back(store: Store) -> None:
+    with lease(store, "ending"):
+        give_all_back()
+        assert Lease(store, "leases/ending.json").take()
 
 
 def test_giving_back_never_frees_what_was_taken_over_meanwhile(

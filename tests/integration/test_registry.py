@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import mlflow
@@ -26,7 +27,7 @@ from modcap.tasks.storage.objects import fetch
 from modcap.tasks.storage.s3 import client as s3_client
 from modcap.tasks.storage.s3 import listed
 from modcap.tasks.storage.store import Store
-from tests.integration.commands import ROOT, modcap_command
+from tests.integration.commands import ROOT, modcap_command, modcap_process
 
 NETWORK = "vgg_tiny"
 
@@ -47,7 +48,7 @@ def quantized(stack: dict[str, str], folder: Path, bits: str) -> dict[str, Any]:
         stack,
         *("quantize", checkpoint, "--arch", f"modcap.zoo:{NETWORK}", "--json"),
         *("--data", "fashion-mnist", "--eval-images", "200", "--recipe", recipe),
-        *("--w-bits", bits, "--a-bits", bits, "--name", "gated", "--onnx"),
+        *("--w-bits", bits, "--a-bits", bits, "--name", "gated", "--onnx", "--export", "encodings"),
     )
     assert done.returncode == 0, done.stderr
     made: dict[str, Any] = json.loads(done.stdout)
@@ -77,6 +78,10 @@ def test_onnx_form_comes_with_the_version(
     for name, value in stack.items():  # not mlflow.set_tracking_uri: it would outlive this test
         monkeypatch.setenv(name, value)
     version = MlflowClient().get_model_version("gated", registered[0]["model_version"])
+    rows = {row["format"]: row for row in registered[0]["exports"]}
+    assert set(rows) == {"onnx", "encodings"}
+    assert rows["onnx"]["agreement"] == 100
+    assert rows["onnx"]["file"] == f"models:/gated/{version.version}/{version.tags['onnx']}"
     file = mlflow.artifacts.download_artifacts(
         artifact_uri=f"models:/gated/{version.version}/{version.tags['onnx']}",
         dst_path=str(tmp_path),
@@ -92,9 +97,50 @@ def test_onnx_form_comes_with_the_version(
     assert torch.linalg.norm(torch.from_numpy(logits) - expected) < 0.01 * expected.norm()
 
 
-def promote(stack: dict[str, str], *flags: str) -> subprocess.CompletedProcess[str]:
+def test_a_version_is_a_logged_model_of_its_run_with_its_images(
+    stack: dict[str, str], registered: list[dict[str, Any]]
+) -> None:
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    version = client.get_model_version("gated", "1")
+    run = client.get_run(str(version.run_id))
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert model.source_run_id == version.run_id
+    assert str(model.status) == "READY"
+    assert version.source == model.artifact_location
+    contexts = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
+    assert set(contexts) == {"calibration", "evaluation"}
+    assert contexts["calibration"].name == "fashion-mnist"
+    assert "torch 2" in version.tags["environment"]
+    (environment,) = registered[0]["environments"]
+    assert environment["jobs"] > 3
+
+
+def test_evaluate_and_promote_measure_the_same_images(
+    stack: dict[str, str], registered: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "images.npz"
+    shipped = numpy.load(ROOT / "examples/fashion_mnist/data/evaluation.npz")
+    numpy.savez(file, images=shipped["images"][:300], labels=shipped["labels"][:300])
+    done = modcap_command(stack, "evaluate", "models:/gated/1", "--data", file, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    flags = ("--data", file, "--version", "1", "--alias", "same", "--json")
+    gate = json.loads(modcap_command(stack, "promote", "gated", *flags).stdout)
+    for name in ("top1", "fp_top1", "images", "measured"):
+        assert found[name] == gate[name]
+    assert found["images"] == 300
+    assert found["agreement"] > 90
+    assert found["warnings"] == []
+
+
+def promote(
+    stack: dict[str, str],
+    *flags: str,
+    run: Callable[..., CompletedProcess[str]] = modcap_command,
+) -> CompletedProcess[str]:
     data = () if "--rollback" in flags else ("--data", "fashion-mnist", "--eval-images", "500")
-    return modcap_command(stack, "promote", "gated", "--json", *data, *flags)
+    return run(stack, "promote", "gated", "--json", *data, *flags)
 
 
 def test_gate_promotes_refuses_and_rolls_back(
@@ -110,6 +156,9 @@ def test_gate_promotes_refuses_and_rolls_back(
     assert refused.returncode == 3
     decision = json.loads(refused.stdout)
     assert (decision["passed"], decision["images"]) == (False, 500)
+    figures = [(row["condition"], row["met"]) for row in decision["conditions"]]
+    rival = ("against version 1 (champion)", False)
+    assert figures == [("max_drop", False), ("max_bytes", False), rival]
     last = refused.stderr.splitlines()[-1]
     assert "points of top-1" in last
     assert "bytes" in last
@@ -121,7 +170,7 @@ def test_gate_promotes_refuses_and_rolls_back(
     assert run.data.params["passed"] == "False"
     assert run.data.metrics["drop"] > 1
 
-    second = promote(stack, "--version", "2")
+    second = promote(stack, "--version", "2", "--max-drop", "100")
     assert json.loads(second.stdout)["from_version"] == "1"
     assert client.get_model_version_by_alias("gated", "champion").version == "2"
     history = "modcap.history.champion"  # with a promotion that died before it moved the alias
@@ -141,8 +190,12 @@ def test_two_promotions_at_once_decide_one_after_the_other(
 ) -> None:
     """Whichever comes first, the more accurate version is the champion in the end."""
     flags = ("--alias", "race", "--against", "race")
+
+    def run(version: str) -> CompletedProcess[str]:
+        return promote(stack, "--version", version, *flags, run=modcap_process)
+
     with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda v: promote(stack, "--version", v, *flags), ("1", "2")))
+        both = list(pool.map(run, ("1", "2")))
     assert {both[0].returncode} == {0}, both[0].stderr
     assert both[1].returncode in (0, 3), both[1].stderr
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
@@ -154,7 +207,7 @@ def test_a_gate_measures_on_all_images_that_no_version_was_calibrated_on(
 ) -> None:
     images = tmp_path / "held-out.npz"
     numpy.savez(images, images=numpy.zeros((30, 1, 28, 28), "u1"), labels=numpy.arange(30) % 10)
-    flags = ("--data", str(images), "--version", "1", "--alias", "all")
+    flags = ("--data", str(images), "--version", "1", "--alias", "all", "--min-top1", "0")
     done = modcap_command(stack, "promote", "gated", "--json", *flags)
     assert json.loads(done.stdout)["images"] == 30, done.stderr
 
@@ -168,7 +221,7 @@ def test_an_alias_to_compare_with_that_nobody_has_is_refused(
 
 
 def test_unknown_model_is_one_line(stack: dict[str, str]) -> None:
-    done = modcap_command(stack, "promote", "nobody", "--data", "fashion-mnist")
+    done = modcap_command(stack, "promote", "nobody", "--data", "fashion-mnist", "--max-drop", "1")
     assert done.returncode == 2
     assert "nobody" in done.stderr.splitlines()[-1]
 
@@ -256,7 +309,7 @@ def swapped(
 def test_a_swapped_artifact_is_refused_before_it_is_read(
     stack: dict[str, str], registered: list[dict[str, Any]], swapped: None
 ) -> None:
-    done = promote(stack, "--version", "1", "--alias", "swapped")
+    done = promote(stack, "--version", "1", "--alias", "swapped", "--max-drop", "1")
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert "gated version 1 is not what was made" in last
@@ -297,7 +350,7 @@ def test_a_swapped_artifact_in_the_store_is_refused(
         store.put_document(places[0], own[0])
     assert done.returncode == 2
     assert "is not what was made" in done.stderr.splitlines()[-1]
-    assert modcap_command(stack, "evaluate", first, *flags, "20").returncode == 0
+    assert modcap_process(stack, "evaluate", first, *flags, "20").returncode == 0
 
 
 def test_a_version_that_modcap_did_not_make_is_one_line(
@@ -306,7 +359,9 @@ def test_a_version_that_modcap_did_not_make_is_one_line(
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
     client.create_registered_model("foreign")
     version = client.get_model_version("gated", "1")
-    client.create_model_version("foreign", str(version.source), version.run_id)
+    (made,) = client.get_run(str(version.run_id)).outputs.model_outputs
+    source = str(version.source)
+    client.create_model_version("foreign", source, version.run_id, model_id=made.model_id)
     done = modcap_command(
         stack, "promote", "foreign", "--version", "1", "--data", "fashion-mnist", "--max-drop", "1"
     )
@@ -319,8 +374,8 @@ def test_the_candidate_moves_under_the_lease_of_the_model(
 ) -> None:
     """Who holds the lease reads, and a later version becomes candidate; what it then writes is on
     what it read, so nobody may come between."""
-    from modcap.flows.registry import publish as tracking
     from modcap.flows.registry.aliases import moving_aliases
+    from modcap.flows.registry.candidate import move_candidate
 
     for name, value in stack.items():
         monkeypatch.setenv(name, value)
@@ -332,14 +387,14 @@ def test_the_candidate_moves_under_the_lease_of_the_model(
             order.append("older reads")
             started.set()
             time.sleep(2)
-            tracking._make_candidate(client, "gated", "1", mine)
+            move_candidate(client, "gated", "1", mine)
             order.append("older wrote")
 
     def newer() -> None:
         started.wait(30)
         with moving_aliases("gated") as mine:
             order.append("newer reads")
-            tracking._make_candidate(client, "gated", "2", mine)
+            move_candidate(client, "gated", "2", mine)
 
     started = threading.Event()
     with ThreadPoolExecutor(2) as pool:
@@ -347,6 +402,32 @@ def test_the_candidate_moves_under_the_lease_of_the_model(
             future.result()
     assert order == ["older reads", "older wrote", "newer reads"]
     assert client.get_model_version_by_alias("gated", "candidate").version == "2"
+
+
+def test_the_candidate_stays_where_a_later_version_is_worse(
+    stack: dict[str, str], registered: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modcap.flows.registry.aliases import moving_aliases
+    from modcap.flows.registry.candidate import move_candidate
+
+    for name, value in stack.items():
+        monkeypatch.setenv(name, value)
+    client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
+    client.create_registered_model("ruled")
+    like = client.get_model_version("gated", "1")
+    moved: list[tuple[str, str]] = []
+    for changes in ({}, {"top1": "50"}, {"top1": "50", "artifact_bytes": "10"}):
+        tags = {**like.tags, **changes}
+        made = client.create_model_version("ruled", str(like.source), like.run_id, tags)
+        with moving_aliases("ruled") as mine:
+            move = move_candidate(client, "ruled", str(made.version), mine)
+        moved.append((move.version, move.reason))
+        assert client.get_model_version_by_alias("ruled", "candidate").version == move.version
+    assert [version for version, _ in moved] == ["1", "1", "3"]
+    assert "version 1 stays candidate: version 2 is less accurate (top-1 50.00" in moved[1][1]
+    assert client.get_model_version("ruled", "2").tags["not_candidate"] == moved[1][1]
+    assert "less accurate" in moved[2][1]
+    assert "but smaller" in moved[2][1]
 
 
 def test_no_credential_is_written_anywhere(

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 import modcap
 from modcap.core.serialization import Result
 from modcap.tasks.storage.store import Store
-from tests.integration.commands import alone, modcap_command, start, sweep_arguments
+from tests.integration.commands import alone, modcap_command, modcap_process, start, sweep_arguments
 
 SMALL: dict[str, Any] = {
     "calibration": 48,
@@ -22,6 +22,7 @@ SMALL: dict[str, Any] = {
     "schedule": "waves",
     "path_share": 0,
 }
+EXPORTS = ("--export", "pt2")
 GRID = ("--w-bits", "2,3", "--a-bits", "4", "--k", "0-2")
 
 
@@ -33,8 +34,8 @@ def cells_of(client: MlflowClient, parent: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def report(stack: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    arguments = sweep_arguments(tmp_path_factory.mktemp("sweep"), SMALL, *GRID)
-    done = modcap_command(stack, *arguments, MODCAP_PREFIX="sweep")
+    arguments = sweep_arguments(tmp_path_factory.mktemp("sweep"), SMALL, *GRID, *EXPORTS)
+    done = modcap_process(stack, *arguments, MODCAP_PREFIX="sweep")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -60,7 +61,7 @@ def test_same_sweep_again_adds_nothing(
 ) -> None:
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
     before = len(client.search_model_versions("name = 'resnet18_narrow'"))
-    arguments = sweep_arguments(tmp_path, SMALL, *GRID)
+    arguments = sweep_arguments(tmp_path, SMALL, *GRID, *EXPORTS)
     again = json.loads(modcap_command(stack, *arguments, MODCAP_PREFIX="sweep").stdout)
     assert again["jobs"]["executed"] == 0
     assert again["mlflow_run_id"] == report["mlflow_run_id"]
@@ -81,6 +82,10 @@ def test_cells_are_nested_and_the_best_is_registered(
     assert report["best"] == {"resnet18_narrow": best["name"]}
     version = client.get_model_version("resnet18_narrow", best["model_version"])
     assert version.run_id == best["mlflow_run_id"]
+    assert version.tags["pt2"] == "pt2/network.pt2"
+    assert [len(cell["exports"]) for cell in report["cells"]] == [
+        int(cell is best) for cell in report["cells"]
+    ]
     assert [cell["name"] for cell in report["cells"] if "model_version" in cell] == [best["name"]]
 
 
@@ -134,7 +139,7 @@ def test_plan_knows_what_is_done(
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(SMALL))
     flags = [*sweep_arguments(tmp_path, SMALL)[2:6], "--data", "fashion-mnist"]
-    shown = modcap_command(
+    shown = modcap_process(
         stack,
         *("plan", "--json", *flags, "--recipe", recipe, "--w-bits", "2,3,4", "--a-bits", "4"),
         *("--k", "0-2", "--workers", "4", "--picture", tmp_path / "plan.png"),
@@ -173,7 +178,7 @@ def test_garbage_is_what_nothing_registered_needs(
     assert "check MLFLOW_TRACKING_URI" in done.stderr
     assert list(elsewhere.keys()) == ["k"]
     forced = ("store", "gc", "--older-than", "0s", "--force")
-    assert modcap_command(stack, *forced, MODCAP_PREFIX="sweep-elsewhere").returncode == 0
+    assert modcap_process(stack, *forced, MODCAP_PREFIX="sweep-elsewhere").returncode == 0
     assert list(elsewhere.keys()) == []
     assert gc("--older-than", "1d")["removed"]["jobs"] == 0
     would = gc("--older-than", "0s", "--dry-run")["removed"]
@@ -183,7 +188,8 @@ def test_garbage_is_what_nothing_registered_needs(
     # what the registered cell was made from is still there: its groups, capacities, selection
     left = set(store.keys())
     kinds = {(store.meta(key) or {}).get("kind") for key in left}
-    assert kinds == {"capacity", "select", "reconstruct", "correct", "tune", "assemble", "evaluate"}
-    verified = modcap_command(stack, "store", "verify", "--json", MODCAP_PREFIX="sweep")
+    made = {"capacity", "select", "reconstruct", "correct", "tune", "assemble", "evaluate"}
+    assert kinds == made | {"export"}
+    verified = modcap_process(stack, "store", "verify", "--json", MODCAP_PREFIX="sweep")
     assert verified.returncode == 0, verified.stderr
     assert json.loads(verified.stdout)["damaged"] == []

@@ -4,6 +4,7 @@ label; and its name in :data:`KINDS`."""
 from modcap.jobs.kinds.assemble import Assemble
 from modcap.jobs.kinds.capacity import DataDependentCapacity, DataFreeCapacity
 from modcap.jobs.kinds.evaluate import EvaluateFull, EvaluateQuantized
+from modcap.jobs.kinds.export import WriteExport
 from modcap.jobs.kinds.reconstruct import Reconstruct
 from modcap.jobs.kinds.select import Select, SelectExplicit
 from modcap.jobs.kinds.whole import Choose, Correct, Tune
@@ -13,6 +14,7 @@ __all__ = ["KINDS"]
 _WORK = (
     *(DataFreeCapacity, DataDependentCapacity, Select, SelectExplicit, Reconstruct),
     *(Correct, Choose, Tune, Assemble, EvaluateFull, EvaluateQuantized),
+    WriteExport,
 )
 KINDS = tuple(dict.fromkeys(work.kind for work in _WORK))
 """Their names, in the order of a run."""

@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from modcap.core.serialization import Result
-from modcap.graph.forward import BATCH, concatenate_to, run_batched
+from modcap.graph.forward import concatenate_to, run_batched
 from modcap.jobs.job import Job
 from modcap.jobs.worker_cache import WorkerCache
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import device_of, insert_quantizers, restore, state_of
-from modcap.quantization.layers import Bits
+from modcap.quantization.scheme import USUAL, Scheme
 
 __all__ = ["full_precision", "quantized_modules", "states_of", "tensors_of_modules"]
 
@@ -24,17 +25,17 @@ __all__ = ["full_precision", "quantized_modules", "states_of", "tensors_of_modul
 def full_precision(job: Job, cache: WorkerCache, stop: int) -> Tensor:
     """The full-precision activations (N, ...) in front of module ``stop``."""
     place = job.device, job.threads, job.inputs["network"], job.inputs["calibration"]
-    limit = job.room.activation_limit
+    passes = job.passes
     for at in range(stop, -1, -1):
         x = cache.activations.get((*place, at))
         if x is not None:
             break
     else:
         images = cache.images(job.inputs["calibration"])
-        parts = (part.to(job.device) for part in images.batches(BATCH))
-        at, x = 0, concatenate_to(parts, len(images), limit)
+        parts = (part.to(job.device) for part in images.batches(passes.images))
+        at, x = 0, concatenate_to(parts, len(images), passes.limit)
     modules = cache.network(job.inputs["network"], job.device).partition.modules
-    x = run_batched(modules[at:stop], x, limit)
+    x = run_batched(modules[at:stop], x, passes)
     cache.activations.put((*place, stop), x, job.room.activation_bytes)
     return x
 
@@ -55,11 +56,13 @@ def quantized_modules(
     bits: Sequence[Sequence[Bits]],
     states: Mapping[int, dict[str, Tensor]],
     start: int = 0,
+    scheme: Scheme = USUAL,
 ) -> list[nn.Module]:
     """Modules from ``start`` on, one for each entry of ``bits``, in the given states."""
     modules: list[nn.Module] = []
     for index, module_bits in enumerate(bits, start):
-        module = insert_quantizers(floats[index], module_bits)
+        last = index == len(floats) - 1
+        module = insert_quantizers(floats[index], module_bits, scheme, last)
         device = device_of(floats[index])
         restore(module, {name: tensor.to(device) for name, tensor in states[index].items()})
         modules.append(module)

@@ -9,21 +9,31 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from modcap.core.named import sparse
 from modcap.core.serialization import Result
 from modcap.export import artifact
 from modcap.jobs.job import Cell, Job, Progress, Work
 from modcap.jobs.worker_cache import WorkerCache
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
+from modcap.quantization.scheme import Scheme
 
 __all__ = ["Assemble", "assemble_job"]
 
 
 class Assemble(Work):
-    """Packs what the jobs before it left."""
+    """Packs what the jobs before it left.
+
+    Attributes:
+        bits: of each weight layer of each module.
+        preprocess, classes: what the artifact says of images and logits, where that is known.
+    """
 
     kind: ClassVar[str] = "assemble"
 
     bits: tuple[tuple[Bits, ...], ...]
+    scheme: Scheme = sparse(Scheme())
+    preprocess: str = sparse("")
+    classes: tuple[str, ...] = sparse(())
 
     def run(
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
@@ -32,7 +42,9 @@ class Assemble(Work):
         for result in needs:
             states |= {n: t for n, t in result.tensors.items() if n != "curve"}
         network = cache.network(job.inputs["network"])
-        data = artifact.pack_network(network, states, self.bits)
+        data = artifact.pack_network(
+            network, states, self.bits, self.scheme, self.preprocess, self.classes
+        )
         packed = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         meta = {"artifact": hashlib.sha256(data).hexdigest(), "artifact_bytes": len(data)}
         return Result({"artifact": packed}, meta)
@@ -40,5 +52,10 @@ class Assemble(Work):
 
 def assemble_job(cell: Cell, needs: tuple[str, ...]) -> Job:
     """``needs`` hold the state of every module."""
-    work = Assemble(bits=tuple(map(tuple, cell.bits)))
+    work = Assemble(
+        bits=tuple(map(tuple, cell.bits)),
+        scheme=cell.recipe.scheme,
+        preprocess=cell.known.preprocess,
+        classes=cell.known.classes,
+    )
     return Job(work, cell.inputs(), needs, label=f"assemble {cell.name}")

@@ -1,4 +1,5 @@
-"""Capacity jobs: one for each module."""
+"""Capacity jobs: one for each module where parameters are counted, one for all where their errors
+are measured, since each is measured behind those before it."""
 
 from __future__ import annotations
 
@@ -7,19 +8,20 @@ from typing import ClassVar, Literal
 
 import torch
 
+from modcap.core.named import sparse
 from modcap.core.serialization import Result
-from modcap.graph.forward import run_batched
-from modcap.jobs.cost_model import ModuleTimes, reconstruction_memory
+from modcap.graph.forward import BATCH, run_batched
+from modcap.jobs.cost_model import ModuleTimes, capacity_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import capacity
 from modcap.ptq.reconstruct import calibrate, freeze
-from modcap.ptq.selection import Span
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers
-from modcap.quantization.layers import Bits
+from modcap.quantization.scheme import Scheme
 from modcap.recipe import CapacityKind
 
-__all__ = ["DataDependentCapacity", "DataFreeCapacity", "capacity_jobs"]
+__all__ = ["DataDependentCapacity", "DataFreeCapacity", "capacities_of", "capacity_jobs"]
 
 
 class DataFreeCapacity(Work):
@@ -41,15 +43,15 @@ class DataFreeCapacity(Work):
 
 
 class DataDependentCapacity(Arithmetic, Work):
-    """Measures the error of a module, behind those before it, all rounded to nearest."""
+    """Measures the error of every module, behind those before it, all rounded to nearest."""
 
     kind: ClassVar[str] = "capacity"
 
     measure: Literal["data-dependent"] = "data-dependent"
-    module: int
     bits: tuple[tuple[Bits, ...], ...]
     images: int
     p: float
+    scheme: Scheme = sparse(Scheme())
 
     @torch.no_grad()
     def run(
@@ -59,16 +61,30 @@ class DataDependentCapacity(Arithmetic, Work):
         images = cache.images(job.inputs["calibration"])
         x = images.normalized(0, self.images).to(self.device)
         x_quantized = x
-        for module, bits in zip(modules, self.bits, strict=False):
-            quantized = insert_quantizers(module, bits)
-            calibrate([quantized], x, self.p)
+        # all at once where they go through modules at once, as ever
+        together = None if self.pass_images == BATCH else self.pass_images
+        found = []
+        for index, (module, bits) in enumerate(zip(modules, self.bits, strict=True)):
+            last = index == len(modules) - 1
+            quantized = insert_quantizers(module, bits, self.scheme, last)
+            calibrate([quantized], x, self.p, job.passes)
             freeze([quantized])
-            x, x_quantized = run_batched([module], x), run_batched([quantized], x_quantized)
-        return Result(meta={"capacity": capacity.data_dependent(x_quantized, x)})
+            x = run_batched([module], x, job.passes)
+            x_quantized = run_batched([quantized], x_quantized, job.passes)
+            found.append(capacity.data_dependent(x_quantized, x, together))
+        return Result(meta={"capacities": found})
 
     def seconds(self, times: ModuleTimes) -> float:
-        stop = self.module + 1
-        return sum(times.search[:stop]) + 3 * sum(times.forward[:stop]) * self.images
+        return sum(times.search) + 3 * sum(times.forward) * self.images
+
+
+def capacities_of(results: Sequence[Result]) -> list[float]:
+    """Those of all modules, in order, from the results of their jobs."""
+    return [
+        float(value)
+        for result in results
+        for value in result.meta.get("capacities") or [result.meta["capacity"]]
+    ]
 
 
 def capacity_jobs(cell: Cell) -> list[Job]:
@@ -76,8 +92,9 @@ def capacity_jobs(cell: Cell) -> list[Job]:
     recipe = cell.recipe
     if recipe.capacity is CapacityKind.NONE or not recipe.method.needs_capacity:
         return []
-    make = _data_free if recipe.capacity is CapacityKind.DATA_FREE else _data_dependent
-    return [make(cell, index) for index in range(len(cell.modules))]
+    if recipe.capacity is CapacityKind.DATA_DEPENDENT:
+        return [_data_dependent(cell)]
+    return [_data_free(cell, index) for index in range(len(cell.modules))]
 
 
 def _data_free(cell: Cell, index: int) -> Job:
@@ -86,16 +103,15 @@ def _data_free(cell: Cell, index: int) -> Job:
     return Job(work, cell.inputs(), label=f"capacity {cell.modules[index]}")
 
 
-def _data_dependent(cell: Cell, index: int) -> Job:
+def _data_dependent(cell: Cell) -> Job:
     recipe = cell.recipe
     work = DataDependentCapacity(
-        module=index,
-        bits=tuple(map(tuple, cell.bits[: index + 1])),
+        bits=tuple(map(tuple, cell.bits)),
         images=recipe.capacity_images,
         p=recipe.scale_exponent,
-        **Arithmetic.fields_of(recipe),
+        scheme=recipe.scheme,
+        **Arithmetic.fields_of(cell),
     )
-    images = max(recipe.capacity_images, recipe.optimiser.batch_size)
-    memory = reconstruction_memory(cell.network, Span(index, index + 1), images, 0)
-    label = f"capacity {cell.modules[index]}"
-    return Job(work, cell.inputs("calibration"), label=label, room=Room.of(recipe, memory))
+    memory = capacity_memory(cell.network, recipe.capacity_images, recipe.activation_bytes)
+    room = Room.of(recipe, memory)
+    return Job(work, cell.inputs("calibration"), label=f"capacity {cell.name}", room=room)

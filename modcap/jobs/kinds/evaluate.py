@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from modcap.core.serialization import Result
 from modcap.data.image_set import ImageSet
 from modcap.export import artifact
+from modcap.graph.network import Network
 from modcap.jobs.cost_model import ModuleTimes, evaluation_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import oscillation
+from modcap.ptq.metrics import Rows, default_metric, predictions
+from modcap.quantization.clipping import watching_activations
 
-__all__ = ["EvaluateFull", "EvaluateQuantized", "evaluate_full_job", "evaluate_job", "top1"]
+__all__ = ["EvaluateFull", "EvaluateQuantized", "evaluate_full_job", "evaluate_job"]
 
 _LOSSES = 256  # images that the losses over the depth are measured on
 
@@ -32,10 +34,9 @@ class EvaluateFull(Arithmetic, Work):
     def run(
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
     ) -> Result:
-        network = cache.network(job.inputs["network"], self.device)
+        full = cache.network(job.inputs["network"], self.device)
         images = cache.images(job.inputs["evaluation"])
-        meta = {"top1": top1(network, images, self.device), "images": len(images)}
-        return Result(meta=meta)
+        return _measured(full, full, images, self.device, self.pass_images)
 
     def seconds(self, times: ModuleTimes) -> float:
         return sum(times.forward) * times.tests
@@ -57,49 +58,61 @@ class EvaluateQuantized(Arithmetic, Work):
         packed = needs[0].tensors["artifact"].numpy().tobytes()
         quantized = artifact.unpack_network(packed).to(self.device)
         x = cache.images(job.inputs["calibration"]).normalized(0, _LOSSES).to(self.device)
-        losses = oscillation.losses(network.partition.modules, quantized.modules_in_order, x)
-        return Result(
-            meta={
-                "top1": top1(quantized, images, self.device),
-                "images": len(images),
-                "losses": losses,
-                "oscillation": oscillation.oscillation(losses),
-                "final_error": losses[-1],
-            }
-        )
+        modules = quantized.modules_in_order
+        with watching_activations(modules) as seen:
+            losses = oscillation.losses(network.partition.modules, modules, x, self.pass_images)
+        rows = quantized.rows
+        measured = _measured(rows, network, images, self.device, self.pass_images)
+        depth = {
+            "losses": losses,
+            "oscillation": oscillation.oscillation(losses),
+            "final_error": losses[-1],
+            "activations": {name: each.meta for name, each in seen.items()},
+        }
+        return Result(measured.tensors, measured.meta | depth)
 
     def seconds(self, times: ModuleTimes) -> float:
-        return 3 * sum(times.forward) * times.tests
+        return sum(times.forward) * (times.tests + 3 * _LOSSES)
 
 
-@torch.no_grad()
-def top1(
-    model: Callable[[Tensor], Tensor], images: ImageSet, device: str = "cpu", batch: int = 250
-) -> float:
-    """Percentage of images whose largest logit is their label's.
+def _measured(
+    network: Rows, full: Network, images: ImageSet, device: str, batch: int | None
+) -> Result:
+    """The value of the metric that fits network and images; top-1 under its own name."""
+    shape = full(images.normalized(0, 1).to(device)).shape
+    metric = default_metric(len(full.outputs), shape, images)
+    if metric.name == "top1":
+        return _of_classes(network, images, device, batch)
+    value = metric.measure(network, full, images, device, batch)
+    return Result(meta={"metric": metric.name, "value": value, "images": len(images)})
 
-    Raises:
-        InputError: there are no images, or labels of no class.
-    """
-    hits = 0
-    images.check_labels(model(images.normalized(0, 1).to(device)).shape[1])
-    for x, labels in zip(images.batches(batch), images.labels.split(batch), strict=True):
-        hits += int((model(x.to(device)).argmax(1).cpu() == labels).sum())
-    return 100 * hits / len(images)
+
+def _of_classes(network: Rows, images: ImageSet, device: str, batch: int | None = None) -> Result:
+    """Accuracy, also of each class, and what was predicted: agreement is a comparison of that."""
+    found = predictions(network, images, device, batch)
+    assert images.labels is not None  # else there were no predictions
+    hits = images.labels[found == images.labels]
+    meta = {
+        "top1": 100 * len(hits) / len(images),
+        "images": len(images),
+        "class_images": torch.bincount(images.labels).tolist(),
+        "class_hits": torch.bincount(hits, minlength=int(images.labels.max()) + 1).tolist(),
+    }
+    return Result({"predictions": found.to(torch.int32)}, meta)
 
 
 def evaluate_job(cell: Cell, assemble: str) -> Job:
     """Of what the job ``assemble`` packed."""
-    work = EvaluateQuantized(**Arithmetic.fields_of(cell.recipe))
+    work = EvaluateQuantized(**Arithmetic.fields_of(cell))
     inputs = cell.inputs("calibration", "evaluation")
     return Job(work, inputs, (assemble,), f"evaluate {cell.name}", _room(cell))
 
 
 def evaluate_full_job(cell: Cell) -> Job:
     """Of full precision."""
-    work = EvaluateFull(**Arithmetic.fields_of(cell.recipe))
+    work = EvaluateFull(**Arithmetic.fields_of(cell))
     return Job(work, cell.inputs("evaluation"), (), "evaluate full precision", _room(cell))
 
 
 def _room(cell: Cell) -> Room:
-    return Room.of(cell.recipe, evaluation_memory(cell.network, cell.pixels))
+    return Room.of(cell.recipe, evaluation_memory(cell.network))

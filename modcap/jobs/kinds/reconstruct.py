@@ -19,14 +19,16 @@ from modcap.jobs.kinds.activations import (
     states_of,
     tensors_of_modules,
 )
+from modcap.jobs.pass_sizes import batch_size, images_per_step
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq.methods import AnyMethod
 from modcap.ptq.optimise import Inputs
 from modcap.ptq.reconstruct import calibrate, reconstruct
 from modcap.ptq.selection import Span
 from modcap.ptq.settings import Optimiser, flat_fields
+from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers
-from modcap.quantization.layers import Bits
+from modcap.quantization.scheme import Scheme
 from modcap.recipe import Budget
 
 __all__ = ["Reconstruct", "reconstruct_job"]
@@ -42,6 +44,7 @@ class Reconstruct(Arithmetic, Work):
         seed: of batches and drops.
         prefix: the first of the modules before it that it sees quantized.
         prefix_bits: of these.
+        scheme: what is quantized, and on which grids.
     """
 
     kind: ClassVar[str] = "reconstruct"
@@ -56,6 +59,7 @@ class Reconstruct(Arithmetic, Work):
     seed: int | None = sparse(None)
     prefix: int | None = sparse(None)
     prefix_bits: tuple[tuple[Bits, ...], ...] = sparse(())
+    scheme: Scheme = sparse(Scheme())
 
     def run(
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
@@ -64,13 +68,14 @@ class Reconstruct(Arithmetic, Work):
         full = full_precision(job, cache, self.start)
         quantized = self._quantized_input(job, cache, needs)
         inputs = Inputs(quantized, full, full_precision(job, cache, self.stop))
-        span = floats[self.start : self.stop]
-        group = [insert_quantizers(module, b) for module, b in zip(span, self.bits, strict=True)]
-        calibrate(group, full, self.p)
+        group = [
+            insert_quantizers(floats[index], bits, self.scheme, index == len(floats) - 1)
+            for index, bits in enumerate(self.bits, self.start)
+        ]
+        calibrate(group, full, self.p, job.passes)
         settings = self.optimiser or Optimiser(iterations=0)
-        limit = job.room.activation_limit
         outcome = reconstruct(
-            group, inputs, self.method, settings, self.group_seed, progress, limit
+            group, inputs, self.method, settings, self.group_seed, progress, job.passes
         )
         place = self._place(job, (*job.needs, job.key))
         cache.activations.put(place, outcome.output, job.room.activation_bytes)
@@ -92,8 +97,8 @@ class Reconstruct(Arithmetic, Work):
             x = full_precision(job, cache, at)
         floats = cache.network(job.inputs["network"], self.device).partition.modules
         rest = self.prefix_bits[at - self.prefix :]
-        modules = quantized_modules(floats, rest, states_of(needs), at)
-        x = run_batched(modules, x, job.room.activation_limit)
+        modules = quantized_modules(floats, rest, states_of(needs), at, self.scheme)
+        x = run_batched(modules, x, job.passes)
         cache.activations.put(self._place(job, job.needs), x, job.room.activation_bytes)
         return x
 
@@ -137,11 +142,12 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
     learns: dict[str, Any] = {}
     batch = 0
     if recipe.method.learns:
-        steps, batch = recipe.optimiser.iterations, recipe.optimiser.batch_size
+        steps, batch = recipe.optimiser.iterations, batch_size(cell.network, span, recipe)
         if recipe.iterations_per is Budget.MODULE:
             steps *= span.stop - span.start
-        optimiser = recipe.optimiser.model_copy(update={"iterations": steps})
-        learns = {"optimiser": optimiser, "seed": recipe.seed}
+        optimiser = recipe.optimiser.model_copy(update={"iterations": steps, "batch_size": batch})
+        at_once = images_per_step(cell.network, span, batch)
+        learns = {"optimiser": optimiser, "seed": recipe.seed, "step_images": at_once}
     if first < span.start:
         learns |= {"prefix": first, "prefix_bits": cell.bits[first : span.start]}
     work = Reconstruct(
@@ -150,8 +156,9 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
         bits=tuple(map(tuple, cell.bits[span.start : span.stop])),
         method=recipe.method,
         p=recipe.scale_exponent,
+        scheme=recipe.scheme,
         **learns,
-        **Arithmetic.fields_of(recipe),
+        **Arithmetic.fields_of(cell),
     )
     bound = recipe.activation_bytes
     memory = reconstruction_memory(cell.network, span, recipe.calibration, batch, bound)

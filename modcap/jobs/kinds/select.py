@@ -10,6 +10,7 @@ from modcap.core.named import sparse
 from modcap.core.serialization import Result
 from modcap.graph.partition import Partition
 from modcap.jobs.job import Cell, Job, Progress, Work
+from modcap.jobs.kinds.capacity import capacities_of
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import capacity, selection
 from modcap.recipe import CapacityScale, Homogeneity, Selection
@@ -25,8 +26,7 @@ class _Selects(Work):
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
     ) -> Result:
         partition = cache.network(job.inputs["network"]).partition
-        values = [float(result.meta["capacity"]) for result in needs]
-        return Result(meta=self.choose(partition, values))
+        return Result(meta=self.choose(partition, capacities_of(needs)))
 
     def choose(self, partition: Partition, capacities: Sequence[float]) -> dict[str, Any]:
         raise NotImplementedError

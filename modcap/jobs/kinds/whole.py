@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from modcap.core.errors import ModcapError
-from modcap.core.named import Frozen
+from modcap.core.named import Frozen, sparse
 from modcap.core.serialization import Result
 from modcap.graph.forward import run_batched
-from modcap.jobs.cost_model import ModuleTimes, evaluation_memory, reconstruction_memory
+from modcap.jobs.cost_model import (
+    ModuleTimes,
+    correction_memory,
+    reconstruction_memory,
+)
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.kinds.activations import (
     full_precision,
@@ -22,18 +27,37 @@ from modcap.jobs.kinds.activations import (
     tensors_of_modules,
 )
 from modcap.jobs.kinds.select import selected
+from modcap.jobs.pass_sizes import correction_images, images_per_step
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import channel_correction, finetune
 from modcap.ptq.relative_error import relative_error
 from modcap.ptq.selection import Span
 from modcap.ptq.settings import Precision
-from modcap.quantization.layers import Bits
+from modcap.quantization.bits import Bits
+from modcap.quantization.scheme import Scheme
 
-__all__ = ["Choose", "Correct", "Tune", "choose_job", "correct_job", "trial_job", "tune_job"]
+__all__ = [
+    "TUNING_COST",
+    "Choose",
+    "Correct",
+    "Tune",
+    "choose_job",
+    "correct_job",
+    "trial_job",
+    "tune_job",
+]
+
+TUNING_COST = 0.5
+"""Of a step of tuning, relative to a step of every module alone; at most."""
 
 
 class _OverWhole(Arithmetic, Work):
     bits: tuple[tuple[Bits, ...], ...]
+    scheme: Scheme = sparse(Scheme())
+
+    def quantized(self, floats: Sequence[Any], results: Sequence[Result]) -> list[nn.Module]:
+        """The modules in the states that ``results`` say."""
+        return quantized_modules(floats, self.bits, states_of(results), scheme=self.scheme)
 
 
 class Correct(_OverWhole):
@@ -41,15 +65,18 @@ class Correct(_OverWhole):
 
     kind: ClassVar[str] = "correct"
 
+    counts: tuple[int, ...] | None = sparse(None)
+    """Images that each module is corrected on; None is all."""
+
     @torch.no_grad()
     def run(
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
     ) -> Result:
         floats = cache.network(job.inputs["network"], self.device).partition.modules
-        modules = quantized_modules(floats, self.bits, states_of(needs))
+        modules = self.quantized(floats, needs)
         images = cache.images(job.inputs["calibration"])
         x = images.normalized(0, channel_correction.IMAGES).to(self.device)
-        before, after = channel_correction.correct(floats, modules, x)
+        before, after = channel_correction.correct(floats, modules, x, self.counts, job.passes)
         return Result(tensors_of_modules(modules), {"error_before": before, "error": after})
 
     def seconds(self, times: ModuleTimes) -> float:
@@ -103,9 +130,10 @@ class Choose(_OverWhole):
             if states[-1].meta["kind"] == Tune.kind:  # of all: that knows it
                 errors.append(states[-1].meta["error"])
                 continue
-            modules = quantized_modules(floats, self.bits, states_of(states))
-            output = run_batched(modules, full_precision(job, cache, 0))
-            errors.append(relative_error(output, full_precision(job, cache, len(floats))))
+            modules = self.quantized(floats, states)
+            output = run_batched(modules, full_precision(job, cache, 0), job.passes)
+            target = full_precision(job, cache, len(floats))
+            errors.append(relative_error(output, target, self.pass_images))
         return errors
 
     def seconds(self, times: ModuleTimes) -> float:
@@ -129,7 +157,7 @@ class Tune(_OverWhole):
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
     ) -> Result:
         floats = cache.network(job.inputs["network"], self.device).partition.modules
-        modules = quantized_modules(floats, self.bits, states_of(needs))
+        modules = self.quantized(floats, needs)
         x, target = full_precision(job, cache, 0), full_precision(job, cache, len(floats))
         curve, before, after = finetune.tune(
             floats,
@@ -143,6 +171,7 @@ class Tune(_OverWhole):
             self.seed,
             self.precision,
             progress,
+            job.passes,
         )
         meta = {"error_before": before, "error": after}
         return Result(tensors_of_modules(modules) | {"curve": curve}, meta)
@@ -152,7 +181,7 @@ class Tune(_OverWhole):
         return self.iterations
 
     def seconds(self, times: ModuleTimes) -> float:
-        return self.steps * sum(times.step) + 4 * sum(times.forward) * times.images
+        return TUNING_COST * self.steps * sum(times.step) + 4 * sum(times.forward) * times.images
 
     def key_fields(self) -> dict[str, Any]:
         fields = super().key_fields()
@@ -160,7 +189,8 @@ class Tune(_OverWhole):
 
 
 def _common(cell: Cell) -> dict[str, Any]:
-    return {"bits": tuple(map(tuple, cell.bits))} | Arithmetic.fields_of(cell.recipe)
+    fields = {"bits": tuple(map(tuple, cell.bits)), "scheme": cell.recipe.scheme}
+    return fields | Arithmetic.fields_of(cell)
 
 
 def _job(cell: Cell, work: Work, needs: tuple[str, ...], label: str, memory: int) -> Job:
@@ -169,8 +199,10 @@ def _job(cell: Cell, work: Work, needs: tuple[str, ...], label: str, memory: int
 
 def correct_job(cell: Cell, needs: tuple[str, ...]) -> Job:
     """``needs`` hold the state of every module."""
-    memory = evaluation_memory(cell.network)
-    return _job(cell, Correct(**_common(cell)), needs, f"correct {cell.name}", memory)
+    counts = correction_images(cell.network, channel_correction.IMAGES)
+    work = Correct(counts=counts, **_common(cell))
+    memory = correction_memory(cell.network, counts, cell.recipe.activation_bytes)
+    return _job(cell, work, needs, f"correct {cell.name}", memory)
 
 
 def choose_job(
@@ -183,7 +215,11 @@ def choose_job(
     )
     needs = (select, *(key for _, states in groupings for key in states))
     work = Choose(candidates=candidates, **_common(cell))
-    return _job(cell, work, needs, f"choose {cell.name}", evaluation_memory(cell.network))
+    modules, recipe = Span(0, len(cell.modules)), cell.recipe
+    memory = reconstruction_memory(
+        cell.network, modules, recipe.calibration, 0, recipe.activation_bytes
+    )
+    return _job(cell, work, needs, f"choose {cell.name}", memory)
 
 
 def tune_job(cell: Cell, needs: tuple[str, ...]) -> Job:
@@ -206,6 +242,7 @@ def _tuning(cell: Cell, needs: tuple[str, ...], steps: int, label: str) -> Job:
         batch_size=batch,
         seed=recipe.seed,
         precision=recipe.optimiser.precision,
+        step_images=images_per_step(cell.network, modules, batch),
         **_common(cell),
     )
     bound = recipe.activation_bytes

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from modcap.core.named import Named
-from modcap.quantization.layers import LearnedIntegers, QuantLayer
+
+if TYPE_CHECKING:  # settings are read without waiting for torch
+    from torch import Tensor
+
+    from modcap.quantization.layers import LearnedIntegers, QuantLayer
 
 __all__ = ["Rounding"]
 

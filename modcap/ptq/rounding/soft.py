@@ -7,45 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from modcap.ptq.rounding.rounding import Rounding
-from modcap.quantization.affine import levels
-from modcap.quantization.fake_quantize import GAMMA, ZETA, SoftRound
-from modcap.quantization.layers import LearnedIntegers, QuantLayer
 
-__all__ = ["SoftIntegers", "SoftRounding"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
+    from modcap.ptq.rounding.soft_integers import SoftIntegers
+    from modcap.quantization.layers import LearnedIntegers, QuantLayer
 
-class SoftIntegers(LearnedIntegers):
-    """floor(w / s) + z + h(V), with h(V) in [0, 1] (AdaRound, eq. 22 and 23).
-
-    Attributes:
-        beta: exponent of the regulariser in the next forward pass; None leaves it out.
-        penalty: sum of 1 - |2 h(V) - 1|^beta (eq. 24), of the last forward pass.
-    """
-
-    def __init__(self, layer: QuantLayer, weight: Tensor) -> None:
-        super().__init__()
-        zero = layer.per_channel_view(layer.zero_point)
-        ratio = weight / layer.per_channel_view(layer.scale)
-        self._floor = torch.floor(ratio) + zero
-        share = ratio - torch.floor(ratio)  # which h(V) is at the start
-        self.variable = nn.Parameter(-torch.log((ZETA - GAMMA) / (share - GAMMA) - 1))
-        self._top = levels(layer.bits)
-        self.beta: float | None = None
-        self.penalty = torch.zeros(())
-
-    def forward(self) -> Tensor:
-        up, self.penalty = SoftRound.apply(self.variable, self.beta)  # type: ignore[no-untyped-call]
-        return torch.clamp(self._floor + up, 0, self._top)
-
-    def rounded(self) -> Tensor:
-        return torch.clamp(self._floor + (self.variable.detach() >= 0), 0, self._top)
+__all__ = ["SoftRounding"]
 
 
 class SoftRounding(Rounding):
@@ -60,6 +34,8 @@ class SoftRounding(Rounding):
     beta_end: float = Field(2.0, gt=0, description="exponent of the regulariser, at the end")
 
     def start(self, layer: QuantLayer, weight: Tensor) -> SoftIntegers:
+        from modcap.ptq.rounding.soft_integers import SoftIntegers
+
         return SoftIntegers(layer, weight)
 
     def learning_rate(self, layer: QuantLayer) -> float:
@@ -80,11 +56,12 @@ class SoftRounding(Rounding):
     def step(self, integers: Sequence[LearnedIntegers], done: float) -> None:
         beta = self.beta(done)
         for some in integers:
-            assert isinstance(some, SoftIntegers)
-            some.beta = beta
+            cast("SoftIntegers", some).beta = beta
 
     def penalty(self, integers: Sequence[LearnedIntegers]) -> Tensor | None:
-        soft = [some for some in integers if isinstance(some, SoftIntegers)]
+        import torch
+
+        soft = [cast("SoftIntegers", some) for some in integers]
         if not soft or soft[0].beta is None:
             return None
         return self.regulariser * torch.stack([some.penalty for some in soft]).sum()

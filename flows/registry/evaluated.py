@@ -1,0 +1,111 @@
+"""What ``modcap evaluate`` takes, as a function of images: an artifact, or a file exported of one.
+
+A file says of itself what is known of it: an artifact in its header, the others in metadata. None
+of that is trusted further than to read images by it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from modcap.checkpoints.export_archive import read as read_pt2
+from modcap.core.errors import InputError
+from modcap.core.messages import first_line
+from modcap.data import classes
+from modcap.export import Known, exporter_of, metadata_of_pt2
+from modcap.export.artifact import unpack_network
+from modcap.flows.registry.artifacts import REGISTRY, artifact_at
+from modcap.flows.requests.request import local_path
+
+__all__ = ["Evaluated", "evaluated_at"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Something to measure.
+
+    Attributes:
+        model: maps (N, C, H, W) float32, preprocessed, to logits.
+        bytes: of the file.
+        known: what it says of itself.
+        stored_network: digest of the full-precision network in the store, where there is one.
+    """
+
+    model: Callable[[Tensor], Tensor]
+    bytes: int
+    known: Known
+    stored_network: str = ""
+
+
+def evaluated_at(address: str) -> Evaluated:
+    """What lies at ``address``: a path, s3:// or models:/.
+
+    Raises:
+        InputError: nothing, or no network.
+    """
+    suffix = "" if address.startswith(REGISTRY) else Path(address).suffix
+    if suffix == ".onnx":
+        return _onnx(address)
+    if suffix == ".pt2":
+        return _pt2(address)
+    return _artifact(address)
+
+
+def _artifact(address: str) -> Evaluated:
+    data, tags = artifact_at(address)
+    network = unpack_network(data)
+    digests = {name: value for name, value in tags.items() if name.endswith("_digest")}
+    preprocess = network.preprocess or tags.get("preprocess", "")
+    known = Known({}, digests, preprocess, network.classes)
+    return Evaluated(network, len(data), known, digests.get("network_digest", ""))
+
+
+def _pt2(address: str) -> Evaluated:
+    data = _bytes(address)
+    program = read_pt2(data, address)[0]
+    return Evaluated(program.module(), len(data), _known(metadata_of_pt2(data), address))
+
+
+def _onnx(address: str) -> Evaluated:
+    from modcap.export.onnx_check import session_of
+
+    exporter_of("onnx")
+    data = _bytes(address)
+    session = session_of(data, address)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise InputError(f"{address}: takes {len(inputs)} inputs: give an export of modcap")
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run([outputs[0].name], {inputs[0].name: images.numpy()})
+        return torch.from_numpy(logits)
+
+    return Evaluated(run, len(data), _known(session.get_modelmeta().custom_metadata_map, address))
+
+
+def _known(metadata: Mapping[str, str], address: str) -> Known:
+    said = {name.removeprefix("modcap."): value for name, value in metadata.items()}
+    digests = {name: value for name, value in said.items() if name.endswith("_digest")}
+    return Known({}, digests, said.get("preprocess", ""), _names(said.get("classes"), address))
+
+
+def _names(text: str | None, address: str) -> tuple[str, ...]:
+    if not text:
+        return ()
+    try:
+        return classes.of_value(json.loads(text), f"{address}: its classes")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{address}: its classes cannot be read ({first_line(error)})") from None
+
+
+def _bytes(address: str) -> bytes:
+    try:
+        return local_path(address).read_bytes()
+    except OSError as error:
+        raise InputError(f"{address}: cannot be read ({error.strerror})") from None

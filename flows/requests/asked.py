@@ -1,0 +1,82 @@
+"""What a user asks for, as typed fields. Reading it waits neither for torch nor for a client."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from modcap.data.sources import HELP
+from modcap.recipe import Recipe
+
+__all__ = ["Request", "known_formats"]
+
+_MODEL_NAME = re.compile(
+    r"(?!\.*$)[^/:'\"`\\?@]+"
+)  # what MLflow takes and its searches and addresses read
+
+
+def known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    """``names``, if each is that of a format."""
+    from modcap.export import EXPORTERS
+
+    for name in names:
+        if name not in EXPORTERS:
+            raise ValueError(f"{name!r} is no format: give {', '.join(EXPORTERS)}")
+    return names
+
+
+class Request(BaseModel):
+    """One quantization, as the command line, a deployment or a schedule asks for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: str = Field(
+        description="local path or s3:// address of .pt2, .safetensors, .pt, .pth"
+    )
+    arch: str | None = Field(
+        None, description="torchvision:NAME, timm:NAME or package.module:factory; not for .pt2"
+    )
+    data: str | None = Field(
+        None, description=f"images: {HELP}; only capacity and plan can do without"
+    )
+    strict: bool = Field(
+        False,
+        description="refuse a network that has a product which cannot be quantized; else that "
+        "stays in floating point, and the report says so",
+    )
+    eval_data: str | None = Field(None, description="where test images come from, if elsewhere")
+    eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
+    preprocess: str | None = Field(None, description="such as 'mean=0.286,std=0.353'")
+    classes: str | None = Field(
+        None,
+        description="file or folder of class names; by default the folders of data",
+    )
+    name: str | None = Field(None, description="registered model; by default the file's stem")
+    onnx: bool = Field(False, description="the same as exports [onnx]; needs modcap[export]")
+    exports: tuple[str, ...] = Field((), description="formats to register too: onnx, pt2, …")
+    recipe: Recipe = Recipe()
+
+    @property
+    def model_name(self) -> str:
+        stem = self.checkpoint.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        return self.name or stem
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What the version holds beside the artifact, each once."""
+        return tuple(dict.fromkeys((*(("onnx",) if self.onnx else ()), *self.exports)))
+
+    @field_validator("exports")
+    @classmethod
+    def _are_known(cls, exports: tuple[str, ...]) -> tuple[str, ...]:
+        return known_formats(exports)
+
+    @model_validator(mode="after")
+    def _may_be_registered(self) -> Request:
+        if not _MODEL_NAME.fullmatch(self.model_name):
+            raise ValueError(
+                f"a registered model cannot be called {self.model_name!r}: give a name without "
+                "slash, colon, quote, backslash, question mark or @"
+            )
+        return self

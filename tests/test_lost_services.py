@@ -1,0 +1,103 @@
+"""A service that was there and goes is no bad input: one line, and exit 1."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+import ray
+from botocore.exceptions import ClientError, EndpointConnectionError
+from mlflow.exceptions import MlflowException
+
+from modcap.core.errors import InputError, Lost, Unavailable
+from modcap.flows import cli
+from modcap.flows.execution import ray_tasks
+from modcap.flows.registry import mlflow_runs
+from modcap.tasks.storage import objects, s3
+from modcap.tasks.workers.idle import Idle
+
+AWAY = EndpointConnectionError(endpoint_url="http://127.0.0.1:9/b")
+DENIED = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "GetObject")
+NO_MLFLOW = MlflowException("API request to /x failed with Max retries (Caused by refused)")
+
+
+@pytest.mark.parametrize(
+    ("error", "word", "code"),
+    [
+        (AWAY, "S3: EndpointConnectionError", 1),
+        (DENIED, "S3: ClientError", 1),
+        (NO_MLFLOW, "MLflow: MlflowException", 1),
+        (ray.exceptions.RaySystemError("GCS is gone"), "Ray: RaySystemError", 1),
+        (Lost("the lease x is another one's"), "the lease x", 1),
+        (Unavailable("s3://b/c: there is none"), "s3://b/c", 2),
+        (InputError("k is too large"), "k is", 2),
+    ],
+)
+def test_what_ends_a_command_is_one_line(
+    error: Exception,
+    word: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def app(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"modcap: {word}")
+
+
+def test_what_is_nobodys_service_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def app(**_: object) -> None:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(KeyError):
+        cli.main([])
+
+
+def test_mlflow_that_goes_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_runs, "_reached", set())
+    for expected in (Unavailable, Lost):
+        with pytest.raises(Unavailable) as caught, mlflow_runs.reaching():
+            raise NO_MLFLOW
+        assert type(caught.value) is expected
+        with mlflow_runs.reaching():
+            pass
+
+
+def test_s3_that_goes_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "_answered", set())
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    assert type(objects._unreadable("s3://b/c", AWAY)) is Unavailable
+    s3.answered(os.environ["AWS_ENDPOINT_URL_S3"])
+    assert type(objects._unreadable("s3://b/c", AWAY)) is Lost
+    assert type(objects._unreadable("s3://b/c", DENIED)) is Unavailable
+
+
+@pytest.mark.parametrize("cause", [AWAY, DENIED, ray.exceptions.ObjectLostError("x", None, "")])
+def test_a_job_without_its_services_is_everybodys(cause: Exception) -> None:
+    with pytest.raises(Lost) as caught:
+        ray_tasks._of_the_job(cause)
+    assert caught.value.exit_code == 1
+
+
+def test_an_idle_worker_gives_up_what_it_kept_and_a_busy_one_does_not() -> None:
+    released = threading.Event()
+    idle = Idle(released.set, 0.1)
+    with idle.busy():
+        pass
+    with idle.busy():  # before it counted as idle
+        assert not released.wait(0.3)
+    assert released.wait(5)
+    released.clear()
+    time.sleep(0.2)
+    assert not released.is_set()

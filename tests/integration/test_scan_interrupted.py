@@ -24,7 +24,9 @@ def test_damaged_inputs_cost_no_pass(stack: dict[str, str], s3: Any, tmp_path: P
     """Of the same size and age, so that who examines the checkpoint sees nothing."""
     bucket, prefix = stack["MODCAP_BUCKET"], "incoming/refill"
     store = Store(bucket, "refill", stack["AWS_ENDPOINT_URL_S3"])
-    s3.put_object(Bucket=bucket, Key=f"{prefix}/refill.safetensors", Body=safetensors(70))
+    for number in range(2):
+        key = f"{prefix}/refill{number}.safetensors"
+        s3.put_object(Bucket=bucket, Key=key, Body=safetensors(70 + number))
     policy = tmp_path / "policy.yaml"
     policy.write_text(yaml.dump(POLICY))
     arguments = ["scan", "--json", f"s3://{bucket}/{prefix}", "--policy", str(policy)]
@@ -32,7 +34,7 @@ def test_damaged_inputs_cost_no_pass(stack: dict[str, str], s3: Any, tmp_path: P
     assert first.returncode == 0, first.stderr
 
     inputs = list(store.entries("inputs"))
-    assert len(inputs) == 3  # a network, two sets of images
+    assert len(inputs) == 4  # two networks, two sets of images
     for entry in inputs:
         found = store.get_document(entry.name)
         assert found is not None

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from modcap.checkpoints import _torchvision, arch_options
 from modcap.core.errors import InputError, Unavailable
 from modcap.core.messages import first_line
+from modcap.core.user_code import user_module
 
 __all__ = ["Factory", "build", "factory_module", "published", "split"]
 
@@ -153,19 +152,7 @@ def timm_library() -> Any:
 
 def factory_module(module: str) -> Any:
     """Imports the user's ``module``, from the working directory too."""
-    folder = str(Path.cwd())
-    sys.path.append(folder)
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise Unavailable(f"--arch {module}:… cannot be imported ({error}): {_HOW}") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"--arch {module}:… cannot be imported ({type(error).__name__}: {first_line(error)}): "
-            f"mend that module, or {_HOW}"
-        ) from error
-    finally:
-        sys.path.remove(folder)
+    return user_module(module, f"--arch {module}:…", _HOW)
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -23,6 +23,7 @@ _PROBES = 64  # values of an image that tell it from most others
 def chance_of(images: Images, outputs: int) -> float:
     """Percent of ``images`` that are right by always naming their commonest class; where there is
     only one class, or no image, those by naming any of ``outputs`` classes."""
+    assert images.labels is not None  # else there is nothing to guess
     counts = np.unique(images.labels, return_counts=True)[1]
     if len(counts) < 2:
         return 100 / max(1, outputs)

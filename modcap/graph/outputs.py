@@ -16,7 +16,15 @@ from torch import Tensor, fx
 
 from modcap.core.errors import InputError
 
-__all__ = ["Output", "join_outputs", "join_values", "outputs_field", "outputs_of", "separate"]
+__all__ = [
+    "Output",
+    "join_outputs",
+    "join_values",
+    "named_values",
+    "outputs_field",
+    "outputs_of",
+    "separate",
+]
 
 _Size = Annotated[int, Field(ge=1, le=2**31)]
 
@@ -40,7 +48,7 @@ class Output(BaseModel):
         return math.prod(self.shape)
 
 
-def _named(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def named_values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The tensors, or nodes, in dicts, tuples and lists, each by its name; None is left out."""
     if isinstance(value, Mapping):
         inner: Sequence[tuple[str, Any]] = [(str(key), part) for key, part in value.items()]
@@ -51,12 +59,12 @@ def _named(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
         return
     for key, part in inner:
-        yield from _named(part, f"{name}.{key}" if name else key)
+        yield from named_values(part, f"{name}.{key}" if name else key)
 
 
 def join_values(value: Any) -> Any:
     """What a model returned as one tensor: itself, or (N, all numbers) of several."""
-    values = [part for _, part in _named(value)]
+    values = [part for _, part in named_values(value)]
     if len(values) == 1:
         return values[0]
     return torch.cat([part.flatten(1) for part in values], 1)
@@ -69,7 +77,7 @@ def join_outputs(graph: fx.GraphModule) -> None:
         InputError: it returns something else than tensors.
     """
     (end,) = [node for node in graph.graph.nodes if node.op == "output"]
-    nodes = [node for _, node in _named(end.args[0])]
+    nodes = [node for _, node in named_values(end.args[0])]
     if not nodes or not all(isinstance(node, fx.Node) for node in nodes):
         kind = type(end.args[0]).__name__.removeprefix("immutable_")
         raise InputError(f"the model returns a {kind}: give one that returns tensors")
@@ -82,7 +90,7 @@ def join_outputs(graph: fx.GraphModule) -> None:
 
 def outputs_of(value: Any) -> tuple[Output, ...]:
     """What tells several outputs apart, of what a model returned for some images; of one: none."""
-    found = list(_named(value))
+    found = list(named_values(value))
     if len(found) == 1:
         return ()
     return tuple(Output(name=name, shape=tuple(part.shape[1:])) for name, part in found)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["TOP1", "Scale"]
+__all__ = ["TOP1", "USUAL", "Scale"]
 
 TOP1 = "top1"
 
@@ -67,6 +67,14 @@ class Scale:
             return -math.inf
         return value if self.higher_is_better else -value
 
+    def front(self, points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Of points (size, figure) those that no smaller or equal one is as good as."""
+        found: list[tuple[float, float]] = []
+        for size, value in sorted(points, key=lambda point: (point[0], -self.goodness(point[1]))):
+            if not found or self.goodness(value) > self.goodness(found[-1][1]):
+                found.append((size, value))
+        return found
+
     def text(self, value: float) -> str:
         """As tables show it."""
         return f"{value:.2f}" if self.is_percent else f"{value:.4g}"
@@ -79,3 +87,11 @@ class Scale:
     def words(self) -> str:
         """What it is called in sentences, without its unit."""
         return self.metric_title.removesuffix("%").strip()
+
+    @property
+    def axis(self) -> str:
+        """The label of an axis."""
+        return f"{self.words}, %" if self.is_percent else self.metric_title
+
+
+USUAL = Scale()

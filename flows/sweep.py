@@ -214,7 +214,7 @@ def _best(grid: Sweep, rows: list[dict[str, Any]], model_name: str) -> dict[str,
     return min(fit, key=lambda row: (-_good(row), row["artifact_bytes"]), default=None)
 
 
-def _good(row: dict[str, Any]) -> float:
+def _good(row: Mapping[str, Any]) -> float:
     """Larger for a better row, of those by one metric."""
     scale = Scale.of(row)
     return scale.goodness(scale.value(row))

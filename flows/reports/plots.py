@@ -177,8 +177,8 @@ def heat_map(values: Mapping[tuple[str, str], Sequence[float]], scale: Scale = U
         for column, value in enumerate(line):
             if not math.isnan(value):
                 colour = "white" if value < middle else "black"
-                said, centre = scale.text(value), {"ha": "center", "va": "center"}
-                axes.text(column, row, said, **centre, color=colour, fontsize=8)
+                text = axes.text(column, row, scale.text(value), color=colour, fontsize=8)
+                text.set(ha="center", va="center")
     axes.set_xticks(range(len(ks)), ks)
     axes.set_yticks(range(len(bits)), bits)
     axes.set_xlabel("k")

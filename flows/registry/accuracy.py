@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.checkpoint import check_input
@@ -30,7 +31,7 @@ from modcap.flows.requests.request import (
     measured,
     pool_of,
 )
-from modcap.graph.network import Network
+from modcap.graph.network import Network, build
 from modcap.graph.outputs import Output, join_values, outputs_of
 from modcap.ptq.measured import TOP1, USUAL
 from modcap.ptq.metrics import predictions
@@ -155,7 +156,8 @@ class _Measuring:
     def _full_precision(self) -> _Full | None:
         """None where it is not at hand, which is said where it should be."""
         try:
-            return _full_precision(self.subject, self.asked.checkpoint, self.asked.arch)
+            asked = self.asked
+            return _full_precision(self.subject, asked.checkpoint, asked.arch, self.images)
         except ModcapError as error:
             if self.asked.checkpoint is not None:
                 raise
@@ -207,9 +209,14 @@ class _Full:
         return joined
 
 
-def _full_precision(subject: Evaluated, checkpoint: str | None, arch: str | None) -> _Full | None:
+def _full_precision(
+    subject: Evaluated, checkpoint: str | None, arch: str | None, images: ImageSet
+) -> _Full | None:
     if checkpoint is not None:
-        return _Full(checkpoints.load(local_path(checkpoint), arch).model)
+        model = checkpoints.load(local_path(checkpoint), arch).model
+        if isinstance(model, ExportedProgram):  # which may be for one number of images
+            model = build(model, images.normalized(0, 2))
+        return _Full(model)
     if not subject.stored_network:
         return None
     with TemporaryDirectory() as folder:

@@ -116,6 +116,7 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
         "exports": [_exported_row(results[key].meta) for key in cell.exports],
         "environments": environments_of(cell, results),
         "source": prepared.source,
+        "outputs": evaluated.get("outputs", []),
         "classes": None if prepared.classes is None else list(prepared.classes),
         "warnings": list(_warnings(prepared, results[cell.evaluate_full].meta)),
     }

@@ -99,6 +99,14 @@ class Activation(_Read):
     clipped: Annotated[float, Field(ge=0, le=1)]
 
 
+class OutputError(_Read):
+    """One of several outputs, and its relative error."""
+
+    name: _Text
+    shape: list[_Count] = Field(max_length=8)
+    error: float
+
+
 class Compared(_Read):
     """A k that was tried, and the error that it had."""
 
@@ -140,6 +148,7 @@ class RunReport(_Scaled):
     per_class: Classes | None = None
     job_times: list[JobTime] = Field([], max_length=_MOST)
     activations: dict[_Text, Activation] = {}
+    outputs: list[OutputError] = Field([], max_length=_MOST)
     model_name: _Text = ""
     model_version: _Text = ""
     mlflow_run_url: _Text = ""

@@ -90,6 +90,7 @@ def run_page(run: RunReport, artifact: bytes | None) -> str:
             levels=tables.levels_of(layers),
             weights=sum(each.weights for each in layers),
             macs=sum(each.macs for each in layers),
+            outputs=tables.outputs_of(run),
             classes=tables.by_class(run),
             worst=_WORST,
             kinds=tables.by_kind(run),

@@ -24,6 +24,7 @@ __all__ = [
     "levels_of",
     "number",
     "origin_of",
+    "outputs_of",
     "seconds",
     "signed",
     "variants_of",
@@ -119,6 +120,12 @@ def _between(ends: tuple[float, float] | None) -> str:
 def levels_of(layers: Sequence[Layer]) -> list[Row]:
     """The counts behind the histograms."""
     return [(each.place, " ".join(map(str, each.histogram))) for each in layers]
+
+
+def outputs_of(run: RunReport) -> list[Row]:
+    return [
+        (each.name, " × ".join(map(str, each.shape)), number(each.error)) for each in run.outputs
+    ]
 
 
 def by_class(run: RunReport) -> list[Row]:

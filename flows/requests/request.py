@@ -207,7 +207,7 @@ def prepare_all(
     """Prepares requests of one checkpoint that differ in recipe and name; each file is read once.
 
     Args:
-        requests: at least one.
+        requests: at least one; of one metric.
         doing: told what comes next: ``checkpoint``, ``images`` or ``network``.
 
     Raises:
@@ -228,7 +228,7 @@ def prepare_all(
     calibration = drawn[_draw(request)]
     example = calibration.normalized(0, 2)
     outputs = checkpoints.check_input(checkpoint, example)
-    images.check(outputs)
+    named = images.classes(outputs)
     source = {
         "checkpoint": request.checkpoint,
         "checkpoint_digest": checkpoint.digest,
@@ -238,12 +238,12 @@ def prepare_all(
         "preprocess": str(preprocess),
     }
     network = build(checkpoint.model, example, source, strict=request.strict)
-    metrics = {each.metric: images.metric(each.metric, network) for each in requests}
+    measure = images.metric(request.metric, network)
     doubts = tuple(filter(None, [*checkpoint.warnings, *images.doubts()]))
     for doubt in doubts:
         say(doubt)
     return [
-        _prepared(each, network, drawn[_draw(each)], images, metrics[each.metric], source, doubts)
+        _prepared(each, network, drawn[_draw(each)], images, measure, named, source, doubts)
         for each in requests
     ]
 
@@ -262,18 +262,19 @@ class _Images:
     evaluation: ImageSet
     preprocess: Preprocess
     place: str  # of the tests
+    listed: tuple[str, ...] | None  # classes that were named, not found
 
     @classmethod
     def read(cls, request: Request, preprocess: Preprocess) -> _Images:
-        known = classes_of(request.classes)
+        listed = classes_of(request.classes)
         assert request.data is not None
-        pool = pool_of(request.data, preprocess, known)
-        known = known or pool.classes
+        pool = pool_of(request.data, preprocess, listed)
+        known = listed or pool.classes
         place = request.eval_data or request.data
         split: data.Split = "all" if request.eval_data else "evaluation"
         most, pools = request.eval_images, {pool.digest}
         tests = evaluation_images(place, preprocess, most, known, pools, split)
-        return cls(pool, tests, images_of(tests, preprocess), preprocess, place)
+        return cls(pool, tests, images_of(tests, preprocess), preprocess, place, listed)
 
     def calibration(self, recipe: Recipe) -> ImageSet:
         with _blaming_images():
@@ -285,12 +286,19 @@ class _Images:
         overlap = doubting.doubt_of_overlap(self.pool, self.tests)
         return [names.doubt(self.tests.classes), overlap]
 
-    def check(self, classes: int | None) -> None:
-        """Refuses images of other classes than a network has, where it has such."""
-        if classes is None:
-            return
+    def classes(self, outputs: int | None) -> tuple[str, ...] | None:
+        """The names of the network's classes, where they are known; folders of images say nothing
+        of a network that has no classes (None).
+
+        Raises:
+            BadImages: there are names of another number of classes than it has.
+        """
+        if outputs is None:
+            return self.listed
+        found = self.tests.classes or self.pool.classes or self.listed
         with _blaming_images():
-            names.check_count(self.tests.classes, classes, f"data {self.place}")
+            names.check_count(found, outputs, f"data {self.place}")
+        return found
 
     def metric(self, asked: str | None, network: Network) -> _Measure:
         """By what a network is measured on them.
@@ -326,6 +334,7 @@ def _prepared(
     calibration: ImageSet,
     images: _Images,
     metric: _Measure,
+    classes: tuple[str, ...] | None,
     source: dict[str, str],
     doubts: tuple[str, ...],
 ) -> Prepared:
@@ -342,14 +351,14 @@ def _prepared(
             recipe,
             name,
             pixels,
-            known_of(source, images.tests.classes),
+            known_of(source, classes),
             request.formats,
             metric.name,
         ),
         source=source,
         fp_bytes=fp_bytes(network),
         measured=measured(images.tests, images.place),
-        classes=images.tests.classes,
+        classes=classes,
         warnings=(*doubts, *network.notices),  # the latter were said when it was built
         chance=metric.chance,
         network=network,

@@ -22,6 +22,7 @@ Factory = Callable[..., nn.Module]
 
 _HOW = "use torchvision:NAME, timm:NAME or package.module:factory"
 _INCEPTION = ("googlenet", "inception_v3")  # torchvision's networks with auxiliary classifiers
+_NO_AUXILIARY = "lraspp"  # of torchvision's segmentation networks
 _LIBRARIES = ("torchvision", "timm")
 
 
@@ -108,16 +109,21 @@ def _factory(source: str, name: str, weights: Mapping[str, Tensor]) -> Factory:
 
 def _torchvision_factory(name: str, weights: Mapping[str, Tensor]) -> Factory:
     models = _torchvision.models()
-    known = models.list_models(module=models)
+    segmentation = models.list_models(module=models.segmentation)
+    known = [*models.list_models(module=models), *segmentation]
     if name not in known:
         raise InputError(
-            f"--arch torchvision:{name}: torchvision has no such classifier{_hint(name, known)}"
+            f"--arch torchvision:{name}: torchvision has no such classifier, and no such "
+            f"segmentation network{_hint(name, known)}"
         )
 
     def build_one(**options: Any) -> nn.Module:
+        auxiliary = any(key.startswith(("aux", "AuxLogits")) for key in weights)
         if name in _INCEPTION:
-            auxiliary = any(key.startswith(("aux", "AuxLogits")) for key in weights)
             options |= {"aux_logits": auxiliary, "init_weights": False}
+        if name in segmentation:
+            options |= {"weights_backbone": None}
+            options |= {"aux_loss": auxiliary} if not name.startswith(_NO_AUXILIARY) else {}
         model: nn.Module = models.get_model(name, weights=None, **options)
         return model
 

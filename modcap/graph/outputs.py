@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from modcap.core.errors import InputError
 
 __all__ = [
+    "JOIN",
     "Output",
     "join_outputs",
     "join_values",
@@ -25,6 +26,10 @@ __all__ = [
     "outputs_of",
     "separate",
 ]
+
+JOIN = torch.hstack
+"""What puts outputs (N, ...), each flattened, side by side; networks themselves concatenate by
+other names, so that outputs which only lie in one tensor are told from a concatenation."""
 
 _Size = Annotated[int, Field(ge=1, le=2**31)]
 
@@ -71,7 +76,7 @@ def join_values(value: Any) -> Any:
 
 
 def join_outputs(graph: fx.GraphModule) -> None:
-    """Makes ``graph`` return one tensor, as :func:`join_values` does.
+    """Makes ``graph`` return one tensor, as :func:`join_values` does, by :data:`JOIN`.
 
     Raises:
         InputError: it returns something else than tensors.
@@ -84,7 +89,7 @@ def join_outputs(graph: fx.GraphModule) -> None:
     if len(nodes) > 1:
         with graph.graph.inserting_before(end):
             rows = [graph.graph.call_function(torch.flatten, (node, 1)) for node in nodes]
-            nodes = [graph.graph.call_function(torch.cat, (rows, 1))]
+            nodes = [graph.graph.call_function(JOIN, (rows,))]
     end.args = (nodes[0],)
 
 
@@ -107,6 +112,6 @@ def separate(rows: Tensor, outputs: Sequence[Output]) -> Tensor | dict[str, Tens
         return rows
     parts = rows.split([output.width for output in outputs], 1)
     return {
-        output.name: part.reshape(len(rows), *output.shape)
+        output.name: part.unflatten(1, output.shape)
         for output, part in zip(outputs, parts, strict=True)
     }

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from modcap.core.named import sparse
 from modcap.core.serialization import Result
 from modcap.data.image_set import ImageSet
 from modcap.export import artifact
+from modcap.export.artifact import QuantizedNetwork
 from modcap.graph.network import Network
+from modcap.graph.outputs import separate
 from modcap.jobs.cost_model import ModuleTimes, evaluation_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.worker_cache import WorkerCache
@@ -19,6 +22,7 @@ from modcap.ptq import oscillation
 from modcap.ptq.measured import TOP1
 from modcap.ptq.metric_name import MetricName
 from modcap.ptq.metrics import Metric, Rows, chosen_metric, predictions
+from modcap.ptq.relative_error import RelativeError
 from modcap.quantization.clipping import watching_activations
 
 __all__ = ["EvaluateFull", "EvaluateQuantized", "evaluate_full_job", "evaluate_job"]
@@ -78,6 +82,7 @@ class EvaluateQuantized(Arithmetic, Work):
             "oscillation": oscillation.oscillation(losses),
             "final_error": losses[-1],
             "activations": {name: each.meta for name, each in seen.items()},
+            **({"outputs": _errors(quantized, network, x, batch)} if network.outputs else {}),
         }
         return Result(measured.tensors, measured.meta | depth)
 
@@ -102,6 +107,22 @@ def _measured(
 
 def _figure(metric: Metric, value: float, images: ImageSet) -> dict[str, Any]:
     return {**metric.scale.fields, "value": value, "images": len(images)}
+
+
+def _errors(
+    quantized: QuantizedNetwork, full: Network, x: Tensor, batch: int
+) -> list[dict[str, Any]]:
+    """The relative error of each of several outputs, on calibration images."""
+    errors = {output.name: RelativeError() for output in full.outputs}
+    for part in x.split(batch):
+        found, exact = quantized(part), separate(full(part), full.outputs)
+        for name, error in errors.items():
+            error.add(found[name], exact[name])
+    shapes = {output.name: list(output.shape) for output in full.outputs}
+    return [
+        {"name": name, "shape": shapes[name], "error": error.value}
+        for name, error in errors.items()
+    ]
 
 
 def _of_classes(network: Rows, images: ImageSet, device: str, batch: int | None = None) -> Result:

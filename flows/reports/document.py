@@ -137,6 +137,7 @@ class RunReport(_Scaled):
     artifact_digest: _Text = ""
     source: dict[_Text, _Text] = {}
     request: dict[_Text, Any] = {}
+    command: _Text = ""
     classes: _Texts | None = None
     warnings: _Texts = []
     agreement: _Percent | None = None

@@ -95,7 +95,7 @@ def run_page(run: RunReport, artifact: bytes | None) -> str:
             worst=_WORST,
             kinds=tables.by_kind(run),
             jobs=tables.jobs_of(run),
-            command=command_of(run.checkpoint, run.recipe, run.request, run.source),
+            command=run.command or command_of(run.checkpoint, run.recipe, run.request, run.source),
             origin=tables.origin_of(run),
         )
     )

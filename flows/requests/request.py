@@ -356,7 +356,7 @@ def _prepared(
             metric.name,
         ),
         source=source,
-        fp_bytes=fp_bytes(network),
+        fp_bytes=network.float_bytes,
         measured=measured(images.tests, images.place),
         classes=classes,
         warnings=(*doubts, *network.notices),  # the latter were said when it was built
@@ -371,12 +371,6 @@ def _prepared(
 def say(doubt: str) -> None:
     """Once, however often the same input is prepared."""
     logging.getLogger("modcap").warning(doubt)
-
-
-def fp_bytes(network: Network) -> int:
-    """Bytes of the folded network's weights in float32: what quantization is compared with."""
-    modules: Sequence[torch.nn.Module] = network.partition.modules
-    return sum(p.numel() * 4 for module in modules for p in module.parameters())
 
 
 def check_selection(network: Network, recipe: Recipe) -> None:

@@ -14,7 +14,7 @@ from modcap.core.errors import InputError
 from modcap.data import sources
 from modcap.data.image_set import ImageSet
 from modcap.flows.requests.asked import Request
-from modcap.flows.requests.request import Prepared, check_selection, fp_bytes, local_path, prepare
+from modcap.flows.requests.request import Prepared, check_selection, local_path, prepare
 from modcap.graph.network import build
 from modcap.jobs.job import Cell
 from modcap.recipe import CapacityKind
@@ -55,7 +55,7 @@ def prepare_to_look(request: Request) -> Prepared:
         request=request,
         cell=Cell(network, _UNKNOWN, _UNKNOWN, request.recipe, name, 0),
         source={"checkpoint": request.checkpoint, "checkpoint_digest": checkpoint.digest},
-        fp_bytes=fp_bytes(network),
+        fp_bytes=network.float_bytes,
         measured="no images",
         warnings=(*checkpoint.warnings, *network.notices),
         network=network,

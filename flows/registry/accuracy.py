@@ -215,7 +215,7 @@ def _full_precision(
     if checkpoint is not None:
         model = checkpoints.load(local_path(checkpoint), arch).model
         if isinstance(model, ExportedProgram):  # which may be for one number of images
-            model = build(model, images.normalized(0, 2))
+            return _Full(build(model, images.normalized(0, 2)))
         return _Full(model)
     if not subject.stored_network:
         return None

@@ -20,7 +20,7 @@ from modcap.graph.outputs import named_values
 from modcap.flows.registry import mlflow_runs  # noqa: F401, isort: skip  # sets what mlflow reads at import
 import mlflow  # isort: skip
 from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, Schema, TensorSpec
 
 __all__ = ["CLASSES", "save_model"]
 
@@ -59,7 +59,9 @@ def _signature(finished: Finished, example: np.ndarray) -> ModelSignature:
     """Of images, and of what the network returns; several outputs have their names."""
     with torch.no_grad():
         found = unpack_network(finished.artifact)(torch.from_numpy(example))
-    outputs = [_spec(value.shape[1:], name or None) for name, value in named_values(found)]
+    outputs: list[ColSpec | TensorSpec] = [
+        _spec(value.shape[1:], name or None) for name, value in named_values(found)
+    ]
     return ModelSignature(Schema([_spec(finished.input_shape)]), Schema(outputs))
 
 

@@ -45,7 +45,9 @@ class Lowered:
     def written(self, values: Sequence[str]) -> list[Written]:
         """The outputs of the network, in its order, of which the program's are ``values``."""
         (output,) = self.program.graph.find_nodes(op="output")
-        shapes = [(BATCH, *map(int, node.meta["val"].shape[1:])) for node in output.args[0]]
+        shapes: list[tuple[int | str, ...]] = [
+            (BATCH, *map(int, node.meta["val"].shape[1:])) for node in output.args[0]
+        ]
         found = tree_unflatten(range(len(values)), self.program.call_spec.out_spec)
         if not isinstance(found, dict):
             name = "logits" if len(shapes[0]) == 2 else "output"

@@ -14,7 +14,7 @@ from modcap.data.image_set import ImageSet
 from modcap.export import artifact
 from modcap.export.artifact import QuantizedNetwork
 from modcap.graph.network import Network
-from modcap.graph.outputs import separate
+from modcap.graph.outputs import named_values, separate
 from modcap.jobs.cost_model import ModuleTimes, evaluation_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.worker_cache import WorkerCache
@@ -115,9 +115,9 @@ def _errors(
     """The relative error of each of several outputs, on calibration images."""
     errors = {output.name: RelativeError() for output in full.outputs}
     for part in x.split(batch):
-        found, exact = quantized(part), separate(full(part), full.outputs)
-        for name, error in errors.items():
-            error.add(found[name], exact[name])
+        found, exact = (separate(rows, full.outputs) for rows in (quantized.rows(part), full(part)))
+        for (name, value), (_, wanted) in zip(*map(named_values, (found, exact)), strict=True):
+            errors[name].add(value, wanted)
     shapes = {output.name: list(output.shape) for output in full.outputs}
     return [
         {"name": name, "shape": shapes[name], "error": error.value}

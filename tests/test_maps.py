@@ -156,6 +156,10 @@ def test_evaluate_measures_a_pyramid(
     assert (said["metric"], said["images"]) == ("error", 40)
     assert said["value"] == pytest.approx(done.value, rel=0.3)
     assert said["value"] > 0
+    if form != "artifact":  # which does not say what it was calibrated on
+        assert said["held_out_images"] == done.report["images"] == 20
+        assert said["held_out_value"] == pytest.approx(done.value, rel=1e-3)
+        assert "relative error is " in said["warnings"][0]
     with pytest.raises(InputError, match="which is not at hand: give --checkpoint"):
         evaluate_artifact(str(file), data, None, None)
     with pytest.raises(InputError, match="--metric agreement compares classes"):

@@ -33,7 +33,7 @@ from modcap.flows.requests.request import (
 )
 from modcap.graph.network import Network, build
 from modcap.graph.outputs import Output, join_values, outputs_of
-from modcap.ptq.measured import TOP1, USUAL
+from modcap.ptq.measured import TOP1, USUAL, Scale
 from modcap.ptq.metrics import predictions
 from modcap.tasks.storage.store import Store
 
@@ -123,6 +123,10 @@ class _Measuring:
             )
         else:
             measured_ = _figures(figures_of(metric, rows, full.rows, self.images))
+            if rest := self._rest():
+                held_out = self.images.first(rest)
+                value = metric.measure(rows, full.rows, held_out, "cpu", None)
+                measured_ |= self._said_of_rest(metric.scale, value, rest)
         return {
             "artifact": self.asked.address,
             **measured_,
@@ -164,20 +168,27 @@ class _Measuring:
             self.warnings.append(f"full precision is not at hand: {error}")
             return None
 
-    def _held_out(self, hits: Tensor) -> dict[str, Any]:
-        """What the other commands measure, where calibration drew from the same place."""
+    def _rest(self) -> int:
+        """How many images the other commands measure, where calibration drew from the same place;
+        else 0."""
         drawn, tests = self.subject.known.digests.get("data_digest"), self.tests
-        if not (tests.aside and drawn and len(hits) > tests.aside):
-            return {}
-        if pool_of(self.asked.data, self.transform, tests.classes).digest != drawn:
-            return {}
-        rest = hits[: len(hits) - tests.aside]
+        if not (tests.aside and drawn and len(tests) > tests.aside):
+            return 0
+        pool = pool_of(self.asked.data, self.transform, tests.classes).digest
+        return len(tests) - tests.aside if pool == drawn else 0
+
+    def _held_out(self, hits: Tensor) -> dict[str, Any]:
+        """Top-1 of those."""
+        rest = self._rest()
+        return self._said_of_rest(USUAL, _share(hits[:rest]), rest) if rest else {}
+
+    def _said_of_rest(self, scale: Scale, value: float, rest: int) -> dict[str, Any]:
         self.warnings.append(
-            f"calibration drew from {self.asked.data}, and {tests.aside:,} of its images were set "
-            f"aside for it: on the other {len(rest):,}, which quantize and promote measure, top-1 "
-            f"is {_share(rest):.2f} %"
+            f"calibration drew from {self.asked.data}, and {self.tests.aside:,} of its images were "
+            f"set aside for it: on the other {rest:,}, which quantize and promote measure, "
+            f"{scale.words} is {scale.said(value)}"
         )
-        return {"held_out_top1": _share(rest), "held_out_images": len(rest)}
+        return {**scale.figures(value, "held_out_"), "held_out_images": rest}
 
 
 def _figures(found: Figures) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ import pytest
 import torch
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from modcap.core.errors import InputError, Unavailable
 from modcap.core.messages import parse
@@ -38,6 +40,7 @@ from modcap.ptq.user_metric import UserMetric, with_code
 from modcap.recipe import Recipe
 from tests.golden import small_network
 from tests.in_process import finished_of
+from tests.rooms import ROOT
 from tests.test_classes import request
 
 OWN = "tests.test_metrics:disagreement"
@@ -259,3 +262,23 @@ def test_a_tensor_is_what_a_user_of_one_output_sees() -> None:
     metric._function = lambda network, full, batches: seen.append(type(network(x[:1]))) or 1.0
     assert metric.measure(network, network, ImageSet(x, None, (0.0,), (1.0,)), "cpu", 7) == 1.0
     assert seen == [Tensor]
+
+
+def test_the_example_of_the_page_of_metrics() -> None:
+    text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {"torch": torch}
+    exec(compile(code, "docs/metrics.md", "exec", dont_inherit=True), names)
+    maps = torch.randint(0, 21, (4, 5, 6), generator=torch.Generator().manual_seed(0))
+    other = maps.clone()
+    other[:, 0] = 20 - other[:, 0]
+    logits = {name: one_hot(each, 21).movedim(-1, 1) for name, each in ((1, maps), (2, other))}
+    images = torch.zeros(4, 3, 5, 6)
+
+    def measure(which: int) -> float:
+        rows = logits[which]
+        found: float = names["mean_iou"](lambda x: rows, None, iter([(images, maps)]))
+        return found
+
+    assert measure(1) == 100.0
+    assert 30 < measure(2) < 95

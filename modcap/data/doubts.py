@@ -88,5 +88,5 @@ def doubt_of_overlap(pool: Images, tests: Images) -> str | None:
         return None
     return (
         f"{same:,} of the {len(pool):,} images that calibration draws from ({pool.source}) are "
-        f"test images too ({tests.source}): top-1 on them flatters; give others with --eval-data"
+        f"test images too ({tests.source}): figures on them flatter; give others with --eval-data"
     )

@@ -124,6 +124,8 @@ def test_splits_of_one_source_are_disjoint_and_complete(tmp_path: Path, count: i
     [
         ({"labels": np.arange(3)}, "labels"),
         ({"labels": np.zeros(40)}, "integer"),
+        ({"labels": np.zeros((40, 1), np.int64)}, "give one integer for each"),
+        ({"labels": np.zeros((3, 6, 5), np.int64)}, "a map (H, W) of integers for each"),
         ({"images": np.zeros((40, 6, 5), np.uint8)}, "(N, C, H, W)"),
         ({"images": np.zeros((40, 1, 6, 5))}, "float64"),
         ({"images": np.full((40, 1, 6, 5), 255, np.float32)}, "scale them"),

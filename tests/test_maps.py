@@ -31,6 +31,7 @@ from modcap.recipe import Recipe
 from tests.in_process import finished_of, served
 
 SIZE = (3, 16, 24)
+PREPROCESS = "mean=0.5/0.5/0.5,std=0.25/0.25/0.25"
 FORMATS = ("onnx", "pt2", "encodings")
 
 
@@ -65,7 +66,7 @@ def request(folder: Path, model: nn.Module, arch: str, **fields: Any) -> Request
     given = {
         "checkpoint": str(folder / "net.safetensors"),
         "arch": arch,
-        "preprocess": "mean=0.5/0.5/0.5,std=0.25/0.25/0.25",
+        "preprocess": PREPROCESS,
         "recipe": recipe,
     }
     return Request.model_validate(given | fields)

@@ -24,8 +24,7 @@ class Gate(BaseModel):
     eval_images: int | None = Field(None, ge=1, description="test images to use; all by default")
     metric: str | None = Field(
         None,
-        description="what is measured, as of modcap quantize; by default what the version says, "
-        "where the images have what it needs",
+        description="what is measured, as of modcap quantize; by default what fits the images",
     )
     min_top1: float | None = Field(None, ge=0, le=100, description="percent of top-1 that it needs")
     max_drop: float | None = Field(

@@ -57,10 +57,10 @@ def _checked(images: NDArray[Any], labels: NDArray[Any] | None, file: Path, sour
 
 
 def _numbers(labels: NDArray[Any], count: int, file: Path) -> NDArray[np.int64]:
-    if labels.shape[:1] != (count,) or labels.dtype.kind not in "iu":
+    if labels.shape[:1] != (count,) or labels.ndim == 2 or labels.dtype.kind not in "iu":
         raise InputError(
             f"data {file}: labels are {labels.dtype} of shape {labels.shape} for {count} "
-            f"images: give one integer for each, a map of integers for each, or no labels"
+            f"images: give one integer for each, a map (H, W) of integers for each, or no labels"
         )
     if labels.size and int(labels.max()) > np.iinfo(np.int32).max:
         raise InputError(f"data {file}: label {labels.max()} is the number of no class")

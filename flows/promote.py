@@ -25,14 +25,17 @@ from modcap.data.doubts import chance_of, doubt_of_accuracy
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
 from modcap.data.sources import Split
+from modcap.export.artifact import QuantizedNetwork
 from modcap.flows.registry.aliases import moving_aliases
+from modcap.flows.registry.figures import Figures, figures_of, metric_for
 from modcap.flows.registry.mlflow_runs import closing, experiment_of, reaching
 from modcap.flows.registry.model_files import CLASSES
 from modcap.flows.registry.version_artifact import artifact_of_version
 from modcap.flows.requests.gate import Gate
 from modcap.flows.requests.request import evaluation_images, images_of, measured, pool_of
 from modcap.graph.network import Network
-from modcap.ptq.metrics import top1
+from modcap.ptq.measured import Scale
+from modcap.ptq.metrics import Metric
 from modcap.tasks.storage.lease import Lease
 from modcap.tasks.storage.store import Store
 
@@ -45,16 +48,19 @@ _KEPT = 20  # moves of an alias that are remembered
 @dataclass(frozen=True)
 class _Measured:
     version: ModelVersion
-    top1: float
-    fp_top1: float
+    figures: Figures
     images: int
     said: str  # which images
     bytes: int
     doubt: str | None
 
     @property
+    def scale(self) -> Scale:
+        return self.figures.scale
+
+    @property
     def drop(self) -> float:
-        return round(self.fp_top1 - self.top1, 4)
+        return self.figures.lost
 
 
 @flow(name="promote")
@@ -211,18 +217,37 @@ def _measure(version: ModelVersion, gate: Gate, split: Split, store: Store) -> _
     known = _classes(version)
     tests = evaluation_images(gate.data, transform, gate.eval_images, known, split=split)
     images = images_of(tests, transform)
+    images.check_shape(network.input_shape)
     outputs = check_input(network, images.normalized(0, 2))
-    classes.check_count(tests.classes, outputs, f"data {gate.data}")
-    full = _full_precision(_tag(version, "network_digest"), images, store)
+    if outputs is not None:
+        classes.check_count(tests.classes, outputs, f"data {gate.data}")
+    metric = _metric(gate, network, images)
+    full = _full_precision(_tag(version, "network_digest"), store)
+    figures = figures_of(metric, network.rows, full, images)
     said = measured(tests, gate.data)
-    doubt = doubt_of_accuracy(full, len(images), chance_of(tests, outputs))
-    return _Measured(version, top1(network, images), full, len(images), said, size, doubt)
+    doubt = None
+    if figures.is_top1 and outputs is not None:
+        doubt = doubt_of_accuracy(figures.full, len(images), chance_of(tests, outputs))
+    return _Measured(version, figures, len(images), said, size, doubt)
 
 
-def _full_precision(digest: str, images: ImageSet, store: Store) -> float:
+def _metric(gate: Gate, network: QuantizedNetwork, images: ImageSet) -> Metric:
+    """By which the gate measures: a version's own tags name no code."""
+    asked = "top1" if gate.min_top1 is not None else gate.metric
+    try:
+        return metric_for(asked, network.rows, network.outputs, images)
+    except InputError as error:
+        if gate.min_top1 is None:
+            raise
+        raise InputError(
+            f"--min-top1 cannot be measured on {gate.data} ({error}); or ask for --max-drop or "
+            "--against, by agreement or relative error"
+        ) from None
+
+
+def _full_precision(digest: str, store: Store) -> Network:
     with TemporaryDirectory() as folder:
-        network = store.fetch_input(digest, Path(folder)).read_bytes()
-    return top1(Network.from_bytes(network), images)
+        return Network.from_bytes(store.fetch_input(digest, Path(folder)).read_bytes())
 
 
 def _tag(version: ModelVersion, name: str) -> str:
@@ -252,26 +277,41 @@ class _Compared:
 
 
 def _compared(gate: Gate, own: _Measured, rival: _Measured | None) -> Iterator[_Compared]:
+    scale, figures = own.scale, own.figures
+    words, value = scale.words, scale.said(figures.value)
     if gate.min_top1 is not None:
-        why = f"its top-1 is {own.top1:.2f} %, and {gate.min_top1:g} are needed"
-        yield _Compared("min_top1", own.top1, "≥", gate.min_top1, why)
+        why = f"its top-1 is {value}, and {gate.min_top1:g} are needed"
+        yield _Compared("min_top1", figures.value, "≥", gate.min_top1, why)
     if gate.max_drop is not None:
+        unit = "points of " if scale.is_percent else "in "
         why = (
-            f"it loses {own.drop:.2f} points of top-1 ({own.fp_top1:.2f} to {own.top1:.2f} %), and "
-            f"{gate.max_drop:g} are allowed"
+            f"it loses {scale.text(own.drop)} {unit}{words} ({scale.text(figures.full)} to "
+            f"{value}), and {gate.max_drop:g} are allowed"
         )
         yield _Compared("max_drop", own.drop, "≤", gate.max_drop, why)
     if gate.max_bytes is not None:
         why = f"it takes {own.bytes:,} bytes, and {gate.max_bytes:,} are allowed"
         yield _Compared("max_bytes", own.bytes, "≤", gate.max_bytes, why)
     if rival is not None:
-        number = rival.version.version
-        why = (
-            f"version {number} ({gate.against}) is more accurate: {rival.top1:.2f} against "
-            f"{own.top1:.2f} %"
+        yield _against(gate, own, rival)
+
+
+def _against(gate: Gate, own: _Measured, rival: _Measured) -> _Compared:
+    """Refuses versions that were measured by different metrics: one has maps, say."""
+    scale, number = own.scale, rival.version.version
+    if rival.scale != scale:
+        raise InputError(
+            f"version {number} ({gate.against}) is measured by {rival.scale.words}, and version "
+            f"{own.version.version} by {scale.words}: give --metric one that fits both"
         )
-        name = f"against version {number} ({gate.against})"
-        yield _Compared(name, own.top1, "≥", rival.top1, why)
+    mine, other = own.figures.value, rival.figures.value
+    unit = " %" if scale.is_percent else f" of {scale.words}"
+    why = (
+        f"version {number} ({gate.against}) is more accurate: {scale.text(other)} against "
+        f"{scale.text(mine)}{unit}"
+    )
+    sign = "≥" if scale.higher_is_better else "≤"
+    return _Compared(f"against version {number} ({gate.against})", mine, sign, other, why)
 
 
 def _reasons(gate: Gate, own: _Measured, compared: Sequence[_Compared]) -> Iterator[str]:
@@ -305,6 +345,9 @@ class _Decision:
             client.set_registered_model_alias(name, alias, version)
 
     def report(self) -> dict[str, Any]:
+        own, scale = self.measured.figures, self.measured.scale
+        rival = None if self.rival is None else self.rival.figures.value
+        against = {f"against_{scale.label}": rival, "against_value": rival}
         return {
             "name": self.gate.name,
             "alias": self.gate.alias,
@@ -314,13 +357,14 @@ class _Decision:
             "reasons": list(self.reasons),
             "conditions": [each.report() for each in self.compared],
             "warnings": self.warnings,
-            "top1": self.measured.top1,
-            "fp_top1": self.measured.fp_top1,
-            "drop": self.measured.drop,
+            **scale.fields,
+            **scale.figures(own.value),
+            **scale.figures(own.full, "fp_"),
+            "drop": own.lost,
             "images": self.measured.images,
             "measured": self.measured.said,
             "bytes": self.measured.bytes,
-            "against_top1": None if self.rival is None else self.rival.top1,
+            **against,
             "by": _who(),
             "at": _now(),
         }
@@ -334,10 +378,11 @@ class _Decision:
     def record(self, client: MlflowClient) -> None:
         """A run in the experiment of gates, and tags on the version."""
         report = self.report()
+        against = [name for name in report if name.startswith("against_")]
         measured = {
             name: float(report[name])
-            for name in ("top1", "fp_top1", "drop", "bytes", "against_top1")
-            if report[name] is not None
+            for name in ("top1", "fp_top1", "value", "fp_value", "drop", "bytes", *against)
+            if report.get(name) is not None
         }
         said = {k: v for k, v in report.items() if k not in measured} | {
             "gate": self.gate.model_dump_json(exclude={"name", "alias", "version"})

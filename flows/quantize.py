@@ -21,6 +21,7 @@ from modcap.flows.reports.link import link_report
 from modcap.flows.requests.asked import Request
 from modcap.flows.requests.request import Prepared, prepare, say
 from modcap.jobs.plan import CellPlan
+from modcap.ptq.measured import Scale
 from modcap.recipe import CapacityKind, Recipe
 from modcap.tasks.storage.store import Store
 from modcap.tasks.workers.ray_resources import MOST_IN_FLIGHT
@@ -117,19 +118,21 @@ def unjoined(recipe: Recipe) -> Recipe:
 def _comparison(
     main: CellPlan, others: dict[str, CellPlan], results: Results
 ) -> list[dict[str, Any]]:
-    full = results[main.evaluate_full].meta["top1"]
-    rows: list[dict[str, Any]] = [{"variant": "full precision", "top1": full}]
+    scale = Scale.of(results[main.evaluate_full].meta)
+    full = scale.value(results[main.evaluate_full].meta)
+    rows: list[dict[str, Any]] = [{"variant": "full precision", **scale.figures(full)}]
     for name, cell in [*((n, others[n]) for n in ("rtn", "k=0") if n in others), ("main", main)]:
         recipe = cell.cell.recipe
         found = results[cell.evaluate].meta
+        value = scale.value(found)
         k = results[cell.select].meta["k"]
         method = recipe.method.name
         labels = {"rtn": "rtn", "k=0": f"{method} k=0"}
         rows.append(
             {
                 "variant": labels.get(name, f"{method} {recipe.selection.value} k={k}"),
-                "top1": found["top1"],
-                "drop": round(full - found["top1"], 4),
+                **scale.figures(value),
+                "drop": scale.lost(full, value),
                 "oscillation": found["oscillation"],
                 "final_error": found["final_error"],
                 "artifact_bytes": results[cell.assemble].meta["artifact_bytes"],

@@ -11,7 +11,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import PurePosixPath
 from typing import Any
@@ -40,6 +40,7 @@ from modcap.flows.requests.request import Ready
 from modcap.flows.requests.scan_policy import Policy
 from modcap.jobs.job import REVISION, Cell
 from modcap.jobs.plan import CellPlan, Plan
+from modcap.ptq.measured import TOP1, Scale
 from modcap.tasks.storage.lease import Lease, lease
 from modcap.tasks.storage.objects import find
 from modcap.tasks.storage.store import Store
@@ -78,7 +79,8 @@ class Outcome:
     state: str
     reason: str = ""
     versions: tuple[str, ...] = ()
-    top1: tuple[float, ...] = ()  # of each version, in percent
+    top1: tuple[float | None, ...] = ()  # of each version, in percent, where that was measured
+    measured: tuple[str, ...] = ()  # of each version, with the metric
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,10 @@ def _ready(candidate: Candidate, found: Examined, stems: frozenset[str]) -> Sequ
     if found.name != candidate.stem and found.name in stems:
         reason = f"its manifest's name {found.name!r} is that of another checkpoint: choose another"
         return Fault(state="bad", reason=reason)
-    return ready(found.description)
+    cells = ready(found.description)
+    if any(cell.request.metric != candidate.rule.metric for cell in cells):
+        return Fault(state="failed", reason="another metric was prepared than the policy names")
+    return cells
 
 
 def _outcome(candidate: Candidate, fault: Fault) -> Outcome:
@@ -229,8 +234,16 @@ def _awaited(computed: Computed[Candidate], task: Any) -> Outcome:
         versions = tuple(ray.get(task))
     except Exception as error:
         return _outcome(computed.owner, _fault_of_work(getattr(error, "cause", error)))
-    top1 = tuple(computed.results[plan.evaluate].meta["top1"] for _, plan in computed.cells)
-    return Outcome(computed.owner.address, "registered", versions=versions, top1=top1)
+    metas = [computed.results[plan.evaluate].meta for _, plan in computed.cells]
+    top1 = tuple(meta.get(TOP1) for meta in metas)
+    said = tuple(_measured(meta) for meta in metas)
+    return Outcome(computed.owner.address, "registered", "", versions, top1, said)
+
+
+def _measured(meta: dict[str, Any]) -> str:
+    """Such as ``agreement 97.31 %``."""
+    scale = Scale.of(meta)
+    return f"{scale.words} {scale.said(scale.value(meta))}"
 
 
 def _start_to_register(computed: Computed[Candidate], store: Store) -> Any:
@@ -265,17 +278,13 @@ def _news(
             continue
         stem = address[: -len(PurePosixPath(address).suffix)]
         beside = next((objects[stem + s] for s in _MANIFESTS if stem + s in objects), None)
-        identity = [address, found.version, beside and beside.version, rule.model_dump(mode="json")]
+        identity = [address, found.version, beside and beside.version, rule.identity]
         note = f"scans/{digest(canonical(identity))}.json"
         known = store.get_document(note)
         earlier = _noted(known[0], allowed) if known is not None else None
         if earlier is not None:
             state = "known" if earlier.state == "registered" else earlier.state
-            outcomes.append(
-                Outcome(
-                    address, state, earlier.reason, tuple(earlier.versions), tuple(earlier.top1)
-                )
-            )
+            outcomes.append(replace(earlier, checkpoint=address, state=state))
             continue
         youngest = max(found.modified, beside.modified) if beside else found.modified
         if youngest > rested:
@@ -310,7 +319,8 @@ def _noted(document: bytes, allowed: dict[str, Any]) -> Outcome | None:
     allowed now."""
     values = json.loads(document)
     before = values.pop("permissions", None)
-    earlier = Outcome(**values)
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    earlier = Outcome(**{**values, **lists})
     same = before == json.loads(json.dumps(allowed))
     return earlier if same or earlier.state == "registered" else None
 

@@ -33,6 +33,7 @@ from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
 from modcap.jobs.job import REVISION, Cell
 from modcap.jobs.plan import CellPlan
+from modcap.ptq.measured import TOP1, Scale
 from modcap.tasks.storage.store import Store
 
 __all__ = ["run_sweep", "sweep"]
@@ -183,8 +184,7 @@ def _rows(prepared: Sequence[Prepared], execution: Execution) -> list[dict[str, 
 
 
 def _finished_row(prepared: Prepared, cell: CellPlan, execution: Execution) -> dict[str, Any]:
-    said = report(prepared, cell, execution.results)
-    return said | {"state": "finished", "drop": round(said["fp_top1"] - said["top1"], 4)}
+    return report(prepared, cell, execution.results) | {"state": "finished"}
 
 
 def _failed_row(prepared: Prepared, failure: ModcapError) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _failed_row(prepared: Prepared, failure: ModcapError) -> dict[str, Any]:
 
 
 def _best(grid: Sweep, rows: list[dict[str, Any]], model_name: str) -> dict[str, Any] | None:
-    """The most accurate cell that fits; where only the drop is bounded, the smallest one."""
+    """The best cell that fits; where only the drop is bounded, the smallest one."""
     fit = [
         row
         for row in rows
@@ -210,8 +210,14 @@ def _best(grid: Sweep, rows: list[dict[str, Any]], model_name: str) -> dict[str,
         and (grid.max_bytes is None or row["artifact_bytes"] <= grid.max_bytes)
     ]
     if grid.max_drop is not None and grid.max_bytes is None:
-        return min(fit, key=lambda row: (row["artifact_bytes"], -row["top1"]), default=None)
-    return min(fit, key=lambda row: (-row["top1"], row["artifact_bytes"]), default=None)
+        return min(fit, key=lambda row: (row["artifact_bytes"], -_good(row)), default=None)
+    return min(fit, key=lambda row: (-_good(row), row["artifact_bytes"]), default=None)
+
+
+def _good(row: Mapping[str, Any]) -> float:
+    """Larger for a better row, of those by one metric."""
+    scale = Scale.of(row)
+    return scale.goodness(scale.value(row))
 
 
 @dataclass(frozen=True)
@@ -228,12 +234,22 @@ class _Summary:
     def finished(self) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["state"] == "finished"]
 
+    @property
+    def scales(self) -> list[tuple[Scale, list[dict[str, Any]]]]:
+        """What finished rows were measured in, and those that were measured so."""
+        found: dict[Scale, list[dict[str, Any]]] = {}
+        for row in self.finished:
+            found.setdefault(Scale.of(row), []).append(row)
+        return list(found.items())
+
     def metrics(self) -> dict[str, float]:
-        best = max((row["top1"] for row in self.finished), default=None)
+        best = {
+            f"best_{scale.label}": scale.value(max(rows, key=_good)) for scale, rows in self.scales
+        }
         return {
             "cells": len(self.rows),
             "cells_failed": len(self.rows) - len(self.finished),
-            **({} if best is None else {"best_top1": best}),
+            **best,
             "reconstructions_distinct": self.shared["distinct"],
             "reconstructions_independent": self.shared["independent"],
             "jobs_executed": self.counts.executed,
@@ -241,18 +257,18 @@ class _Summary:
         }
 
     def table(self) -> list[dict[str, Any]]:
-        shown: tuple[str, ...] = (
-            "name",
-            "top1",
-            "drop",
-            "artifact_bytes",
-            "oscillation",
-            "final_error",
-            "k",
-        )
+        shown: tuple[str, ...] = ("drop", "artifact_bytes", "oscillation", "final_error", "k")
         if any(row["state"] == "failed" for row in self.rows):
             shown = (*shown, "state", "reason")
-        return [{name: row.get(name) for name in shown} for row in self.rows]
+        labels = {scale.label: scale for scale, _ in self.scales}
+        return [
+            {
+                "name": row.get("name"),
+                **{name: _figure(row, scale) for name, scale in labels.items()},
+                **{name: row.get(name) for name in shown},
+            }
+            for row in self.rows
+        ]
 
     def report(self) -> dict[str, Any]:
         return {
@@ -270,19 +286,29 @@ class _Summary:
         if not self.finished:
             return
         (folder / "plots").mkdir()
-        points = [
-            (row["artifact_bytes"], row["top1"], f"{row['model_name']} {row['bits']}")
-            for row in self.finished
-        ]
-        pictures = {"pareto": plots.pareto(points)}
+        pictures = {}
+        for scale, rows in self.scales:
+            points = [
+                (row["artifact_bytes"], scale.value(row), f"{row['model_name']} {row['bits']}")
+                for row in rows
+            ]
+            name = "pareto" if scale.metric == TOP1 else f"pareto-{scale.label}"
+            pictures[name] = plots.pareto(points, scale)
         for model in sorted({row["model_name"] for row in self.finished}):
             of_model = [row for row in self.finished if row["model_name"] == model]
             values: dict[tuple[str, str], list[float]] = {}
+            scale = Scale.of(of_model[0])
             for row in of_model:
-                values.setdefault((row["bits"], row["k_asked"]), []).append(row["top1"])
-            pictures[f"heat_map-{model}"] = plots.heat_map(values)
+                values.setdefault((row["bits"], row["k_asked"]), []).append(scale.value(row))
+            pictures[f"heat_map-{model}"] = plots.heat_map(values, scale)
         for name, figure in pictures.items():
             (folder / "plots" / f"{name}.png").write_bytes(plots.png(figure))
+
+
+def _figure(row: dict[str, Any], scale: Scale) -> float | None:
+    """Of a finished row that was measured so."""
+    measured = row["state"] == "finished" and Scale.of(row) == scale
+    return scale.value(row) if measured else None
 
 
 @task(name="start sweep", persist_result=False, cache_policy=NO_CACHE)

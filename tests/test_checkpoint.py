@@ -381,5 +381,15 @@ def test_images_of_another_size(model: nn.Module, shape: tuple[int, ...]) -> Non
 
 
 def test_networks_that_are_no_classifiers() -> None:
-    with pytest.raises(InputError, match="classifiers"):
-        checkpoint.check_input(nn.Conv2d(1, 4, 3), torch.randn(2, 1, 8, 8))
+    images = torch.randn(2, 1, 8, 8)
+    assert checkpoint.check_input(nn.Conv2d(1, 4, 3), images) is None
+    assert checkpoint.check_input(lambda x: {"a": x, "b": [x.flatten(1)]}, images) is None
+    assert checkpoint.check_input(lambda x: {"logits": x.flatten(1)}, images) == 64
+    for answer, said in (
+        (lambda x: {"a": x, "b": "text"}, "str in output 'b'"),
+        (lambda x: x.mean(), r"with \(\)"),
+        (lambda x: [], "with nothing"),
+        (lambda x: [x, x / 0], "NaN or infinity in output '1'"),
+    ):
+        with pytest.raises(InputError, match=said):
+            checkpoint.check_input(answer, images)

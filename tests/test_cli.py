@@ -31,11 +31,11 @@ RECIPE = (
 )
 AXES = "a-bits k method w-bits"
 IMAGES = "arch classes data preprocess strict"
-REQUEST = f"{IMAGES} eval-data eval-images export name onnx"
+REQUEST = f"{IMAGES} eval-data eval-images export metric name onnx"
 FLAGS = {
     "quantize": f"{RECIPE} {AXES} {REQUEST} seed compare no-compare json",
     "capacity": f"{RECIPE} {AXES} {IMAGES} seed json",
-    "evaluate": "arch checkpoint classes data eval-images json preprocess",
+    "evaluate": "arch checkpoint classes data eval-images json metric preprocess",
     "export": "format json opset out",
     "plan": (
         f"{RECIPE} {AXES} {REQUEST} seed seeds checkpoint json picture price-per-hour workers"
@@ -43,7 +43,9 @@ FLAGS = {
     "sweep": f"{RECIPE} {AXES} {REQUEST} seed seeds checkpoint json max-bytes max-drop",
     "report": "json output",
     "scan": "json policy",
-    "promote": ("against alias data eval-images json max-bytes max-drop min-top1 rollback version"),
+    "promote": (
+        "against alias data eval-images json max-bytes max-drop metric min-top1 rollback version"
+    ),
     "stack run": "",
     "store gc": "dry-run force json older-than",
     "store verify": "json",

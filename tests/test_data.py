@@ -124,6 +124,8 @@ def test_splits_of_one_source_are_disjoint_and_complete(tmp_path: Path, count: i
     [
         ({"labels": np.arange(3)}, "labels"),
         ({"labels": np.zeros(40)}, "integer"),
+        ({"labels": np.zeros((40, 1), np.int64)}, "give one integer for each"),
+        ({"labels": np.zeros((3, 6, 5), np.int64)}, "a map (H, W) of integers for each"),
         ({"images": np.zeros((40, 6, 5), np.uint8)}, "(N, C, H, W)"),
         ({"images": np.zeros((40, 1, 6, 5))}, "float64"),
         ({"images": np.full((40, 1, 6, 5), 255, np.float32)}, "scale them"),
@@ -143,8 +145,34 @@ def test_bad_npz_files(tmp_path: Path) -> None:
     for damaged in (b"", data_[:200], b"noise" * 99):
         path.write_bytes(damaged)
         refused(str(path), "cannot be read")
-    np.savez(path, images=np.zeros((2, 1, 2, 2), np.uint8))
-    refused(str(path), "labels")
+    np.savez(path, labels=np.zeros(2, np.int64))
+    refused(str(path), "it holds no images")
+
+
+def test_images_without_labels(tmp_path: Path) -> None:
+    pixels = np.arange(10 * 4, dtype=np.uint8).reshape(10, 1, 2, 2)
+    np.savez(tmp_path / "d.npz", images=pixels)
+    for index, image in enumerate(pixels):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        Image.fromarray(image[0]).save(tmp_path / "flat" / f"{index}.png")
+        for split in ("train", "val"):
+            (tmp_path / "two" / split).mkdir(exist_ok=True, parents=True)
+            Image.fromarray(image[0]).save(tmp_path / "two" / split / f"{index}.png")
+    digests = set()
+    for place in ("d.npz", "flat"):
+        spec = str(tmp_path / place)
+        pool = data.load(spec, split="calibration", preprocess=GRAY)
+        rest = data.load(spec, split="evaluation", preprocess=GRAY, limit=4)
+        assert (len(pool), len(rest), pool.labels, rest.labels) == (5, 4, None, None)
+        assert (pool.classes, rest.left_out) == (None, 5)
+        digests.add(pool.digest)
+    assert len(digests) == 1
+    assert len(data.load(str(tmp_path / "two"), split="all", preprocess=GRAY)) == 10
+    labels = np.zeros((10, 2, 2), np.int64)  # of a map, for metrics of one's own
+    np.savez(tmp_path / "d.npz", images=pixels, labels=labels)
+    found = data.load(str(tmp_path / "d.npz"), split="all", preprocess=GRAY).labels
+    assert found is not None
+    assert found.shape == labels.shape
 
 
 # --- folders

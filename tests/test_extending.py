@@ -11,6 +11,7 @@ import pytest
 import torch
 from pydantic import Field, create_model
 
+from modcap.api import quantize
 from modcap.core.named import reading
 from modcap.data import sources
 from modcap.data.image_set import ImageSet
@@ -19,6 +20,7 @@ from modcap.jobs.job import Cell
 from modcap.jobs.run_job import run_job
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq.methods import Brecq, Method
+from modcap.ptq.metrics import METRICS
 from modcap.ptq.optimise import Inputs
 from modcap.ptq.reconstruct import calibrate, reconstruct
 from modcap.ptq.rounding import Rounding, SoftRounding, StraightThroughRounding
@@ -97,3 +99,14 @@ def test_a_source_of_data(
     tests = sources.load(spec, split="evaluation", preprocess=preprocess, limit=7)
     assert (len(pool), len(tests)) == (20, 7)
     assert not set(pool.labels) & set(tests.labels)
+
+
+def test_a_metric(examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    own = examples["CORRELATION"]
+    monkeypatch.setitem(METRICS, own.name, own)
+    network, x = small_network()
+    recipe = Recipe(w_bits=8, a_bits=8, method="rtn", k=0)
+    done = quantize(network, x, recipe, metric="correlation")
+    assert (done.scale.metric_title, done.full) == ("correlation", 1.0)
+    assert 0.9 < done.value < 1
+    assert "correlation:" in str(done)

@@ -37,7 +37,7 @@ def test_a_wheel_holds_one_name_and_all_modules(wheel: Path) -> None:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert {name.split("/")[0] for name in names} == {"modcap"}
     for module in (
-        "modcap/api.py",
+        "modcap/api/__init__.py",
         "modcap/tasks/storage/store.py",
         "modcap/flows/cli/__main__.py",
     ):

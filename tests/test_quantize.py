@@ -140,7 +140,11 @@ X = torch.linspace(-1, 1, 16 * 3 * 9 * 9).reshape(16, 3, 9, 9)
     ("images", "said"),
     [
         (X.numpy(), "images are of type ndarray: give a torch.Tensor"),
-        ([X], "images are of type list: give a torch.Tensor"),
+        ([X.numpy()], "images are of type ndarray: give a torch.Tensor"),
+        ([], "there are no batches of images"),
+        ([X, X[..., :8]], "batches hold images of shapes (3, 9, 8) and (3, 9, 9)"),
+        ({"image": X}, "images are of type dict: give a torch.Tensor"),
+        (3, "images are of type int: give a torch.Tensor"),
         (X.byte(), "images are uint8: give float32"),
         (X.long(), "images are int64: give float32"),
         (X[0], "images are of shape (3, 9, 9): give (N, C, H, W)"),

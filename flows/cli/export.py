@@ -59,5 +59,7 @@ def _show(report: dict[str, Any]) -> None:
             f"agrees with the artifact on {report['agreement']:.0f} % of "
             f"{report['compared_images']} images, logits within {report['largest_difference']:.2g}"
         )
+    for name, each in report.get("outputs", {}).items():
+        print(f"{name}: within {each['largest_difference']:.2g} of {each['largest_logit']:.2g}")
     if "note" in report:
         print(report["note"])

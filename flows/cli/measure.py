@@ -26,12 +26,16 @@ from modcap.flows.cli.services import connect_services, find_store
 from modcap.flows.cli.tables import Column, print_table
 from modcap.flows.execution import terminal
 from modcap.flows.requests.asked import Request
+from modcap.ptq.measured import TOP1, Scale
+from modcap.ptq.metric_name import MetricName
 
 __all__ = ["capacity", "evaluate"]
 
 
 @taking(
-    request=request_options(without=("eval_data", "eval_images", "name", "onnx", "exports")),
+    request=request_options(
+        without=("eval_data", "eval_images", "metric", "name", "onnx", "exports")
+    ),
     given=recipe_options(),
 )
 def capacity(
@@ -131,9 +135,20 @@ def evaluate(
             rich_help_panel=INPUT,
         ),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What is measured: top1, agreement, error, or package.module:function. "
+            r"\[default: top1 with labels, else agreement with full precision, of maps the "
+            r"relative error]",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Measure top-1, agreement with full precision, latency and bytes of an artifact or export."""
+    parse(MetricName, {"name": metric or ""}, "--metric")
     terminal.doing(f"reading {artifact}")
     if artifact.startswith("models:/"):
         connect_services("s3", "mlflow")
@@ -142,17 +157,20 @@ def evaluate(
     from modcap.flows.registry.accuracy import evaluate_artifact
 
     terminal.doing(f"measuring {artifact}")
-    how = (preprocess, eval_images, classes, checkpoint, arch)
+    how = (preprocess, eval_images, classes, checkpoint, arch, metric)
     print_report(partial(evaluate_artifact, artifact, data, *how), json_, show_accuracy)
 
 
 def show_accuracy(report: dict[str, Any]) -> None:
     """Accuracy, speed and size."""
-    print(f"top-1 {report['top1']:.2f} % of {report['measured']}")
-    if "agreement" in report:
+    scale = Scale.of(report)
+    print(f"{scale.words} {scale.said(scale.value(report))} of {report['measured']}")
+    if scale.metric == TOP1 and "agreement" in report:
         print(
             f"agrees with full precision ({report['fp_top1']:.2f} %) on {report['agreement']:.2f} %"
         )
+    elif ":" in scale.metric:
+        print(f"full precision: {scale.said(scale.value(report, 'fp_'))}")
     print(f"{report['latency_ms']:.2f} ms for one image, {report['bytes']:,} bytes")
     for warning in report["warnings"]:
         print(f"modcap: {warning}", file=sys.stderr)

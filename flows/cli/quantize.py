@@ -24,6 +24,7 @@ from modcap.flows.cli.services import connect_services
 from modcap.flows.cli.tables import Column, print_table, print_warnings
 from modcap.flows.execution import terminal
 from modcap.flows.requests.asked import Request
+from modcap.ptq.measured import Scale
 
 __all__ = ["quantize"]
 
@@ -66,17 +67,18 @@ def show(report: dict[str, Any]) -> None:
     from modcap.flows.reports.environments import in_words
 
     print_warnings(report["warnings"])
+    scale = Scale.of(report)
     columns = [
         Column("variant", "left"),
-        *(Column(name) for name in ("top-1 %", "drop", "final error", "groups", "bytes")),
+        *(Column(name) for name in (scale.metric_title, "drop", "final error", "groups", "bytes")),
     ]
     print_table(
         f"{report['model_name']} version {report['model_version']}: {report['bits']}",
         columns,
-        [_row(row, report["fp_bytes"]) for row in report["comparison"]],
+        [_row(row, scale, report["fp_bytes"]) for row in report["comparison"]],
     )
     jobs = report["jobs"]
-    print("final error: relative error of the logits, on calibration images")
+    print(f"final error: relative error of the {_outputs(report)}, on calibration images")
     print(f"jobs: {jobs['planned']} planned, {jobs['executed']} executed, {jobs['reused']} reused")
     print(f"{report['seconds']:.1f} s; {report['measured']}")
     if len(report["environments"]) > 1:
@@ -90,13 +92,18 @@ def show(report: dict[str, Any]) -> None:
         print(f"{row['format'] + ':':<11} {row['file']}, {row['bytes']:,} bytes")
 
 
-def _row(row: dict[str, Any], fp_bytes: int) -> tuple[str, ...]:
+def _outputs(report: dict[str, Any]) -> str:
+    return "outputs" if report.get("outputs") else "logits"
+
+
+def _row(row: dict[str, Any], scale: Scale, fp_bytes: int) -> tuple[str, ...]:
+    figure = scale.text(scale.value(row))
     if "drop" not in row:
-        return row["variant"], f"{row['top1']:.2f}", "", "", "", f"{fp_bytes:,}"
+        return row["variant"], figure, "", "", "", f"{fp_bytes:,}"
     return (
         row["variant"],
-        f"{row['top1']:.2f}",
-        f"{row['drop']:.2f}",
+        figure,
+        scale.text(row["drop"]),
         f"{row['final_error']:.3g}",
         str(row["groups"]),
         f"{row['artifact_bytes']:,}",

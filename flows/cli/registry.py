@@ -16,13 +16,14 @@ from modcap.flows.cli.services import connect_services
 from modcap.flows.cli.tables import Column, print_table, print_warnings
 from modcap.flows.execution import terminal
 from modcap.flows.requests.gate import Gate
+from modcap.ptq.measured import Scale
 
 __all__ = ["promote", "scan"]
 
 _GATE = Options(
     Gate,
     "Gate",
-    panels={INPUT: ("data", "eval_images"), "Version and alias": ("alias", "version")},
+    panels={INPUT: ("data", "eval_images", "metric"), "Version and alias": ("alias", "version")},
     without=("name",),
 )
 
@@ -51,21 +52,31 @@ def show_checkpoints(report: dict[str, Any]) -> None:
         print("another pass over this prefix is under way: nothing to do")
         return
     prefix = report["prefix"].rstrip("/") + "/"
+    other = any(
+        None in row.get("top1", ()) and row.get("measured") for row in report["checkpoints"]
+    )
     print_table(
         f"below {prefix}",
         [Column(name, "left") for name in ("checkpoint", "state", "versions or reason")]
-        + [Column("top-1 %")],
+        + [Column("measured" if other else "top-1 %")],
         [
             (
                 row["checkpoint"].removeprefix(prefix),
                 row["state"],
                 "\n".join(row["versions"]) or row["reason"],
-                "\n".join("" if top1 is None else f"{top1:.2f}" for top1 in row.get("top1", ())),
+                "\n".join(_figures(row, other)),
             )
             for row in report["checkpoints"]
         ],
     )
     print(f"{report['executed']} jobs executed, {report['seconds']:.1f} s")
+
+
+def _figures(row: dict[str, Any], named: bool) -> list[str]:
+    """Of each version; with the metric where that is not top-1 for all."""
+    if named and row.get("measured"):
+        return list(row["measured"])
+    return ["" if top1 is None else f"{top1:.2f}" for top1 in row.get("top1", ())]
 
 
 @taking(given=_GATE)
@@ -99,10 +110,12 @@ def show_alias(report: dict[str, Any]) -> None:
     """What was asked of the version, and who has the alias now."""
     print_warnings(report.get("warnings", ()))
     if "conditions" in report:
+        scale = Scale.of(report)
+        figure, full = (scale.said(scale.value(report, prefix)) for prefix in ("", "fp_"))
         print(
-            f"{report['name']} version {report['version']}: top-1 {report['top1']:.2f} % (full "
-            f"precision {report['fp_top1']:.2f} %, drop {report['drop']:.2f}) of "
-            f"{report['measured']}, {report['bytes']:,} bytes"
+            f"{report['name']} version {report['version']}: {scale.words} {figure} (full "
+            f"precision {full}, drop {scale.text(report['drop'])}) of {report['measured']}, "
+            f"{report['bytes']:,} bytes"
         )
     for row in report.get("conditions", ()):
         word = "met" if row["met"] else "NOT MET"

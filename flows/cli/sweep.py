@@ -28,6 +28,7 @@ from modcap.flows.cli.tables import Column, print_table, print_warnings
 from modcap.flows.execution import terminal
 from modcap.flows.requests.asked import Request
 from modcap.flows.requests.sweep_grid import Sweep
+from modcap.ptq.measured import Scale
 
 __all__ = ["AXES", "Archs", "Checkpoints", "More", "make_grid", "sweep"]
 
@@ -123,7 +124,7 @@ def show(report: dict[str, Any]) -> None:
     """Every cell, the best ones marked."""
     print_warnings(text for row in report["cells"] for text in row.get("warnings", ()))
     left = ("model", "bits", "method", "note")
-    names = ("model", "bits", "method", "k", "seed", "top-1 %", "drop", "error", "bytes")
+    names = ("model", "bits", "method", "k", "seed", _measured(report), "drop", "error", "bytes")
     best = set(report["best"].values())
     print_table(
         None,
@@ -134,7 +135,9 @@ def show(report: dict[str, Any]) -> None:
     for row in report["cells"]:
         if row["state"] == "failed":
             print(printable(f"failed: {row['name']}: {row['reason']}"))
-    print("error: relative error of the logits, on calibration images")
+    outputs = any(row.get("outputs") for row in report["cells"])
+    said = "outputs" if outputs else "logits"
+    print(f"error: relative error of the {said}, on calibration images")
     print(
         f"jobs: {jobs['planned']} planned, {jobs['executed']} executed, {jobs['reused']} reused; "
         f"{report['seconds']:.1f} s"
@@ -146,6 +149,12 @@ def show(report: dict[str, Any]) -> None:
     print(f"MLflow run: {report['mlflow_run_url']}")
 
 
+def _measured(report: dict[str, Any]) -> str:
+    """What the figures are."""
+    finished = (row for row in report["cells"] if row["state"] == "finished")
+    return " or ".join(dict.fromkeys(Scale.of(row).metric_title for row in finished)) or "top-1 %"
+
+
 def _row(row: dict[str, Any], best: set[str | None]) -> tuple[str, ...]:
     method = row["recipe"]["method"]
     method = method if isinstance(method, str) else method["name"]
@@ -153,12 +162,13 @@ def _row(row: dict[str, Any], best: set[str | None]) -> tuple[str, ...]:
     seed = str(row["recipe"]["seed"])
     if row["state"] == "failed":
         return *asked, row["k_asked"], seed, "", "", "", "", "failed"
+    scale = Scale.of(row)
     return (
         *asked,
         row["k_asked"] if row["k_asked"] != "auto" else f"auto {row['k']}",
         seed,
-        f"{row['top1']:.2f}",
-        f"{row['drop']:.2f}",
+        scale.text(scale.value(row)),
+        scale.text(row["drop"]),
         f"{row['final_error']:.3g}",
         f"{row['artifact_bytes']:,}",
         f"best: v{row['model_version']}" if row["name"] in best else "",

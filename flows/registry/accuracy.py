@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.checkpoint import check_input
@@ -20,6 +22,7 @@ from modcap.data.classes import check_count
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
 from modcap.flows.registry.evaluated import Evaluated, evaluated_at
+from modcap.flows.registry.figures import Figures, figures_of, metric_for
 from modcap.flows.requests.request import (
     classes_of,
     evaluation_images,
@@ -28,7 +31,9 @@ from modcap.flows.requests.request import (
     measured,
     pool_of,
 )
-from modcap.graph.network import Network
+from modcap.graph.network import Network, build
+from modcap.graph.outputs import Output, join_values, outputs_of
+from modcap.ptq.measured import TOP1, USUAL, Scale
 from modcap.ptq.metrics import predictions
 from modcap.tasks.storage.store import Store
 
@@ -36,7 +41,32 @@ __all__ = ["evaluate_artifact"]
 
 _RUNS = 20  # that latency is the median of
 
-Model = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured, of what, and on which images.
+
+    Attributes:
+        address: an artifact (a local path, s3:// or models:/), an ONNX file or a pt2 archive.
+        data: images; of a source with two splits, those of tests.
+        preprocess: by default what the artifact says of itself.
+        limit: images, at most.
+        classes: a file or folder that names its classes; else the artifact, or the folders of
+            ``data``, do.
+        checkpoint: full precision, to say how often both agree; that of a registered version is
+            known.
+        arch: of the checkpoint.
+        metric: its name; by default the one that fits.
+    """
+
+    address: str
+    data: str
+    preprocess: str | None = None
+    limit: int | None = None
+    classes: str | None = None
+    checkpoint: str | None = None
+    arch: str | None = None
+    metric: str | None = None
 
 
 def evaluate_artifact(
@@ -47,42 +77,128 @@ def evaluate_artifact(
     classes: str | None = None,
     checkpoint: str | None = None,
     arch: str | None = None,
+    metric: str | None = None,
 ) -> dict[str, Any]:
-    """Top-1 on every image of ``spec``, latency and bytes of an artifact (a local path, s3:// or
-    models:/), or of an ONNX file or a pt2 archive.
+    """What the metric gives on every image of ``spec``, latency and bytes; see :class:`Asked`."""
+    return _Measuring.begun(
+        Asked(address, spec, preprocess, limit, classes, checkpoint, arch, metric)
+    ).report()
 
-    Args:
-        address: what is measured.
-        spec: images; of a source with two splits, those of tests.
-        preprocess: by default what the artifact says of itself.
-        limit: images, at most.
-        classes: a file or folder that names its classes; else the artifact, or the folders of
-            ``spec``, do.
-        checkpoint: full precision, to say how often both agree; that of a registered version is
-            known.
-        arch: of the checkpoint.
-    """
-    subject = evaluated_at(address)
-    transform = _transform(preprocess, subject, address)
-    named = classes_of(classes) or subject.known.classes or None
-    tests = evaluation_images(spec, transform, limit, named)
-    images = images_of(tests, transform)
-    outputs = check_input(subject.model, images.normalized(0, 2))
-    check_count(tests.classes, outputs, f"data {spec}")
-    labels = images.check_labels(outputs)
-    found = predictions(subject.model, images)
-    report: dict[str, Any] = {
-        "artifact": address,
-        "top1": _share(found == labels),
-        "images": len(images),
-        "measured": measured(tests, spec),
-        "latency_ms": _latency(subject.model, images),
-        "bytes": subject.bytes,
-        "warnings": [],
+
+@dataclass
+class _Measuring:
+    asked: Asked
+    subject: Evaluated
+    transform: Preprocess
+    tests: data.Images
+    images: ImageSet
+    warnings: list[str]
+
+    @classmethod
+    def begun(cls, asked: Asked) -> _Measuring:
+        """Reads what is measured, and the images, and checks that they fit each other."""
+        subject = evaluated_at(asked.address)
+        transform = _transform(asked.preprocess, subject, asked.address)
+        named = classes_of(asked.classes) or subject.known.classes or None
+        tests = evaluation_images(asked.data, transform, asked.limit, named)
+        images = images_of(tests, transform)
+        if not len(images):
+            raise InputError(f"data {asked.data}: there are no images: give some to measure on")
+        outputs = check_input(subject.model, images.normalized(0, 2))
+        if outputs is not None:
+            check_count(tests.classes, outputs, f"data {asked.data}")
+        return cls(asked, subject, transform, tests, images, [])
+
+    def report(self) -> dict[str, Any]:
+        full = self._full_precision()
+        rows = self.subject.rows
+        metric = metric_for(self.asked.metric, rows, self._outputs(), self.images)
+        if metric.name == TOP1:
+            measured_ = self._top1(full)
+        elif full is None:
+            raise InputError(
+                f"{metric.name.rpartition(':')[2]} is measured beside full precision, which is not "
+                f"at hand: give --checkpoint FILE, or {'' if self._labelled else 'labels and '}"
+                f"--metric top1"
+            )
+        else:
+            measured_ = _figures(figures_of(metric, rows, full.rows, self.images))
+            if rest := self._rest():
+                held_out = self.images.first(rest)
+                value = metric.measure(rows, full.rows, held_out, "cpu", None)
+                measured_ |= self._said_of_rest(metric.scale, value, rest)
+        return {
+            "artifact": self.asked.address,
+            **measured_,
+            "images": len(self.images),
+            "measured": measured(self.tests, self.asked.data),
+            "latency_ms": _latency(self.subject.model, self.images),
+            "bytes": self.subject.bytes,
+            "warnings": self.warnings,
+        }
+
+    @property
+    def _labelled(self) -> bool:
+        return self.images.labels is not None
+
+    @torch.no_grad()
+    def _outputs(self) -> Sequence[Output]:
+        return outputs_of(self.subject.model(self.images.normalized(0, 1)))
+
+    def _top1(self, full: _Full | None) -> dict[str, Any]:
+        """Of what was measured, and of full precision where that is at hand."""
+        found = predictions(self.subject.rows, self.images)
+        assert self.images.labels is not None  # else there were no predictions
+        hits = found == self.images.labels
+        said: dict[str, Any] = {**USUAL.fields, **USUAL.figures(_share(hits))}
+        if full is not None:
+            exact = predictions(full.rows, self.images)
+            said |= USUAL.figures(_share(exact == self.images.labels), "fp_")
+            said["agreement"] = _share(exact == found)
+        return said | self._held_out(hits)
+
+    def _full_precision(self) -> _Full | None:
+        """None where it is not at hand, which is said where it should be."""
+        try:
+            asked = self.asked
+            return _full_precision(self.subject, asked.checkpoint, asked.arch, self.images)
+        except ModcapError as error:
+            if self.asked.checkpoint is not None:
+                raise
+            self.warnings.append(f"full precision is not at hand: {error}")
+            return None
+
+    def _rest(self) -> int:
+        """How many images the other commands measure, where calibration drew from the same place;
+        else 0."""
+        drawn, tests = self.subject.known.digests.get("data_digest"), self.tests
+        if not (tests.aside and drawn and len(tests) > tests.aside):
+            return 0
+        pool = pool_of(self.asked.data, self.transform, tests.classes).digest
+        return len(tests) - tests.aside if pool == drawn else 0
+
+    def _held_out(self, hits: Tensor) -> dict[str, Any]:
+        """Top-1 of those."""
+        rest = self._rest()
+        return self._said_of_rest(USUAL, _share(hits[:rest]), rest) if rest else {}
+
+    def _said_of_rest(self, scale: Scale, value: float, rest: int) -> dict[str, Any]:
+        self.warnings.append(
+            f"calibration drew from {self.asked.data}, and {self.tests.aside:,} of its images were "
+            f"set aside for it: on the other {rest:,}, which quantize and promote measure, "
+            f"{scale.words} is {scale.said(value)}"
+        )
+        return {**scale.figures(value, "held_out_"), "held_out_images": rest}
+
+
+def _figures(found: Figures) -> dict[str, Any]:
+    said = {
+        **found.scale.fields,
+        **found.scale.figures(found.value),
+        **found.scale.figures(found.full, "fp_"),
+        "drop": found.lost,
     }
-    _add_full_precision(report, subject, images, found, checkpoint, arch)
-    _add_held_out(report, subject, tests, spec, transform, found == labels)
-    return report
+    return said | ({"agreement": found.value} if found.scale.metric == "agreement" else {})
 
 
 def _transform(said: str | None, subject: Evaluated, address: str) -> Preprocess:
@@ -93,62 +209,30 @@ def _transform(said: str | None, subject: Evaluated, address: str) -> Preprocess
     return Preprocess.written(subject.known.preprocess)
 
 
-def _add_full_precision(
-    report: dict[str, Any],
-    subject: Evaluated,
-    images: ImageSet,
-    found: Tensor,
-    checkpoint: str | None,
-    arch: str | None,
-) -> None:
-    """How good full precision is, and on how many images both see the same class."""
-    try:
-        model = _full_precision(subject, checkpoint, arch)
-    except ModcapError as error:
-        if checkpoint is not None:
-            raise
-        report["warnings"].append(f"full precision is not at hand: {error}")
-        return
-    if model is None:
-        return
-    full = predictions(model, images)
-    assert images.labels is not None  # else there were no predictions
-    report["fp_top1"] = _share(full == images.labels)
-    report["agreement"] = _share(full == found)
+@dataclass(frozen=True)
+class _Full:
+    """The network in full precision."""
+
+    model: Callable[[Tensor], Any]
+
+    def rows(self, images: Tensor) -> Tensor:
+        joined: Tensor = join_values(self.model(images))
+        return joined
 
 
-def _full_precision(subject: Evaluated, checkpoint: str | None, arch: str | None) -> Model | None:
+def _full_precision(
+    subject: Evaluated, checkpoint: str | None, arch: str | None, images: ImageSet
+) -> _Full | None:
     if checkpoint is not None:
-        loaded: Model = checkpoints.load(local_path(checkpoint), arch).model
-        return loaded
+        model = checkpoints.load(local_path(checkpoint), arch).model
+        if isinstance(model, ExportedProgram):  # which may be for one number of images
+            return _Full(build(model, images.normalized(0, 2)))
+        return _Full(model)
     if not subject.stored_network:
         return None
     with TemporaryDirectory() as folder:
         file = Store.from_environment().fetch_input(subject.stored_network, Path(folder))
-        return Network.from_bytes(file.read_bytes())
-
-
-def _add_held_out(
-    report: dict[str, Any],
-    subject: Evaluated,
-    tests: data.Images,
-    spec: str,
-    transform: Preprocess,
-    hits: Tensor,
-) -> None:
-    """What the other commands measure, where calibration drew from the same place."""
-    drawn = subject.known.digests.get("data_digest")
-    if not (tests.aside and drawn and len(hits) > tests.aside):
-        return
-    if pool_of(spec, transform, tests.classes).digest != drawn:
-        return
-    rest = hits[: len(hits) - tests.aside]
-    report |= {"held_out_top1": _share(rest), "held_out_images": len(rest)}
-    report["warnings"].append(
-        f"calibration drew from {spec}, and {tests.aside:,} of its images were set aside for it: "
-        f"on the other {len(rest):,}, which quantize and promote measure, top-1 is "
-        f"{report['held_out_top1']:.2f} %"
-    )
+        return _Full(Network.from_bytes(file.read_bytes()))
 
 
 def _share(hits: Tensor) -> float:
@@ -157,7 +241,7 @@ def _share(hits: Tensor) -> float:
 
 
 @torch.no_grad()
-def _latency(model: Model, images: ImageSet) -> float:
+def _latency(model: Callable[[Tensor], Any], images: ImageSet) -> float:
     """Of one image, in milliseconds: the median of a few runs."""
     image = images.normalized(0, 1)
     seconds = []

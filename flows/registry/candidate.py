@@ -3,13 +3,14 @@
 A later version takes the alias from the one that has it, unless
 
 - it may be wrong (its run warns), and the other does not warn; or
-- both were measured on the same images, and it is less accurate without being smaller.
+- both were measured on the same images by one metric, and it is worse without being smaller.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from modcap.flows.registry.version_tags import scale_of
 from modcap.tasks.storage.lease import Lease
 
 from mlflow import MlflowClient  # isort: skip  # after mlflow_runs, which sets what it reads at import
@@ -67,7 +68,7 @@ def _why_not(new: ModelVersion, old: ModelVersion) -> str:
     """What is against the new one, or ''."""
     if new.tags.get("warnings") and not old.tags.get("warnings"):
         return f"version {new.version} may be wrong ({new.tags['warnings']})"
-    if not _comparable(new, old) or _top1(new) >= _top1(old):
+    if not _comparable(new, old) or _good(new) >= _good(old):
         return ""
     if _size(new) < _size(old):
         return ""
@@ -76,15 +77,18 @@ def _why_not(new: ModelVersion, old: ModelVersion) -> str:
 
 def _worse(new: ModelVersion, old: ModelVersion) -> str:
     """In what the new one is worse, though it takes the alias."""
-    if not _comparable(new, old) or _top1(new) >= _top1(old):
+    if not _comparable(new, old) or _good(new) >= _good(old):
         return ""
     return f"it is less accurate ({_said(new, old)}), but smaller"
 
 
 def _comparable(new: ModelVersion, old: ModelVersion) -> bool:
-    """Whether both were measured, on the same images. Of versions from before that was recorded,
-    the images that they were calibrated on stand for it."""
-    if not {"top1", "artifact_bytes"} <= new.tags.keys() & old.tags.keys():
+    """Whether both were measured by one metric, on the same images. Of versions from before these
+    were recorded, the images that they were calibrated on stand for them."""
+    scale = scale_of(new.tags)
+    if scale != scale_of(old.tags):
+        return False
+    if not {scale.label, "artifact_bytes"} <= new.tags.keys() & old.tags.keys():
         return False
     name = "evaluation_digest" if _recorded(new) and _recorded(old) else "data_digest"
     return bool(new.tags.get(name) == old.tags.get(name))
@@ -94,8 +98,13 @@ def _recorded(version: ModelVersion) -> bool:
     return "evaluation_digest" in version.tags
 
 
-def _top1(version: ModelVersion) -> float:
-    return float(version.tags["top1"])
+def _figure(version: ModelVersion) -> float:
+    return float(version.tags[scale_of(version.tags).label])
+
+
+def _good(version: ModelVersion) -> float:
+    """Larger for a better version, of those by one metric."""
+    return scale_of(version.tags).goodness(_figure(version))
 
 
 def _size(version: ModelVersion) -> int:
@@ -103,7 +112,9 @@ def _size(version: ModelVersion) -> int:
 
 
 def _said(new: ModelVersion, old: ModelVersion) -> str:
+    scale = scale_of(new.tags)
+    unit = " %" if scale.is_percent else ""
     return (
-        f"top-1 {_top1(new):.2f} against {_top1(old):.2f} %, {_size(new):,} against "
-        f"{_size(old):,} bytes"
+        f"{scale.words} {scale.text(_figure(new))} against {scale.text(_figure(old))}{unit}, "
+        f"{_size(new):,} against {_size(old):,} bytes"
     )

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from modcap.export import Known, exporter_of, metadata_of_pt2
 from modcap.export.artifact import unpack_network
 from modcap.flows.registry.artifacts import REGISTRY, artifact_at
 from modcap.flows.requests.request import local_path
+from modcap.graph.outputs import join_values
 
 __all__ = ["Evaluated", "evaluated_at"]
 
@@ -31,16 +33,22 @@ class Evaluated:
     """Something to measure.
 
     Attributes:
-        model: maps (N, C, H, W) float32, preprocessed, to logits.
+        model: maps (N, C, H, W) float32, preprocessed, to what the network returns: logits, maps,
+            or several tensors.
         bytes: of the file.
         known: what it says of itself.
         stored_network: digest of the full-precision network in the store, where there is one.
     """
 
-    model: Callable[[Tensor], Tensor]
+    model: Callable[[Tensor], Any]
     bytes: int
     known: Known
     stored_network: str = ""
+
+    def rows(self, images: Tensor) -> Tensor:
+        """What it returns as one tensor; see :mod:`modcap.graph.outputs`."""
+        joined: Tensor = join_values(self.model(images))
+        return joined
 
 
 def evaluated_at(address: str) -> Evaluated:
@@ -79,12 +87,13 @@ def _onnx(address: str) -> Evaluated:
     data = _bytes(address)
     session = session_of(data, address)
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or len(outputs) != 1:
+    if len(inputs) != 1:
         raise InputError(f"{address}: takes {len(inputs)} inputs: give an export of modcap")
+    names = [output.name for output in outputs]
 
-    def run(images: Tensor) -> Tensor:
-        (logits,) = session.run([outputs[0].name], {inputs[0].name: images.numpy()})
-        return torch.from_numpy(logits)
+    def run(images: Tensor) -> Any:
+        found = session.run(names, {inputs[0].name: images.numpy()})
+        return dict(zip(names, map(torch.from_numpy, found), strict=True))
 
     return Evaluated(run, len(data), _known(session.get_modelmeta().custom_metadata_map, address))
 

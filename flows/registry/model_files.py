@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,11 +15,12 @@ import torch
 from modcap.export.artifact import unpack_network
 from modcap.flows.registry.library import write_library
 from modcap.flows.reports.cell_record import Finished
+from modcap.graph.outputs import named_values
 
 from modcap.flows.registry import mlflow_runs  # noqa: F401, isort: skip  # sets what mlflow reads at import
 import mlflow  # isort: skip
 from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, Schema, TensorSpec
 
 __all__ = ["CLASSES", "save_model"]
 
@@ -54,12 +56,17 @@ def save_model(folder: Path, finished: Finished, model: Model) -> None:
 
 
 def _signature(finished: Finished, example: np.ndarray) -> ModelSignature:
+    """Of images, and of what the network returns; several outputs have their names."""
     with torch.no_grad():
-        logits = unpack_network(finished.artifact)(torch.from_numpy(example))
-    return ModelSignature(
-        Schema([TensorSpec(np.dtype(np.float32), (-1, *finished.input_shape))]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1, *logits.shape[1:]))]),
-    )
+        found = unpack_network(finished.artifact)(torch.from_numpy(example))
+    outputs: list[ColSpec | TensorSpec] = [
+        _spec(value.shape[1:], name or None) for name, value in named_values(found)
+    ]
+    return ModelSignature(Schema([_spec(finished.input_shape)]), Schema(outputs))
+
+
+def _spec(shape: Sequence[int], name: str | None = None) -> TensorSpec:
+    return TensorSpec(np.dtype(np.float32), (-1, *shape), name)
 
 
 def _requirements() -> list[str]:

@@ -149,10 +149,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 def _metrics(finished: Finished) -> Iterator[Metric]:
     now = int(time.time() * 1000)
+    scale = finished.scale
     single = {
-        "top1": finished.top1,
-        "fp_top1": finished.fp_top1,
-        "drop": finished.fp_top1 - finished.top1,
+        _legal(scale.label): finished.value,
+        f"fp_{_legal(scale.label)}": finished.full,
+        "drop": scale.lost(finished.full, finished.value),
         "oscillation": finished.oscillation,
         "artifact_bytes": len(finished.artifact),
         "compression": finished.fp_bytes / len(finished.artifact),
@@ -235,9 +236,11 @@ def _description(finished: Finished) -> str:
     tags = tags_of(finished)
     joined = [finished.modules[a:b] for a, b in finished.groups if b - a > 1]
     groups = "; ".join(" + ".join(names) for names in joined) or "none"
+    scale, words = finished.scale, finished.scale.words
     return (
         f"**{tags['bits']}** by {tags['method']}, k = {tags['k']}, from `{tags['source_uri']}`.\n\n"
-        f"Top-1 {finished.top1:.2f} % (full precision {finished.fp_top1:.2f} %), "
+        f"{words[:1].upper()}{words[1:]} {scale.said(finished.value)} (full precision "
+        f"{scale.said(finished.full)}), "
         f"{len(finished.artifact):,} bytes ({finished.fp_bytes / len(finished.artifact):.1f} times "
         f"smaller), oscillation {finished.oscillation:.3f}.\n\nReconstructed jointly: {groups}.\n\n"
         f"Input: (N, {', '.join(map(str, finished.input_shape))}) float32, preprocessed with "

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 
-class QuantizedClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined,unused-ignore]
-    """Logits (N, classes) of preprocessed images (N, C, H, W), float32."""
+class QuantizedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined,unused-ignore]
+    """What the network returns for preprocessed images (N, C, H, W), float32: logits (N, classes),
+    a map, or several tensors by name."""
 
     def load_context(self, context: Any) -> None:
         sys.path.insert(0, context.artifacts["library"])
@@ -29,7 +30,10 @@ class QuantizedClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-
     def predict(self, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow reads hints
         images = torch.from_numpy(np.array(model_input, dtype=np.float32))
         with torch.no_grad():
-            return self.network(images).numpy()
+            found = self.network(images)
+        if isinstance(found, dict):
+            return {name: value.numpy() for name, value in found.items()}
+        return found.numpy()
 
 
-mlflow.models.set_model(QuantizedClassifier())
+mlflow.models.set_model(QuantizedModel())

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 
 from modcap.data import classes
 from modcap.flows.reports.cell_record import Finished
 from modcap.flows.reports.environments import in_words
+from modcap.ptq.measured import TOP1, Scale
+from modcap.ptq.metrics import METRICS
 
-__all__ = ["ARTIFACT", "JOBS", "PUBLISH_KEY", "tags_of", "version_of_modcap"]
+__all__ = ["ARTIFACT", "JOBS", "PUBLISH_KEY", "scale_of", "tags_of", "version_of_modcap"]
+
+METRIC = "metric"  # by which a version was measured, where that is not top-1
 
 PUBLISH_KEY = "modcap.publish_key"  # of a version: what it is, wherever it was logged
 JOBS = "modcap.jobs"  # keys of the last jobs of a cell: all others follow from what they need
@@ -24,9 +29,7 @@ def tags_of(finished: Finished) -> dict[str, str]:
         "k": str(sum(finished.selected)),
         "method": finished.recipe.method.name,
         "schedule": finished.recipe.schedule.value,
-        "fp_top1": f"{finished.fp_top1:.4f}",
-        "top1": f"{finished.top1:.4f}",
-        "drop": f"{finished.fp_top1 - finished.top1:.4f}",
+        **_figures(finished),
         "oscillation": f"{finished.oscillation:.4f}",
         "artifact_bytes": str(len(finished.artifact)),
         ARTIFACT: finished.artifact_digest,
@@ -45,6 +48,28 @@ def tags_of(finished: Finished) -> dict[str, str]:
         **({"classes_digest": classes.digest(finished.classes)} if finished.classes else {}),
         **({"warnings": "; ".join(finished.warnings)} if finished.warnings else {}),
     }
+
+
+def _figures(finished: Finished) -> dict[str, str]:
+    """What was measured, under the name of its metric; of top-1 no more than that."""
+    scale, form = finished.scale, ".4f" if finished.scale.is_percent else ".6g"
+    lost = scale.lost(finished.full, finished.value)
+    figures = {f"fp_{scale.label}": finished.full, scale.label: finished.value, "drop": lost}
+    tags = {name: format(value, form) for name, value in figures.items()}
+    if scale.metric == TOP1:
+        return tags
+    better = "higher" if scale.higher_is_better else "lower"
+    return tags | {METRIC: scale.metric, "metric_better": better}
+
+
+def scale_of(tags: Mapping[str, str]) -> Scale:
+    """What a version with these tags was measured in."""
+    if METRIC not in tags:
+        return Scale()
+    name = tags[METRIC]
+    if name in METRICS:
+        return METRICS[name].scale
+    return Scale(name, name.rpartition(":")[2], tags.get("metric_better") != "lower")
 
 
 def version_of_modcap() -> str:

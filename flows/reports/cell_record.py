@@ -17,6 +17,7 @@ from modcap.flows.reports.environments import environments_of
 from modcap.flows.requests.request import Ready, say
 from modcap.jobs.job import Job
 from modcap.jobs.plan import CellPlan, Plan
+from modcap.ptq.measured import TOP1, Scale
 from modcap.ptq.selection import Span
 from modcap.recipe import Recipe
 
@@ -34,7 +35,12 @@ class Exported:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished cell: all that is worth logging."""
+    """A finished cell: all that is worth logging.
+
+    Attributes:
+        scale: what it was measured in.
+        full, value: the figure in full precision, and quantized.
+    """
 
     key: str
     name: str
@@ -52,8 +58,9 @@ class Finished:
     losses: tuple[float, ...]
     oscillation: float
     baseline_losses: Mapping[str, tuple[float, ...]]
-    fp_top1: float
-    top1: float
+    scale: Scale
+    full: float
+    value: float
     artifact: bytes
     artifact_digest: str
     fp_bytes: int
@@ -79,6 +86,8 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
     """The fields of a report that one cell decides (DESIGN.md, contracts)."""
     evaluated, assembled = results[cell.evaluate].meta, results[cell.assemble].meta
     names = cell.cell.modules
+    scale = Scale.of(evaluated)
+    full, value = scale.value(results[cell.evaluate_full].meta), scale.value(evaluated)
     return {
         "checkpoint": prepared.request.checkpoint,
         "name": cell.cell.name,
@@ -90,21 +99,24 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
         "k": results[cell.select].meta["k"],
         "k_asked": prepared.request.recipe.k_asked,
         "k_compared": results[cell.select].meta.get("compared", []),
-        "fp_top1": results[cell.evaluate_full].meta["top1"],
-        "top1": evaluated["top1"],
+        **scale.fields,
+        **scale.figures(full, "fp_"),
+        **scale.figures(value),
+        "drop": scale.lost(full, value),
         "images": evaluated["images"],
         "measured": prepared.measured,
         "evaluation_digest": cell.cell.evaluation,
         "oscillation": evaluated["oscillation"],
         "losses": evaluated["losses"],
         "final_error": evaluated["final_error"],
-        "agreement": _agreement(results[cell.evaluate_full], results[cell.evaluate]),
+        "agreement": _agreement(scale, results[cell.evaluate_full], results[cell.evaluate]),
         "artifact_bytes": assembled["artifact_bytes"],
         "artifact_digest": assembled["artifact"],
         "fp_bytes": prepared.fp_bytes,
         "exports": [_exported_row(results[key].meta) for key in cell.exports],
         "environments": environments_of(cell, results),
         "source": prepared.source,
+        "outputs": evaluated.get("outputs", []),
         "classes": None if prepared.classes is None else list(prepared.classes),
         "warnings": list(_warnings(prepared, results[cell.evaluate_full].meta)),
     }
@@ -112,7 +124,7 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
 
 def _warnings(prepared: Ready, full: Mapping[str, Any]) -> Iterator[str]:
     """What says that the result may be wrong; the worst first."""
-    if prepared.chance is not None:
+    if prepared.chance is not None and TOP1 in full:
         guesses = doubt_of_accuracy(full["top1"], full["images"], prepared.chance)
         if guesses is not None:
             say(guesses)
@@ -120,9 +132,11 @@ def _warnings(prepared: Ready, full: Mapping[str, Any]) -> Iterator[str]:
     yield from prepared.warnings
 
 
-def _agreement(full: Result, quantized: Result) -> float | None:
-    """Percentage of test images that both take for the same class; None where the store holds
-    evaluations of a version that did not keep what was predicted."""
+def _agreement(scale: Scale, full: Result, quantized: Result) -> float | None:
+    """Percentage of test images that both take for the same class; None where that was not
+    measured, or the store holds evaluations of a version that did not keep what was predicted."""
+    if scale.metric == "agreement":
+        return scale.value(quantized.meta)
     both = [result.tensors.get("predictions") for result in (full, quantized)]
     if both[0] is None or both[1] is None:
         return None
@@ -215,8 +229,9 @@ def finished(
         baseline_losses={
             name: tuple(results[other.evaluate].meta["losses"]) for name, other in baselines.items()
         },
-        fp_top1=said["fp_top1"],
-        top1=said["top1"],
+        scale=Scale.of(said),
+        full=said["fp_value"],
+        value=said["value"],
         artifact=results[cell.assemble].tensors["artifact"].numpy().tobytes(),
         artifact_digest=said["artifact_digest"],
         fp_bytes=prepared.fp_bytes,

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from modcap.ptq.measured import USUAL, Scale
 from modcap.ptq.selection import Span
 
 __all__ = [
@@ -234,42 +235,40 @@ def histograms(counts: Mapping[str, Sequence[int]]) -> str:
     return _svg(draw, _height(len(names), 0.6), "Use of the levels of weights")
 
 
-def sizes(points: Sequence[tuple[int, float, str]]) -> str:
-    """Size against top-1: points are (bytes, percent, kind), and the front is drawn."""
+def sizes(points: Sequence[tuple[int, float, str]], scale: Scale = USUAL) -> str:
+    """Size against what was measured: points are (bytes, figure, kind), and the front is drawn."""
 
     def draw(axes: Axes) -> None:
         kinds = list(dict.fromkeys(kind for _, _, kind in points))
-        front: list[tuple[float, float]] = []
-        for size, top1, _ in sorted(points, key=lambda point: (point[0], -point[1])):
-            if not front or top1 > front[-1][1]:
-                front.append((size / 1000, top1))
+        front = scale.front((size / 1000, value) for size, value, _ in points)
         axes.plot(*zip(*front, strict=True), color=_INK, lw=1, ls="--", label="best of its size")
         for index, kind in enumerate(kinds):
-            own = [(size / 1000, top1) for size, top1, name in points if name == kind]
+            own = [(size / 1000, value) for size, value, name in points if name == kind]
             mark = _MARKS[index // 6 % 6 if len(kinds) > 6 else index]
             xs, ys = zip(*own, strict=True)
             axes.scatter(xs, ys, s=30, color=_LINES[index % 6], marker=mark, label=short(kind, 30))
         axes.set_xlabel("artifact, kB")
-        axes.set_ylabel("top-1, %")
+        axes.set_ylabel(scale.axis)
         axes.grid()
         _legend(axes)
 
     kinds = len({kind for _, _, kind in points}) + 1
-    return _svg(draw, 3.2 + 0.24 * -(-kinds // 2), "Size and top-1 of all cells")
+    return _svg(draw, 3.2 + 0.24 * -(-kinds // 2), f"Size and {scale.words} of all cells")
 
 
-def grid(values: Mapping[tuple[str, str], float], title: str) -> str:
-    """Top-1 over bits (rows) and k (columns): a darker square is a better one."""
+def grid(values: Mapping[tuple[str, str], float], title: str, scale: Scale = USUAL) -> str:
+    """What was measured over bits (rows) and k (columns): a darker square is a better one."""
     rows = sorted({bits for bits, _ in values})
     columns = sorted({k for _, k in values}, key=lambda k: (not k.isdecimal(), k.zfill(9)))
-    low, high = min(values.values()), max(values.values())
+    good = {place: scale.goodness(value) for place, value in values.items()}
+    low, high = min(good.values()), max(good.values())
 
     def draw(axes: Axes) -> None:
         for (bits, k), value in values.items():
             x, y = columns.index(k), rows.index(bits)
-            share = 0.08 + 0.42 * (value - low) / ((high - low) or 1.0)
+            share = 0.08 + 0.42 * (good[bits, k] - low) / ((high - low) or 1.0)
             axes.barh(y, 0.94, 0.9, left=x - 0.47, color=_LINES[0], alpha=share)
-            axes.text(x, y, f"{value:.2f}", ha="center", va="center")
+            axes.text(x, y, scale.text(value), ha="center", va="center")
         axes.set_xticks(range(len(columns)), columns)
         axes.set_xlabel("k")
         _rows(axes, rows)

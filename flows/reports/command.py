@@ -9,7 +9,10 @@ from typing import Any
 
 __all__ = ["command_of"]
 
-_OPTIONS = ("arch", "data", "eval_data", "eval_images", "preprocess", "classes", "name")
+_OPTIONS = (
+    *("arch", "data", "eval_data", "eval_images", "preprocess", "classes"),
+    *("metric", "name"),
+)
 
 
 def command_of(

@@ -5,14 +5,16 @@ Such a file may come from anyone. Fields that are missing leave their part of th
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modcap.core import documents
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
+from modcap.ptq.measured import TOP1, Scale
 
 __all__ = ["RunReport", "SweepReport", "read_report", "report_of"]
 
@@ -30,11 +32,41 @@ class _Read(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Variant(_Read):
+class _Measured(_Read):
+    """A figure, quantized and, where there is one, in full precision; of top-1 under that name."""
+
+    value: float | None = None
+    fp_value: float | None = None
+    top1: _Percent | None = None
+    fp_top1: _Percent | None = None
+
+    @property
+    def figure(self) -> float:
+        found = self.top1 if self.value is None else self.value
+        return math.nan if found is None else found
+
+    @property
+    def full(self) -> float:
+        found = self.fp_top1 if self.fp_value is None else self.fp_value
+        return math.nan if found is None else found
+
+
+class _Scaled(_Measured):
+    """What it was measured in, too."""
+
+    metric: _Text = TOP1
+    metric_title: _Text = "top-1 %"
+    higher_is_better: bool = True
+
+    @property
+    def scale(self) -> Scale:
+        return Scale(self.metric, self.metric_title, self.higher_is_better)
+
+
+class Variant(_Measured):
     """What a run was compared with, or itself."""
 
     variant: _Text
-    top1: _Percent
     drop: float | None = None
     oscillation: float | None = None
     final_error: float | None = None
@@ -67,6 +99,14 @@ class Activation(_Read):
     clipped: Annotated[float, Field(ge=0, le=1)]
 
 
+class OutputError(_Read):
+    """One of several outputs, and its relative error."""
+
+    name: _Text
+    shape: list[_Count] = Field(max_length=8)
+    error: float
+
+
 class Compared(_Read):
     """A k that was tried, and the error that it had."""
 
@@ -74,7 +114,7 @@ class Compared(_Read):
     error: float | None
 
 
-class RunReport(_Read):
+class RunReport(_Scaled):
     """Of one quantization: what ``quantize --json`` prints, or a cell of ``sweep --json``."""
 
     checkpoint: _Text
@@ -84,8 +124,6 @@ class RunReport(_Read):
     modules: _Texts = Field(min_length=1)
     groups: list[_Texts] = Field(max_length=_MOST)
     k: _Count
-    fp_top1: _Percent
-    top1: _Percent
     images: _Count
     oscillation: float
     losses: _Numbers
@@ -99,6 +137,7 @@ class RunReport(_Read):
     artifact_digest: _Text = ""
     source: dict[_Text, _Text] = {}
     request: dict[_Text, Any] = {}
+    command: _Text = ""
     classes: _Texts | None = None
     warnings: _Texts = []
     agreement: _Percent | None = None
@@ -110,12 +149,19 @@ class RunReport(_Read):
     per_class: Classes | None = None
     job_times: list[JobTime] = Field([], max_length=_MOST)
     activations: dict[_Text, Activation] = {}
+    outputs: list[OutputError] = Field([], max_length=_MOST)
     model_name: _Text = ""
     model_version: _Text = ""
     mlflow_run_url: _Text = ""
 
+    @model_validator(mode="after")
+    def _has_figures(self) -> RunReport:
+        if math.isnan(self.figure) or math.isnan(self.full):
+            raise ValueError("top1 and fp_top1, or value and fp_value, are missing")
+        return self
 
-class SweepCell(_Read):
+
+class SweepCell(_Scaled):
     """A cell of a sweep; a failed one has no figures."""
 
     name: _Text
@@ -129,8 +175,6 @@ class SweepCell(_Read):
     k: _Count | None = None
     modules: _Texts = []
     losses: _Numbers = []
-    fp_top1: _Percent = 0.0
-    top1: _Percent = 0.0
     images: _Count = 0
     drop: float = 0.0
     oscillation: float = 0.0

@@ -16,6 +16,7 @@ from modcap.flows.reports import charts, tables
 from modcap.flows.reports.command import command_of
 from modcap.flows.reports.document import RunReport, SweepCell, SweepReport
 from modcap.flows.reports.layers import Layer, layers_in
+from modcap.ptq.measured import Scale
 from modcap.ptq.selection import Span
 
 __all__ = ["page_of", "run_page", "sweep_page"]
@@ -34,12 +35,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals["change"] = tables.change
     made.filters |= {
         "count": lambda value: f"{value:,}",
         "number": tables.number,
         "percent": lambda value: f"{value:.2f} %",
         "signed": tables.signed,
         "size": _size,
+        "capital": _capital,
     }
     return made
 
@@ -87,11 +90,12 @@ def run_page(run: RunReport, artifact: bytes | None) -> str:
             levels=tables.levels_of(layers),
             weights=sum(each.weights for each in layers),
             macs=sum(each.macs for each in layers),
+            outputs=tables.outputs_of(run),
             classes=tables.by_class(run),
             worst=_WORST,
             kinds=tables.by_kind(run),
             jobs=tables.jobs_of(run),
-            command=command_of(run.checkpoint, run.recipe, run.request, run.source),
+            command=run.command or command_of(run.checkpoint, run.recipe, run.request, run.source),
             origin=tables.origin_of(run),
         )
     )
@@ -102,10 +106,6 @@ class _Verdict:
     """What stands at the top."""
 
     run: RunReport
-
-    @property
-    def drop(self) -> float:
-        return self.run.top1 - self.run.fp_top1
 
     @property
     def times(self) -> float:
@@ -178,6 +178,7 @@ def sweep_page(sweep: SweepReport) -> str:
         .render(
             sweep=sweep,
             models=models,
+            measured=" or ".join(scale.axis for scale in _by_scale(cells)),
             best=best,
             warnings=list(dict.fromkeys(text for cell in cells for text in cell.warnings)),
             failed=[(cell.name, cell.reason) for cell in sweep.cells if not cell.finished],
@@ -190,29 +191,42 @@ def sweep_page(sweep: SweepReport) -> str:
 
 def _overviews(models: Sequence[str], cells: Sequence[SweepCell]) -> dict[str, Markup]:
     """Pictures of all cells, by their captions."""
-    drawn = {"Size and top-1": _sizes(cells)} if cells else {}
+    drawn = {f"Size and {s.words}": _sizes(own, s) for s, own in _by_scale(cells).items()}
     for model in models:
-        if grid := _grid(model, cells):
-            drawn[f"Top-1 of {model}, mean of its seeds and methods"] = grid
+        own = [cell for cell in cells if cell.model_name == model]
+        if grid := _grid(model, own):
+            name = _capital(own[0].scale.words)
+            drawn[f"{name} of {model}, mean of its seeds and methods"] = grid
     return {name: Markup(svg) for name, svg in drawn.items()}  # charts escape texts
 
 
-def _sizes(cells: Sequence[SweepCell]) -> str:
+def _by_scale(cells: Sequence[SweepCell]) -> dict[Scale, list[SweepCell]]:
+    found: dict[Scale, list[SweepCell]] = defaultdict(list)
+    for cell in cells:
+        found[cell.scale].append(cell)
+    return found
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _sizes(cells: Sequence[SweepCell], scale: Scale) -> str:
     several = len({cell.model_name for cell in cells}) > 1
     kind = "{0.model_name} {0.bits}" if several else "{0.bits}"
-    return charts.sizes([(c.artifact_bytes, c.top1, kind.format(c)) for c in cells])
+    return charts.sizes([(c.artifact_bytes, c.figure, kind.format(c)) for c in cells], scale)
 
 
 def _grid(model: str, cells: Sequence[SweepCell]) -> str | None:
     """The mean over seeds and methods, where there is more than one square."""
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for cell in cells:
-        if cell.model_name == model:
-            values[cell.bits, cell.k_asked].append(cell.top1)
+        values[cell.bits, cell.k_asked].append(cell.figure)
     if len(values) < 2:
         return None
     means = {place: statistics.fmean(found) for place, found in values.items()}
-    return charts.grid(means, f"Top-1 of {model} over bits and k")
+    scale = cells[0].scale
+    return charts.grid(means, f"{_capital(scale.words)} of {model} over bits and k", scale)
 
 
 @dataclass(frozen=True)

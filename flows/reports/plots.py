@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from modcap.ptq.measured import USUAL, Scale
 from modcap.ptq.selection import Span
 
 __all__ = [
@@ -143,28 +144,25 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def pareto(points: Sequence[tuple[int, float, str]]) -> Figure:
-    """Size against top-1; points are (bytes, percent, kind). The front is drawn as a line."""
+def pareto(points: Sequence[tuple[int, float, str]], scale: Scale = USUAL) -> Figure:
+    """Size against what was measured; points are (bytes, figure, kind). The front is a line."""
     figure, axes = _figure(7.0, 4.2)
     kinds = list(dict.fromkeys(kind for _, _, kind in points))
     for index, kind in enumerate(kinds):
-        own = [(size / 1000, top1) for size, top1, name in points if name == kind]
+        own = [(size / 1000, value) for size, value, name in points if name == kind]
         colour, mark = _COLOURS[index % len(_COLOURS)], _MARKS[index // len(_COLOURS) % len(_MARKS)]
         xs, ys = zip(*own, strict=True)
         axes.scatter(xs, ys, color=colour, marker=mark, s=26, label=kind)
-    front: list[tuple[float, float]] = []
-    for size, top1, _ in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or top1 > front[-1][1]:
-            front.append((size / 1000, top1))
+    front = scale.front((size / 1000, value) for size, value, _ in points)
     axes.plot(*zip(*front, strict=True), color="#555555", lw=1, ls="--", zorder=0, label="front")
     axes.set_xlabel("artifact, kB")
-    axes.set_ylabel("top-1, %")
+    axes.set_ylabel(scale.axis)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def heat_map(values: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
-    """Top-1 over bits and k, the mean where a cell holds several seeds."""
+def heat_map(values: Mapping[tuple[str, str], Sequence[float]], scale: Scale = USUAL) -> Figure:
+    """What was measured over bits and k, the mean where a cell holds several seeds."""
     bits = sorted({bits for bits, _ in values})
     ks = sorted({k for _, k in values}, key=lambda k: (not k.isdecimal(), k.zfill(9)))  # auto last
     grid = [
@@ -179,13 +177,12 @@ def heat_map(values: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
         for column, value in enumerate(line):
             if not math.isnan(value):
                 colour = "white" if value < middle else "black"
-                axes.text(
-                    column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8
-                )
+                text = axes.text(column, row, scale.text(value), color=colour, fontsize=8)
+                text.set(ha="center", va="center")
     axes.set_xticks(range(len(ks)), ks)
     axes.set_yticks(range(len(bits)), bits)
     axes.set_xlabel("k")
-    figure.colorbar(image, label="top-1, %")
+    figure.colorbar(image, label=scale.axis)
     return figure
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
 from modcap.flows.reports import charts
-from modcap.flows.reports.document import RunReport, SweepReport
+from modcap.flows.reports.document import RunReport, SweepCell, SweepReport
 from modcap.flows.reports.layers import Layer
+from modcap.ptq.measured import Scale
 
 __all__ = [
     "Row",
@@ -17,11 +18,13 @@ __all__ = [
     "by_kind",
     "by_module",
     "cells_of",
+    "change",
     "jobs_of",
     "layers_of",
     "levels_of",
     "number",
     "origin_of",
+    "outputs_of",
     "seconds",
     "signed",
     "variants_of",
@@ -42,6 +45,14 @@ def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
+def change(scale: Scale, full: float, value: float) -> str:
+    """From full precision to quantized, in words: better is plus."""
+    better = -scale.lost(full, value)
+    if scale.is_percent:
+        return f"{signed(better)} points"
+    return f"{abs(better):.4g} {'better' if better > 0 else 'worse'}"
+
+
 def seconds(value: float) -> str:
     if value < 0.1:
         return "< 0.1 s"
@@ -55,8 +66,8 @@ def variants_of(run: RunReport) -> list[Row]:
     return [
         (
             each.variant,
-            f"{each.top1:.2f}",
-            "" if each.drop is None else f"{each.drop:.2f}",
+            run.scale.text(each.figure),
+            "" if each.drop is None else run.scale.text(each.drop),
             f"{run.fp_bytes if each.artifact_bytes is None else each.artifact_bytes:,}",
             "" if each.groups is None else str(each.groups),
             "" if each.oscillation is None else number(each.oscillation),
@@ -111,6 +122,12 @@ def levels_of(layers: Sequence[Layer]) -> list[Row]:
     return [(each.place, " ".join(map(str, each.histogram))) for each in layers]
 
 
+def outputs_of(run: RunReport) -> list[Row]:
+    return [
+        (each.name, " × ".join(map(str, each.shape)), number(each.error)) for each in run.outputs
+    ]
+
+
 def by_class(run: RunReport) -> list[Row]:
     """Classes with test images, the one that loses most first."""
     if run.per_class is None:
@@ -156,19 +173,23 @@ def origin_of(run: RunReport) -> list[Row]:
     return rows
 
 
+def _good(cell: SweepCell) -> float:
+    return cell.scale.goodness(cell.figure)
+
+
 def cells_of(sweep: SweepReport) -> list[Row]:
-    """Finished cells, the most accurate first."""
+    """Finished cells, the best first."""
     finished = [cell for cell in sweep.cells if cell.finished]
     return [
         (
             cell.name,
-            f"{cell.top1:.2f}",
-            f"{cell.drop:.2f}",
+            cell.scale.text(cell.figure),
+            cell.scale.text(cell.drop),
             "–" if cell.agreement is None else f"{cell.agreement:.2f}",
             f"{cell.artifact_bytes:,}",
             f"auto: {cell.k}" if cell.k_asked == "auto" else cell.k_asked,
             number(cell.oscillation),
             number(cell.final_error),
         )
-        for cell in sorted(finished, key=lambda cell: (-cell.top1, cell.artifact_bytes))
+        for cell in sorted(finished, key=lambda cell: (-_good(cell), cell.artifact_bytes))
     ]

@@ -7,9 +7,10 @@ import re
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from modcap.data.sources import HELP
+from modcap.ptq.metric_name import MetricName
 from modcap.recipe import Recipe
 
-__all__ = ["Request", "known_formats"]
+__all__ = ["Request", "known_formats", "known_metric"]
 
 _MODEL_NAME = re.compile(
     r"(?!\.*$)[^/:'\"`\\?@]+"
@@ -24,6 +25,11 @@ def known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
         if name not in EXPORTERS:
             raise ValueError(f"{name!r} is no format: give {', '.join(EXPORTERS)}")
     return names
+
+
+def known_metric(name: str | None) -> str | None:
+    """``name``, if it is that of a metric, or may be the user's."""
+    return None if name is None else MetricName(name=name).name
 
 
 class Request(BaseModel):
@@ -52,6 +58,11 @@ class Request(BaseModel):
         None,
         description="file or folder of class names; by default the folders of data",
     )
+    metric: str | None = Field(
+        None,
+        description="what is measured: top1, agreement, error, or package.module:function; by "
+        "default top1 with labels, else agreement with full precision, of maps the relative error",
+    )
     name: str | None = Field(None, description="registered model; by default the file's stem")
     onnx: bool = Field(False, description="the same as exports [onnx]; needs modcap[export]")
     exports: tuple[str, ...] = Field((), description="formats to register too: onnx, pt2, …")
@@ -71,6 +82,11 @@ class Request(BaseModel):
     @classmethod
     def _are_known(cls, exports: tuple[str, ...]) -> tuple[str, ...]:
         return known_formats(exports)
+
+    @field_validator("metric")
+    @classmethod
+    def _is_known(cls, metric: str | None) -> str | None:
+        return known_metric(metric)
 
     @model_validator(mode="after")
     def _may_be_registered(self) -> Request:

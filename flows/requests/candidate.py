@@ -108,6 +108,7 @@ class Claim:
             "eval_data": said.eval_data or rule.eval_data,
             "eval_images": rule.eval_images,
             "preprocess": said.preprocess or rule.preprocess,
+            "metric": rule.metric,
             "name": f"{self.name}-{choice.suffix()}",
             "onnx": rule.onnx,
             "exports": rule.exports,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modcap.flows.requests.asked import Request
 from modcap.flows.requests.request import Prepared, Ready, known_of
 from modcap.jobs.job import Cell
 from modcap.jobs.outline import Outline, outline_of
+from modcap.ptq.metric_name import MetricName
 
 __all__ = ["Description", "describe", "ready"]
 
@@ -26,6 +27,13 @@ class _CellSaid(_Said):
     calibration: str = Field(pattern=_DIGEST)
     evaluation: str = Field(pattern=_DIGEST)
     pixels: int = Field(ge=0)
+    metric: MetricName = MetricName()
+
+    @model_validator(mode="after")
+    def _as_asked_for(self) -> _CellSaid:
+        if self.metric.name != (self.request.metric or ""):
+            raise ValueError("the metric is not the one that was asked for")
+        return self
 
 
 class Description(_Said):
@@ -51,6 +59,7 @@ def describe(prepared: Sequence[Prepared]) -> Description:
             calibration=each.cell.calibration,
             evaluation=each.cell.evaluation,
             pixels=each.cell.pixels,
+            metric=each.cell.metric,
         )
         for each in prepared
     )
@@ -81,6 +90,7 @@ def ready(description: Description) -> list[Ready]:
                 each.pixels,
                 known_of(said.source, said.classes),
                 each.request.formats,
+                each.metric,
             ),
             source=said.source,
             fp_bytes=said.fp_bytes,

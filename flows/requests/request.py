@@ -27,6 +27,10 @@ from modcap.flows.requests.asked import Request
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell
 from modcap.ptq.capacity import signature
+from modcap.ptq.measured import TOP1
+from modcap.ptq.metric_name import MetricName
+from modcap.ptq.metrics import chosen_metric
+from modcap.ptq.user_metric import with_code
 from modcap.recipe import Homogeneity, Recipe, Selection
 
 if TYPE_CHECKING:
@@ -41,7 +45,11 @@ class BadImages(Unavailable):
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A request whose input was read and found good, as plans and reports need it."""
+    """A request whose input was read and found good, as plans and reports need it.
+
+    Attributes:
+        chance: percent of the test images that guessing gets right, where top-1 is measured.
+    """
 
     request: Request
     cell: Cell
@@ -50,7 +58,7 @@ class Ready:
     measured: str
     classes: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
-    chance: float | None = None  # percent of the test images that guessing gets right
+    chance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +130,7 @@ def known_of(source: Mapping[str, str], classes: Sequence[str] | None) -> Known:
 def images_of(images: data.Images, preprocess: Preprocess) -> ImageSet:
     return ImageSet(
         torch.from_numpy(images.images),
-        torch.from_numpy(images.labels),
+        None if images.labels is None else torch.from_numpy(images.labels),
         tuple(preprocess.mean),
         tuple(preprocess.std),
     )
@@ -199,7 +207,7 @@ def prepare_all(
     """Prepares requests of one checkpoint that differ in recipe and name; each file is read once.
 
     Args:
-        requests: at least one.
+        requests: at least one; of one metric.
         doing: told what comes next: ``checkpoint``, ``images`` or ``network``.
 
     Raises:
@@ -218,8 +226,9 @@ def prepare_all(
     drawn = {_draw(each): images.calibration(each.recipe) for each in requests}
     doing("network")
     calibration = drawn[_draw(request)]
-    outputs = checkpoints.check_input(checkpoint, calibration.normalized(0, 2))
-    images.check(outputs)
+    example = calibration.normalized(0, 2)
+    outputs = checkpoints.check_input(checkpoint, example)
+    named = images.classes(outputs)
     source = {
         "checkpoint": request.checkpoint,
         "checkpoint_digest": checkpoint.digest,
@@ -228,14 +237,13 @@ def prepare_all(
         "data_digest": images.pool.digest,
         "preprocess": str(preprocess),
     }
-    example = calibration.normalized(0, 2)
     network = build(checkpoint.model, example, source, strict=request.strict)
+    measure = images.metric(request.metric, network)
     doubts = tuple(filter(None, [*checkpoint.warnings, *images.doubts()]))
     for doubt in doubts:
         say(doubt)
-    chance = doubting.chance_of(images.tests, outputs)
     return [
-        replace(_prepared(each, network, drawn[_draw(each)], images, source, doubts), chance=chance)
+        _prepared(each, network, drawn[_draw(each)], images, measure, named, source, doubts)
         for each in requests
     ]
 
@@ -254,18 +262,19 @@ class _Images:
     evaluation: ImageSet
     preprocess: Preprocess
     place: str  # of the tests
+    listed: tuple[str, ...] | None  # classes that were named, not found
 
     @classmethod
     def read(cls, request: Request, preprocess: Preprocess) -> _Images:
-        known = classes_of(request.classes)
+        listed = classes_of(request.classes)
         assert request.data is not None
-        pool = pool_of(request.data, preprocess, known)
-        known = known or pool.classes
+        pool = pool_of(request.data, preprocess, listed)
+        known = listed or pool.classes
         place = request.eval_data or request.data
         split: data.Split = "all" if request.eval_data else "evaluation"
         most, pools = request.eval_images, {pool.digest}
         tests = evaluation_images(place, preprocess, most, known, pools, split)
-        return cls(pool, tests, images_of(tests, preprocess), preprocess, place)
+        return cls(pool, tests, images_of(tests, preprocess), preprocess, place, listed)
 
     def calibration(self, recipe: Recipe) -> ImageSet:
         with _blaming_images():
@@ -277,12 +286,46 @@ class _Images:
         overlap = doubting.doubt_of_overlap(self.pool, self.tests)
         return [names.doubt(self.tests.classes), overlap]
 
-    def check(self, outputs: int) -> None:
-        """Refuses images of other classes than a network's ``outputs``."""
+    def classes(self, outputs: int | None) -> tuple[str, ...] | None:
+        """The names of the network's classes, where they are known; folders of images say nothing
+        of a network that has no classes (None).
+
+        Raises:
+            BadImages: there are names of another number of classes than it has.
+        """
+        if outputs is None:
+            return self.listed
+        found = self.tests.classes or self.pool.classes or self.listed
         with _blaming_images():
-            names.check_count(self.tests.classes, outputs, f"data {self.place}")
+            names.check_count(found, outputs, f"data {self.place}")
+        return found
+
+    def metric(self, asked: str | None, network: Network) -> _Measure:
+        """By what a network is measured on them.
+
+        Raises:
+            InputError: the metric that is asked for does not fit the network.
+            Unavailable: it is the user's, and not there.
+            BadImages: there are none of the network's size, or none with labels, and it needs them.
+        """
+        name = with_code(MetricName(name=asked or ""))
         with _blaming_images(f"data {self.place}: "):
-            self.evaluation.check_labels(outputs)
+            self.evaluation.check_shape(network.input_shape)
+        shape = network(self.evaluation.normalized(0, 1)).shape
+        chosen = chosen_metric(name, network.outputs, shape, self.evaluation)
+        if chosen.name == TOP1:
+            with _blaming_images(f"data {self.place}: "):
+                self.evaluation.check_labels(shape[1])
+        chance = doubting.chance_of(self.tests, shape[1]) if chosen.name == TOP1 else None
+        return _Measure(name, chance)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """The metric, as it is asked for, and what guessing gets by it, where that is known."""
+
+    name: MetricName
+    chance: float | None
 
 
 def _prepared(
@@ -290,6 +333,8 @@ def _prepared(
     network: Network,
     calibration: ImageSet,
     images: _Images,
+    metric: _Measure,
+    classes: tuple[str, ...] | None,
     source: dict[str, str],
     doubts: tuple[str, ...],
 ) -> Prepared:
@@ -306,14 +351,16 @@ def _prepared(
             recipe,
             name,
             pixels,
-            known_of(source, images.tests.classes),
+            known_of(source, classes),
             request.formats,
+            metric.name,
         ),
         source=source,
-        fp_bytes=fp_bytes(network),
+        fp_bytes=network.float_bytes,
         measured=measured(images.tests, images.place),
-        classes=images.tests.classes,
+        classes=classes,
         warnings=(*doubts, *network.notices),  # the latter were said when it was built
+        chance=metric.chance,
         network=network,
         calibration=calibration,
         evaluation=evaluation,
@@ -324,12 +371,6 @@ def _prepared(
 def say(doubt: str) -> None:
     """Once, however often the same input is prepared."""
     logging.getLogger("modcap").warning(doubt)
-
-
-def fp_bytes(network: Network) -> int:
-    """Bytes of the folded network's weights in float32: what quantization is compared with."""
-    modules: Sequence[torch.nn.Module] = network.partition.modules
-    return sum(p.numel() * 4 for module in modules for p in module.parameters())
 
 
 def check_selection(network: Network, recipe: Recipe) -> None:

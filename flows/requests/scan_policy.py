@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
-from modcap.flows.requests.asked import known_formats
+from modcap.flows.requests.asked import known_formats, known_metric
 from modcap.flows.requests.documents import read_mapping
 from modcap.flows.requests.permissions import Permissions
 from modcap.recipe import Recipe
@@ -70,6 +70,7 @@ class Rule(_Frozen):
     eval_data: str | None = None
     eval_images: int | None = Field(None, ge=1)
     preprocess: str | None = None
+    metric: str | None = Field(None, description="what is measured, as of modcap quantize")
     onnx: bool = Field(False, description="the same as exports [onnx]")
     exports: tuple[str, ...] = Field((), description="formats to register too: onnx, pt2, …")
     recipes: tuple[Choice, ...] = Field(min_length=1)
@@ -78,6 +79,17 @@ class Rule(_Frozen):
     @classmethod
     def _are_known(cls, exports: tuple[str, ...]) -> tuple[str, ...]:
         return known_formats(exports)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is noted of it; fields that came later only where they are used."""
+        unused = {"metric"} if self.metric is None else set()
+        return self.model_dump(mode="json", exclude=unused)
+
+    @field_validator("metric")
+    @classmethod
+    def _is_known(cls, metric: str | None) -> str | None:
+        return known_metric(metric)
 
     @field_validator("recipes")
     @classmethod

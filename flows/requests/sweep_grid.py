@@ -45,7 +45,7 @@ class Sweep(BaseModel):
         (), description="seeds, such as 0-2; by default that of the recipe"
     )
     max_drop: float | None = Field(
-        None, ge=0, description="points of top-1 that the best cell may lose"
+        None, ge=0, description="points of top-1, or of the metric, that the best cell may lose"
     )
     max_bytes: int | None = Field(None, ge=1, description="bytes that the best cell may take")
 

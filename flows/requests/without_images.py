@@ -14,9 +14,10 @@ from modcap.core.errors import InputError
 from modcap.data import sources
 from modcap.data.image_set import ImageSet
 from modcap.flows.requests.asked import Request
-from modcap.flows.requests.request import Prepared, check_selection, fp_bytes, local_path, prepare
+from modcap.flows.requests.request import Prepared, check_selection, local_path, prepare
 from modcap.graph.network import build
 from modcap.jobs.job import Cell
+from modcap.ptq.metric_name import MetricName
 from modcap.recipe import CapacityKind
 
 __all__ = ["prepare_to_look"]
@@ -50,12 +51,13 @@ def prepare_to_look(request: Request) -> Prepared:
         (0.0,) * channels,
         (1.0,) * channels,
     )
+    metric = MetricName(name=request.metric or "")
     name = f"{request.model_name} {request.recipe.bits} {request.recipe.method.name}"
     return Prepared(
         request=request,
-        cell=Cell(network, _UNKNOWN, _UNKNOWN, request.recipe, name, 0),
+        cell=Cell(network, _UNKNOWN, _UNKNOWN, request.recipe, name, metric=metric),
         source={"checkpoint": request.checkpoint, "checkpoint_digest": checkpoint.digest},
-        fp_bytes=fp_bytes(network),
+        fp_bytes=network.float_bytes,
         measured="no images",
         warnings=(*checkpoint.warnings, *network.notices),
         network=network,

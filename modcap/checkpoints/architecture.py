@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from modcap.checkpoints import _torchvision, arch_options
 from modcap.core.errors import InputError, Unavailable
 from modcap.core.messages import first_line
+from modcap.core.user_code import user_module
 
 __all__ = ["Factory", "build", "factory_module", "published", "split"]
 
@@ -23,6 +22,7 @@ Factory = Callable[..., nn.Module]
 
 _HOW = "use torchvision:NAME, timm:NAME or package.module:factory"
 _INCEPTION = ("googlenet", "inception_v3")  # torchvision's networks with auxiliary classifiers
+_NO_AUXILIARY = "lraspp"  # of torchvision's segmentation networks
 _LIBRARIES = ("torchvision", "timm")
 
 
@@ -109,16 +109,21 @@ def _factory(source: str, name: str, weights: Mapping[str, Tensor]) -> Factory:
 
 def _torchvision_factory(name: str, weights: Mapping[str, Tensor]) -> Factory:
     models = _torchvision.models()
-    known = models.list_models(module=models)
+    segmentation = models.list_models(module=models.segmentation)
+    known = [*models.list_models(module=models), *segmentation]
     if name not in known:
         raise InputError(
-            f"--arch torchvision:{name}: torchvision has no such classifier{_hint(name, known)}"
+            f"--arch torchvision:{name}: torchvision has no such classifier, and no such "
+            f"segmentation network{_hint(name, known)}"
         )
 
     def build_one(**options: Any) -> nn.Module:
+        auxiliary = any(key.startswith(("aux", "AuxLogits")) for key in weights)
         if name in _INCEPTION:
-            auxiliary = any(key.startswith(("aux", "AuxLogits")) for key in weights)
             options |= {"aux_logits": auxiliary, "init_weights": False}
+        if name in segmentation:
+            options |= {"weights_backbone": None}
+            options |= {"aux_loss": auxiliary} if not name.startswith(_NO_AUXILIARY) else {}
         model: nn.Module = models.get_model(name, weights=None, **options)
         return model
 
@@ -153,19 +158,7 @@ def timm_library() -> Any:
 
 def factory_module(module: str) -> Any:
     """Imports the user's ``module``, from the working directory too."""
-    folder = str(Path.cwd())
-    sys.path.append(folder)
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise Unavailable(f"--arch {module}:… cannot be imported ({error}): {_HOW}") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"--arch {module}:… cannot be imported ({type(error).__name__}: {first_line(error)}): "
-            f"mend that module, or {_HOW}"
-        ) from error
-    finally:
-        sys.path.remove(folder)
+    return user_module(module, f"--arch {module}:…", _HOW)
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -9,9 +9,18 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
 
 from modcap.checkpoints.archive_sizes import SYMBOL, check_expression
 from modcap.core.names import is_identifier, is_path
@@ -32,6 +41,7 @@ _SYMBOLIC = frozenset(
 )
 _TARGETS = _SYMBOLIC | {f"torch.ops.{name}" for name in ATEN | IN_PLACE | CHECKS | {NORM}}
 _WORD = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*|")
+_KEY = re.compile(r"[\w.:/ -]{1,100}")
 _STACK = re.compile(r"[^\x00-\x1f\\#]*")
 
 
@@ -291,17 +301,24 @@ class Signature(_Fields):
     output_specs: list[Output] = Field(max_length=1000)
 
 
+_Kind = Literal["builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"]
+
+
 class Tree(_Fields):
-    type: Literal["builtins.tuple", "builtins.list", "builtins.dict"] | None
+    type: _Kind | None
     context: str | None
     children_spec: list[Tree] = Field(max_length=100)
 
     @model_validator(mode="after")
-    def _has_names(self) -> Tree:
-        """The keys of a dict are names; nothing else has a context."""
+    def _has_names(self, info: ValidationInfo) -> Tree:
+        """The keys of a dict are names; nothing else has a context. Only what is returned may be
+        an ``OrderedDict``, which torchvision's networks return."""
+        is_key = cast(Any, info.context)
         keys = json.loads(self.context or "null") if len(self.context or "") < 2000 else 0
-        if self.type == "builtins.dict":
-            fits = isinstance(keys, list) and all(map(is_identifier, keys))
+        if self.type in ("builtins.dict", "collections.OrderedDict"):
+            ordered = self.type == "collections.OrderedDict"
+            fits = isinstance(keys, list) and all(map(is_key, keys))
+            fits = fits and (is_key is _is_key or not ordered)
         else:
             fits = keys is None
         if not fits:
@@ -309,22 +326,28 @@ class Tree(_Fields):
         return self
 
 
-def _spec(text: str) -> str:
-    """How arguments are nested, written again."""
+def _is_key(key: object) -> bool:
+    """Whether an output may have this key: torch makes no source of it."""
+    return type(key) is int or (isinstance(key, str) and bool(_KEY.fullmatch(key)))
+
+
+def _spec(text: str, is_key: Callable[[Any], bool]) -> str:
+    """How arguments, or outputs, are nested, written again."""
     version, tree = json.loads(text) if len(text) < 100_000 else (0, None)
     if version != 1:
         raise ValueError("arguments of an unknown structure")
-    return json.dumps([1, Tree.model_validate(tree).model_dump()])
+    return json.dumps([1, Tree.model_validate(tree, context=is_key).model_dump()])
 
 
-Spec = Annotated[str, AfterValidator(_spec)]
+InSpec = Annotated[str, AfterValidator(partial(_spec, is_key=is_identifier))]
+OutSpec = Annotated[str, AfterValidator(partial(_spec, is_key=_is_key))]
 
 
 class CallSignature(_Fields):
     inputs: list[Argument] = Field(max_length=100)
     outputs: list[Argument] = Field(max_length=100)
-    in_spec: Spec
-    out_spec: Spec
+    in_spec: InSpec
+    out_spec: OutSpec
     forward_arg_names: list[Name] | None = None
 
 

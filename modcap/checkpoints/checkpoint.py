@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from modcap.checkpoints.state_dict import StateDict
 from modcap.core import files
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
+from modcap.graph.outputs import named_values
 
 __all__ = ["Checkpoint", "check_input", "load"]
 
@@ -218,16 +220,17 @@ def _digest(architecture: str, graph: str, model: nn.Module | ExportedProgram) -
 
 
 def check_input(
-    model: Checkpoint | Callable[[Tensor], Tensor] | ExportedProgram, images: Tensor
-) -> int:
-    """Runs the first two images through and returns the number of classes.
+    model: Checkpoint | Callable[[Tensor], Any] | ExportedProgram, images: Tensor
+) -> int | None:
+    """Runs the first two images through and returns the number of classes; None where the model
+    returns something else than logits, such as maps, or several tensors.
 
     Args:
         model: as loaded.
         images: (N, C, H, W) float32, preprocessed, N at least 2.
 
     Raises:
-        InputError: the model does not take images of this shape, or gives no logits for them.
+        InputError: the model does not take images of this shape, or gives no numbers for them.
     """
     network = model.model if isinstance(model, Checkpoint) else model
     given = " × ".join(str(n) for n in images.shape[1:])
@@ -235,9 +238,9 @@ def check_input(
     try:
         with torch.no_grad():
             if isinstance(network, ExportedProgram):
-                logits = exported_for.answer(network, x)
+                found = exported_for.answer(network, x)
             else:
-                logits = network(x)
+                found = network(x)
     except InputError:
         raise
     except Exception as error:
@@ -245,12 +248,23 @@ def check_input(
             f"the network does not take images of {given} (channels × height × width): "
             f"{first_line(error)}; give it the data it was trained on, or --preprocess"
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    values = list(named_values(found))
+    for name, value in values:
+        _check_output(value, f" in output {name!r}" if name else "", len(x), given)
+    if not values:
+        raise InputError(f"the network answers images of {given} with nothing")
+    single = values[0][1]
+    return int(single.shape[1]) if len(values) == 1 and single.ndim == 2 else None
+
+
+def _check_output(value: Any, where: str, count: int, given: str) -> None:
+    """Refuses what is no tensor of finite numbers with a row for each of ``count`` images."""
+    if not isinstance(value, Tensor) or value.ndim < 2 or len(value) != count:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise InputError(
-            f"the network answers two images of {given} with {shape}, not with logits of shape "
-            f"(2, classes): modcap quantizes classifiers"
+            f"the network answers {count} images of {given} with {shape}{where}, not with tensors "
+            f"that have a row for each image: give one that returns logits, maps, or several of "
+            f"them"
         )
-    if not torch.isfinite(logits).all():
-        raise InputError(f"the network answers images of {given} with NaN or infinite logits")
-    return int(logits.shape[1])
+    if not torch.isfinite(value).all():
+        raise InputError(f"the network answers images of {given} with NaN or infinity{where}")

@@ -41,9 +41,10 @@ def _of_torchvision(name: str) -> Preprocess:
     except ValueError as error:
         raise InputError(f"--arch torchvision:{name}: torchvision has no such model") from error
     transform = weights.transforms()
+    crop = getattr(transform, "crop_size", None)  # none for segmentation
     return Preprocess(
         resize=transform.resize_size[0],
-        crop=transform.crop_size[0],
+        crop=None if crop is None else crop[0],
         interpolation=transform.interpolation.value,
         mean=tuple(transform.mean),
         std=tuple(transform.std),

@@ -26,12 +26,13 @@ _LABELS = 2**31
 _ALLOWED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
 
 
-def read(file: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The arrays ``images`` and ``labels`` of a file, as they are stored.
+def read(file: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The arrays ``images`` and ``labels`` of a file, as they are stored; None where there are no
+    labels.
 
     Raises:
-        InputError: there is no such file, or no such arrays in it, or they take more memory than
-            the machine has, or are a bomb.
+        InputError: there is no such file, or there are no images in it, or arrays take more memory
+            than the machine has, or are a bomb.
     """
     name = f"data {file}"
     if not file.exists():
@@ -40,11 +41,13 @@ def read(file: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
         with warnings.catch_warnings(), zipfile.ZipFile(file) as archive:
             warnings.simplefilter("ignore")  # of old headers
-            return _member(archive, "images"), _member(archive, "labels")
+            labelled = "labels.npy" in archive.namelist()
+            images = _member(archive, "images")
+            return images, _member(archive, "labels") if labelled else None
     except Exception as error:  # of zip, of numpy's headers, of memory
         raise InputError(
-            f"{name} cannot be read ({first_line(error)}): give an .npz with arrays images and "
-            f"labels"
+            f"{name} cannot be read ({first_line(error)}): give an .npz with arrays images and, "
+            f"where they are known, labels"
         ) from error
 
 

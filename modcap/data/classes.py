@@ -76,7 +76,7 @@ def check_count(classes: Sequence[str] | None, outputs: int, where: str) -> None
         raise InputError(
             f"{where} names {len(classes)} classes, and the network has {outputs}: which is which "
             f"is not known; add a folder, which may be empty, for each class that lacks one, or "
-            f"list all with --classes FILE"
+            f"list all with --classes FILE; images without labels lie right in the folder"
         )
 
 

@@ -23,6 +23,7 @@ _PROBES = 64  # values of an image that tell it from most others
 def chance_of(images: Images, outputs: int) -> float:
     """Percent of ``images`` that are right by always naming their commonest class; where there is
     only one class, or no image, those by naming any of ``outputs`` classes."""
+    assert images.labels is not None  # else there is nothing to guess
     counts = np.unique(images.labels, return_counts=True)[1]
     if len(counts) < 2:
         return 100 / max(1, outputs)
@@ -87,5 +88,5 @@ def doubt_of_overlap(pool: Images, tests: Images) -> str | None:
         return None
     return (
         f"{same:,} of the {len(pool):,} images that calibration draws from ({pool.source}) are "
-        f"test images too ({tests.source}): top-1 on them flatters; give others with --eval-data"
+        f"test images too ({tests.source}): figures on them flatter; give others with --eval-data"
     )

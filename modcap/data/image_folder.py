@@ -1,4 +1,5 @@
-"""Reads a directory of image files with one folder per class, as torchvision's ImageFolder does."""
+"""Reads a directory of image files with one folder per class, as torchvision's ImageFolder does,
+or without such folders, and so without labels."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from modcap.core.errors import InputError
 from modcap.data import image_file, large_array
 from modcap.data.preprocess import Preprocess
 
-__all__ = ["decoded", "listed", "names", "splits"]
+__all__ = ["decoded", "listed", "names", "splits", "unsorted"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 _TRAINING, _EVALUATION = "train", ("val", "valid", "validation", "test")
@@ -68,9 +69,15 @@ def listed(folder: Path, classes: Sequence[str], whose: str) -> list[tuple[Path,
         )
     if not named:
         raise InputError(
-            f"data {folder} has no images: give a directory with one folder of images per class"
+            f"data {folder} has no images: give a directory of images, or one with a folder of "
+            f"images per class"
         )
     return [(file, numbers[name]) for file, name in named]
+
+
+def unsorted(folder: Path) -> list[Path]:
+    """Image files right in ``folder``, sorted, where it has no folders of classes; else none."""
+    return [] if names(folder) else _images(folder)
 
 
 def names(folder: Path) -> list[str]:
@@ -96,17 +103,14 @@ def _shown(name: str) -> bool:
     return not name.startswith(".") and name not in _LEFT_BEHIND
 
 
-def decoded(
-    files: Sequence[tuple[Path, int]], preprocess: Preprocess
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (N, C, H, W) uint8, resized and cropped, and labels (N,) int64.
+def decoded(files: Sequence[Path], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Images (N, C, H, W) uint8, resized and cropped.
 
     Raises:
         InputError: a file is no image, or is too small or of another size than the others.
     """
-    labels = np.array([label for _, label in files], np.int64)
     images: NDArray[np.uint8] | None = None
-    for index, (file, _) in enumerate(files):
+    for index, file in enumerate(files):
         pixels = image_file.pixels(file, preprocess)
         if images is None:
             images = large_array.empty((len(files), *pixels.shape), np.uint8)
@@ -118,4 +122,4 @@ def decoded(
         images[index] = pixels
     if images is None:
         images = np.empty((0, preprocess.channels, 1, 1), np.uint8)
-    return images, labels
+    return images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -51,7 +51,7 @@ class ImageSet:
 
     Attributes:
         pixels: (N, C, H, W) uint8 (0 to 255) or float32 (0 to 1).
-        labels: (N,) int64, or None.
+        labels: (N,) int64, or of a map (N, ...), for metrics of the user's own; or None.
         mean, std: per channel, applied to pixels on the scale 0 to 1.
         lies_in_a_file: whether pixels are read as they are needed, and take no memory.
     """
@@ -61,6 +61,22 @@ class ImageSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     lies_in_a_file: bool = False
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuses a set that is empty, or whose images are not of ``shape`` (C, H, W).
+
+        Raises:
+            InputError: that is so.
+        """
+        if not len(self):
+            raise InputError("there are no images: give some to measure on")
+        own = tuple(self.pixels.shape[1:])
+        if own != tuple(shape):
+            raise InputError(
+                f"images are {' × '.join(map(str, own))} (channels × height × width), and the "
+                f"network was captured for {' × '.join(map(str, shape))}, the size of the "
+                f"calibration images: give all in one size, or --preprocess with resize= and crop="
+            )
 
     def check_labels(self, classes: int) -> Tensor:
         """The labels (N,), if accuracy can be measured by them.
@@ -72,6 +88,8 @@ class ImageSet:
             raise InputError("there are no images: give some to measure accuracy on")
         if self.labels is None:
             raise InputError("the images have no labels: give labels to measure top-1 by")
+        if self.labels.ndim != 1:
+            raise InputError("labels are maps: top-1 needs one class for each image")
         outside = self.labels[(self.labels < 0) | (self.labels >= classes)]
         if len(outside):
             raise InputError(
@@ -94,6 +112,11 @@ class ImageSet:
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (x - mean[:, None, None]) / std[:, None, None]
+
+    def first(self, count: int) -> ImageSet:
+        """The first ``count`` of them."""
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, pixels=self.pixels[:count], labels=labels)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images as the network takes them, ``size`` at a time."""

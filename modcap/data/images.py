@@ -40,7 +40,7 @@ class Images:
 
     Attributes:
         images: (N, C, H, W) uint8 (0 to 255) or float32 (0 to 1).
-        labels: (N,) int64.
+        labels: (N,) int64, or of a map (N, ...); None where images came without.
         source: where they come from, for people.
         classes: what labels stand for, in their order; None where images came without names.
         aside: how many of them, the last ones, are set aside for calibration, should it draw from
@@ -49,20 +49,21 @@ class Images:
     """
 
     images: NDArray[Any]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
     source: str
     classes: tuple[str, ...] | None = None
     aside: int = 0
     left_out: int = 0
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Images:
         """The images at ``indices``, in that order."""
         chosen = np.asarray(indices, np.int64)
         images = large_array.taken(self.images, chosen)
-        return replace(self, images=images, labels=self.labels[chosen], aside=0)
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, images=images, labels=labels, aside=0)
 
     def divided(self, split: Split, limit: int | None = None) -> Images:
         """Those of ``split``, at most ``limit``, where these are all of a source of one split."""
@@ -84,10 +85,11 @@ class Images:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of images and labels."""
+        """sha256 of images, and of labels where there are such."""
         hasher = sha256(f"{self.images.dtype} {self.images.shape}\n".encode())
         hasher.update(np.ascontiguousarray(self.images).data)
-        hasher.update(np.ascontiguousarray(self.labels).data)
+        if self.labels is not None:
+            hasher.update(np.ascontiguousarray(self.labels).data)
         return hasher.hexdigest()
 
 

@@ -1,4 +1,5 @@
-"""Images and labels in an ``.npz``: ``images`` (N, C, H, W), uint8 or float32; ``labels`` (N,)."""
+"""Images and labels in an ``.npz``: ``images`` (N, C, H, W), uint8 or float32; ``labels`` (N,),
+or of a map (N, ...) for metrics of the user's own, where they are known."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def _read(
     return read_all(Path(spec), spec).divided(split, limit)
 
 
-def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str) -> Images:
+def _checked(images: NDArray[Any], labels: NDArray[Any] | None, file: Path, source: str) -> Images:
     if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
         raise InputError(
             f"data {file}: images are {images.dtype} of shape {images.shape}: "
@@ -51,14 +52,19 @@ def _checked(images: NDArray[Any], labels: NDArray[Any], file: Path, source: str
             f"data {file}: images of shape {images.shape} have their channels last: save "
             f"images.transpose(0, 3, 1, 2), of shape (N, C, H, W)"
         )
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+    numbers = None if labels is None else _numbers(labels, len(images), file)
+    return Images(images, numbers, source)
+
+
+def _numbers(labels: NDArray[Any], count: int, file: Path) -> NDArray[np.int64]:
+    if labels.shape[:1] != (count,) or labels.ndim == 2 or labels.dtype.kind not in "iu":
         raise InputError(
-            f"data {file}: labels are {labels.dtype} of shape {labels.shape} for {len(images)} "
-            f"images: give one integer for each"
+            f"data {file}: labels are {labels.dtype} of shape {labels.shape} for {count} "
+            f"images: give one integer for each, a map (H, W) of integers for each, or no labels"
         )
     if labels.size and int(labels.max()) > np.iinfo(np.int32).max:
         raise InputError(f"data {file}: label {labels.max()} is the number of no class")
-    return Images(images, labels.astype(np.int64), source)
+    return labels.astype(np.int64)
 
 
-SOURCE = Source("an .npz with images and labels", _takes, _read)
+SOURCE = Source("an .npz with images, and labels where they are known", _takes, _read)

@@ -51,8 +51,8 @@ def load(
     Args:
         spec: ``fashion-mnist``, ``fashion-mnist:DIR``, a directory with one folder per class
             (below ``train`` and ``val``, ``valid``, ``validation`` or ``test`` where there are
-            such; those of ``train`` number the classes), or an ``.npz`` of ``images`` (N, C, H, W;
-            uint8 or float32) and ``labels`` (N,).
+            such; those of ``train`` number the classes), one with images alone, or an ``.npz`` of
+            ``images`` (N, C, H, W; uint8 or float32) and, where they are known, ``labels`` (N,).
         split: ``calibration`` and ``evaluation`` share no image; ``all`` is a whole source of one
             split, or the test split of one that has two.
         preprocess: resize and crop apply to a folder of image files.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from modcap.export.artifact import QuantizedNetwork
 from modcap.export.onnx_check import check_pieces, compare, session_of
-from modcap.export.onnx_graph import INPUT, OUTPUT
+from modcap.export.onnx_graph import INPUT
 from modcap.export.onnx_writer import Lowered, write
 from modcap.export.registry import Export
 from modcap.export.storage import OPSETS, check_opset, storage_bits
@@ -37,12 +37,17 @@ def write_onnx(export: Export) -> tuple[bytes, dict[str, Any]]:
     network = export.network
     images = sample_images(export)
     lowered = Lowered(network)
-    pieces, logits = write(lowered, export.opset, cut=True)
-    check_pieces(pieces, pieces.model(logits, lowered.classes, {}), network, images)
-    graph, logits = write(lowered, export.opset)
-    data = graph.model(logits, lowered.classes, metadata_of(export))
+    pieces, outputs = write(lowered, export.opset, cut=True)
+    check_pieces(pieces, pieces.model(outputs, {}), pieces.outputs(outputs), network, images)
+    graph, outputs = write(lowered, export.opset)
+    data = graph.model(outputs, metadata_of(export))
     session = session_of(data, "the ONNX form")
-    said = compare(lambda x: session.run([OUTPUT], {INPUT: x.numpy()})[0], network, images)
+
+    def run(x: Tensor) -> list[Any]:
+        found: list[Any] = session.run(graph.outputs(outputs), {INPUT: x.numpy()})
+        return found
+
+    said = compare(run, network, images)
     return data, {"opset": export.opset, **said, **_note(network, export.opset)}
 
 

@@ -8,7 +8,7 @@ operator that does something else shows at its place, however small, and nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
 from modcap.export.artifact import QuantizedNetwork
-from modcap.export.onnx_graph import INPUT, OUTPUT, Graph
+from modcap.export.onnx_graph import INPUT, Graph
+from modcap.graph.outputs import named_values
 from modcap.quantization.insert import quantizers
 
 __all__ = ["check_pieces", "compare", "session_of"]
@@ -48,12 +49,15 @@ def session_of(data: bytes, where: str, threads: int = 0) -> Any:
 
 
 @torch.no_grad()
-def check_pieces(graph: Graph, data: bytes, network: QuantizedNetwork, images: Tensor) -> None:
+def check_pieces(
+    graph: Graph, data: bytes, names: Sequence[str], network: QuantizedNetwork, images: Tensor
+) -> None:
     """Compares each piece of a graph that is cut.
 
     Args:
         graph: cut at its activation quantizers.
         data: its model.
+        names: of its outputs, in the order of the network's.
         network: the artifact.
         images: (N, C, H, W) that it is compared on.
 
@@ -65,7 +69,7 @@ def check_pieces(graph: Graph, data: bytes, network: QuantizedNetwork, images: T
     given = {name: value.numpy() for value, _, name in calls}
     session = session_of(data, "the ONNX form")
     wanted = {computed: value for value, computed, _ in calls}
-    wanted[OUTPUT] = network(images)
+    wanted |= dict(zip(names, _values(network(images)), strict=True))
     found = session.run(list(wanted), {INPUT: images.numpy()} | given)
     for name, value in zip(wanted, found, strict=True):
         expected = wanted[name].numpy()
@@ -97,20 +101,44 @@ def _inputs_of_quantizers(network: QuantizedNetwork, images: Tensor) -> Mapping[
     return seen
 
 
+def _values(found: Any) -> list[Tensor]:
+    """The outputs, in order."""
+    return [torch.as_tensor(value) for _, value in named_values(found)]
+
+
 @torch.no_grad()
-def compare(run: Any, network: QuantizedNetwork, images: Tensor) -> dict[str, float]:
-    """How the logits of ``run``, a function of images, agree with those of the artifact.
+def compare(run: Any, network: QuantizedNetwork, images: Tensor) -> dict[str, Any]:
+    """How the outputs of ``run``, a function of images, agree with those of the artifact.
+
+    Several are compared one by one, and ``outputs`` says what came of each. Agreement is that of
+    classes, which one output may have.
 
     Raises:
-        InputError: they are not finite, or have another shape.
+        InputError: they are not finite, or others.
     """
-    expected, found = network(images), torch.as_tensor(run(images))
+    expected, found = network(images), _values(run(images))
+    named = list(named_values(expected))
+    if len(found) != len(named):
+        raise InputError(f"the exported form gives {len(found)} outputs, not {len(named)}")
+    said = {
+        name: _compared(value, wanted, f" {name!r}" if name else "")
+        for (name, wanted), value in zip(named, found, strict=True)
+    }
+    largest = {
+        figure: max(each[figure] for each in said.values())
+        for figure in ("largest_difference", "largest_logit")
+    }
+    if network.outputs:
+        return {"compared_images": len(images), **largest, "outputs": said}
+    same = (found[0].argmax(1) == expected.argmax(1)).float().mean()
+    return {"compared_images": len(images), "agreement": 100 * float(same), **largest}
+
+
+def _compared(found: Tensor, expected: Tensor, name: str) -> dict[str, float]:
     if found.shape != expected.shape or not found.isfinite().all():
-        raise InputError("the exported form gives no finite logits: export as safetensors")
-    same = (found.argmax(1) == expected.argmax(1)).float().mean()
+        what = f"output{name}" if name else "logits"
+        raise InputError(f"the exported form gives no finite {what}: export as safetensors")
     return {
-        "compared_images": len(images),
-        "agreement": 100 * float(same),
         "largest_difference": float((found - expected).abs().max()),
         "largest_logit": float(expected.abs().max()),
     }

@@ -15,9 +15,9 @@ from modcap.export.storage import IR_VERSIONS, storage_bits
 from modcap.quantization.affine import levels, middle
 from modcap.quantization.bit_packing import pack
 
-__all__ = ["BATCH", "BIAS_BITS", "INPUT", "OUTPUT", "Encoding", "Graph"]
+__all__ = ["BATCH", "BIAS_BITS", "INPUT", "Encoding", "Graph", "Written"]
 
-INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+INPUT, BATCH = "images", "batch"
 BIAS_BITS = 32
 _QUANTIZING = ("Max", "Min", "QuantizeLinear", "DequantizeLinear")
 _SHORT = {"QuantizeLinear": "Q", "DequantizeLinear": "DQ"}  # in the names of nodes
@@ -48,6 +48,21 @@ class Encoding:
     scale: Tensor
     zero_point: Tensor
     axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """An output of the network, as it was written.
+
+    Attributes:
+        name: of the output.
+        value: the name of its value in the graph.
+        shape: (batch, ...).
+    """
+
+    name: str
+    value: str
+    shape: tuple[int | str, ...]
 
 
 class Graph:
@@ -196,15 +211,34 @@ class Graph:
         self._initializers[name] = made
         return name
 
-    def model(self, output: str, classes: int, metadata: Mapping[str, str]) -> bytes:
-        """The file; ``output`` (batch, classes) becomes its output, and so does what is cut."""
+    def outputs(self, written: Sequence[Written]) -> list[str]:
+        """The names that outputs have in the file: their own, and another one where something
+        inside has it."""
+        taken = {name for node in self._nodes for name in node.output} | self._initializers.keys()
+        taken |= {value.name for value in self._inputs}
+        found: list[str] = []
+        for output in written:
+            name = output.name
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            found.append(name)
+        return found
+
+    def model(self, written: Sequence[Written], metadata: Mapping[str, str]) -> bytes:
+        """The file; what was ``written`` becomes its outputs, and so does what is cut."""
         from onnx import TensorProto, helper
 
-        self._nodes.append(helper.make_node("Identity", [output], [OUTPUT], name=OUTPUT))
-        outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, classes])]
+        names, nodes = self.outputs(written), [*self._nodes]
+        outputs = []
+        for name, output in zip(names, written, strict=True):
+            nodes.append(helper.make_node("Identity", [output.value], [name], name=name))
+            outputs.append(
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, list(output.shape))
+            )
         for _, computed, _ in self.cuts:
             outputs.append(helper.make_tensor_value_info(computed, TensorProto.FLOAT, None))
-        nodes, used = _needed(self._nodes, {value.name for value in outputs})
+        nodes, used = _needed(nodes, {value.name for value in outputs})
         stored = [tensor for name, tensor in self._initializers.items() if name in used]
         graph = helper.make_graph(nodes, "modcap", self._inputs, outputs, stored)
         made = helper.make_model(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_unflatten
 
 from modcap.export import onnx_elementwise, onnx_layers, onnx_pooling, onnx_shapes
 from modcap.export.artifact import QuantizedNetwork
 from modcap.export.lowering import ACTIVATION, BIAS, WEIGHT, lower
 from modcap.export.onnx_call import OPERATORS, Call
-from modcap.export.onnx_graph import BATCH, BIAS_BITS, INPUT, Encoding, Graph
+from modcap.export.onnx_graph import BATCH, BIAS_BITS, INPUT, Encoding, Graph, Written
 from modcap.export.onnx_integers import around_calculations, grid_of, suits_integer_kernels
 from modcap.quantization.layers import ActivationQuantizer, QuantLayer, integer_bias
 
@@ -40,15 +42,23 @@ class Lowered:
     def quantizer(self, path: str) -> ActivationQuantizer:
         return cast(ActivationQuantizer, self.network.get_submodule(path))
 
-    @property
-    def classes(self) -> int:
-        """The number of logits."""
+    def written(self, values: Sequence[str]) -> list[Written]:
+        """The outputs of the network, in its order, of which the program's are ``values``."""
         (output,) = self.program.graph.find_nodes(op="output")
-        return int(output.args[0][0].meta["val"].shape[1])
+        shapes: list[tuple[int | str, ...]] = [
+            (BATCH, *map(int, node.meta["val"].shape[1:])) for node in output.args[0]
+        ]
+        found = tree_unflatten(range(len(values)), self.program.call_spec.out_spec)
+        if not isinstance(found, dict):
+            name = "logits" if len(shapes[0]) == 2 else "output"
+            return [Written(name, values[0], shapes[0])]
+        return [
+            Written(o.name, values[i := found[o.name]], shapes[i]) for o in self.network.outputs
+        ]
 
 
-def write(lowered: Lowered, opset: int, cut: bool = False) -> tuple[Graph, str]:
-    """The graph, and the name of the logits in it.
+def write(lowered: Lowered, opset: int, cut: bool = False) -> tuple[Graph, list[Written]]:
+    """The graph, and the outputs of the network in it.
 
     Args:
         lowered: what is written.
@@ -59,7 +69,7 @@ def write(lowered: Lowered, opset: int, cut: bool = False) -> tuple[Graph, str]:
         InputError: an operator has no ONNX form; the line names it and its place.
     """
     graph = Graph(opset, fused=lowered.for_integer_kernels and not cut)
-    return graph, _Writer(graph, lowered, cut).run()
+    return graph, lowered.written(_Writer(graph, lowered, cut).run())
 
 
 class _Writer:
@@ -72,7 +82,7 @@ class _Writer:
             self.nodes = around_calculations(self.program.graph, lowered.quantizer)
         self.grids: dict[fx.Node, str] = {}
 
-    def run(self) -> str:
+    def run(self) -> list[str]:
         stored = {**self.program.state_dict, **self.program.constants}
         inputs = self.nodes.find_nodes(op="placeholder")
         for node, spec in zip(inputs, self.program.graph_signature.input_specs, strict=True):
@@ -88,8 +98,7 @@ class _Writer:
                     self._keep_on_grid(node)
         self.graph.place = ""
         (output,) = self.nodes.find_nodes(op="output")
-        name: str = self.values[output.args[0][0]]
-        return name
+        return [self.values[node] for node in output.args[0]]
 
     def _place(self, node: fx.Node) -> str:
         """The module of the model, and the layer in it: ``features.3/conv_1``."""

@@ -63,6 +63,12 @@ class Network:
         """How many weight layers each module has."""
         return self.partition.layers
 
+    @property
+    def float_bytes(self) -> int:
+        """Of its weights in float32, batch norms folded: what quantization is compared with."""
+        modules = self.partition.modules
+        return sum(p.numel() * 4 for module in modules for p in module.parameters())
+
     def to(self, device: torch.device) -> Network:
         """A copy on ``device``."""
         modules = tuple(copy.deepcopy(module).to(device) for module in self.partition.modules)

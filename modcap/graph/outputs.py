@@ -16,7 +16,20 @@ from torch import Tensor, fx
 
 from modcap.core.errors import InputError
 
-__all__ = ["Output", "join_outputs", "join_values", "outputs_field", "outputs_of", "separate"]
+__all__ = [
+    "JOIN",
+    "Output",
+    "join_outputs",
+    "join_values",
+    "named_values",
+    "outputs_field",
+    "outputs_of",
+    "separate",
+]
+
+JOIN = torch.hstack
+"""What puts outputs (N, ...), each flattened, side by side; networks themselves concatenate by
+other names, so that outputs which only lie in one tensor are told from a concatenation."""
 
 _Size = Annotated[int, Field(ge=1, le=2**31)]
 
@@ -40,7 +53,7 @@ class Output(BaseModel):
         return math.prod(self.shape)
 
 
-def _named(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def named_values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The tensors, or nodes, in dicts, tuples and lists, each by its name; None is left out."""
     if isinstance(value, Mapping):
         inner: Sequence[tuple[str, Any]] = [(str(key), part) for key, part in value.items()]
@@ -51,38 +64,38 @@ def _named(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
         return
     for key, part in inner:
-        yield from _named(part, f"{name}.{key}" if name else key)
+        yield from named_values(part, f"{name}.{key}" if name else key)
 
 
 def join_values(value: Any) -> Any:
     """What a model returned as one tensor: itself, or (N, all numbers) of several."""
-    values = [part for _, part in _named(value)]
+    values = [part for _, part in named_values(value)]
     if len(values) == 1:
         return values[0]
     return torch.cat([part.flatten(1) for part in values], 1)
 
 
 def join_outputs(graph: fx.GraphModule) -> None:
-    """Makes ``graph`` return one tensor, as :func:`join_values` does.
+    """Makes ``graph`` return one tensor, as :func:`join_values` does, by :data:`JOIN`.
 
     Raises:
         InputError: it returns something else than tensors.
     """
     (end,) = [node for node in graph.graph.nodes if node.op == "output"]
-    nodes = [node for _, node in _named(end.args[0])]
+    nodes = [node for _, node in named_values(end.args[0])]
     if not nodes or not all(isinstance(node, fx.Node) for node in nodes):
         kind = type(end.args[0]).__name__.removeprefix("immutable_")
         raise InputError(f"the model returns a {kind}: give one that returns tensors")
     if len(nodes) > 1:
         with graph.graph.inserting_before(end):
             rows = [graph.graph.call_function(torch.flatten, (node, 1)) for node in nodes]
-            nodes = [graph.graph.call_function(torch.cat, (rows, 1))]
+            nodes = [graph.graph.call_function(JOIN, (rows,))]
     end.args = (nodes[0],)
 
 
 def outputs_of(value: Any) -> tuple[Output, ...]:
     """What tells several outputs apart, of what a model returned for some images; of one: none."""
-    found = list(_named(value))
+    found = list(named_values(value))
     if len(found) == 1:
         return ()
     return tuple(Output(name=name, shape=tuple(part.shape[1:])) for name, part in found)
@@ -99,6 +112,6 @@ def separate(rows: Tensor, outputs: Sequence[Output]) -> Tensor | dict[str, Tens
         return rows
     parts = rows.split([output.width for output in outputs], 1)
     return {
-        output.name: part.reshape(len(rows), *output.shape)
+        output.name: part.unflatten(1, output.shape)
         for output, part in zip(outputs, parts, strict=True)
     }

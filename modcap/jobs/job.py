@@ -21,6 +21,7 @@ from modcap.jobs.cost_model import KEPT, ModuleTimes
 from modcap.jobs.outline import Outline
 from modcap.jobs.pass_sizes import images_per_pass
 from modcap.jobs.worker_cache import WorkerCache
+from modcap.ptq.metric_name import MetricName
 from modcap.quantization.bits import Bits
 from modcap.recipe import Recipe
 
@@ -186,6 +187,7 @@ class Cell:
         pixels: bytes of the images of evaluation.
         known: where it comes from, for the artifact and its exports.
         exports: formats that the artifact is wanted in, too.
+        metric: by which it is measured.
     """
 
     network: Network | Outline
@@ -196,6 +198,7 @@ class Cell:
     pixels: int = 0
     known: Known = field(default_factory=Known)
     exports: tuple[str, ...] = ()
+    metric: MetricName = field(default_factory=MetricName)
 
     @property
     def bits(self) -> list[list[Bits]]:

@@ -14,9 +14,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from modcap.core.errors import InputError
 from modcap.data.image_set import ImageSet
+from modcap.graph.outputs import Output
+from modcap.ptq.measured import TOP1, Scale
+from modcap.ptq.metric_name import HOW, MetricName
+from modcap.ptq.relative_error import RelativeError
+from modcap.ptq.user_metric import UserMetric
 
-__all__ = ["METRICS", "Metric", "Rows", "default_metric", "predictions", "top1"]
+__all__ = ["METRICS", "Metric", "Rows", "chosen_metric", "default_metric", "predictions", "top1"]
 
 Rows = Callable[[Tensor], Tensor]
 """A network, from images (N, C, H, W) to one tensor with a row for each."""
@@ -41,12 +47,19 @@ class Metric:
         higher_is_better: otherwise less is.
         measure: its value for ``network``, beside the network in full precision; ``batch`` images
             at once, at most 250, or by their size where it is None.
+        ideal: its value for full precision itself, where that is known beforehand.
     """
 
     name: str
     title: str
     higher_is_better: bool
     measure: _Measure
+    ideal: float | None = None
+
+    @property
+    def scale(self) -> Scale:
+        """What its figures are measured in."""
+        return Scale(self.name, self.title, self.higher_is_better)
 
 
 @torch.no_grad()
@@ -100,21 +113,19 @@ def _agreement(
 @torch.no_grad()
 def _error(network: Rows, full: Rows, images: ImageSet, device: str, batch: int | None) -> float:
     """||y_q - y||^2 / ||y||^2 of all outputs, beside full precision."""
-    away = energy = 0.0
+    error = RelativeError()
     for x in _batches(images, batch):
         x = x.to(device)
-        exact = full(x).double()
-        away += float((network(x).double() - exact).square().sum())
-        energy += float(exact.square().sum())
-    return away / max(energy, 1e-30)
+        error.add(network(x), full(x))
+    return error.value
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("top1", "top-1 %", True, _top1),
-        Metric("agreement", "agreement %", True, _agreement),
-        Metric("error", "relative error", False, _error),
+        Metric(TOP1, "top-1 %", True, _top1),
+        Metric("agreement", "agreement %", True, _agreement, 100.0),
+        Metric("error", "relative error", False, _error, 0.0),
     )
 }
 
@@ -127,7 +138,43 @@ def default_metric(outputs: int, shape: Sequence[int], images: ImageSet) -> Metr
         shape: of its rows (N, ...), see :data:`Rows`.
         images: that it is measured on.
     """
-    classes = not outputs and shape[1] > 1
-    if classes and len(shape) == 2 and images.labels is not None:
-        return METRICS["top1"]
+    classes = _has_classes(outputs, shape)
+    if classes and len(shape) == 2 and images.labels is not None and images.labels.ndim == 1:
+        return METRICS[TOP1]
     return METRICS["agreement" if classes else "error"]
+
+
+def _has_classes(outputs: int, shape: Sequence[int]) -> bool:
+    return not outputs and shape[1] > 1
+
+
+def chosen_metric(
+    name: MetricName, outputs: Sequence[Output], shape: Sequence[int], images: ImageSet
+) -> Metric:
+    """The metric that is asked for, or the one that fits.
+
+    Args:
+        name: as it is asked for.
+        outputs: of the network, where these are several.
+        shape: of its rows (N, ...), see :data:`Rows`.
+        images: that it is measured on.
+
+    Raises:
+        InputError: it does not fit network or images; or it is the user's, and is not there.
+    """
+    if not name.name:
+        return default_metric(len(outputs), shape, images)
+    if name.of_user:
+        own = UserMetric(name, outputs)
+        return Metric(name.name, own.title, own.higher_is_better, own.measure)
+    if name.name != "error" and not _has_classes(len(outputs), shape):
+        raise InputError(
+            f"--metric {name.name} compares classes, and the network returns "
+            f"{f'{len(outputs)} outputs' if outputs else 'none'}: {HOW.replace(TOP1 + ', ', '')}"
+        )
+    if name.name == TOP1 and len(shape) != 2:
+        raise InputError(
+            f"--metric top1 needs logits (N, classes), and the network returns maps "
+            f"{tuple(shape[1:])}: take agreement, error, or package.module:function"
+        )
+    return METRICS[name.name]

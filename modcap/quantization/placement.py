@@ -18,6 +18,7 @@ from typing import cast
 from torch import fx
 
 from modcap.graph.nodes import layer_calls, weight_layers
+from modcap.graph.outputs import JOIN
 from modcap.quantization.bits import Bits
 from modcap.quantization.operator_kinds import calculates, is_fused, passes, values_of_images
 
@@ -88,9 +89,12 @@ class _Classes:
         self.images = values_of_images(module)
         self._above: dict[fx.Node, fx.Node] = {}
         (output,) = module.graph.find_nodes(op="output")
-        self.output = cast(fx.Node, output.args[0])
+        self.outputs = [cast(fx.Node, output.args[0])]
+        join = self.outputs[0] if last and self.outputs[0].target is JOIN else None
+        if join is not None:  # several outputs, which have nothing in common
+            self.outputs = join.all_input_nodes
         for node in self.images:
-            if passes(module, node):
+            if passes(module, node) and node is not join:
                 self._unite([node, *self._read(node)])
         for target in widths:  # biases have one scale
             self._unite([cast(fx.Node, call.args[0]) for call in calls if call.target == target])
@@ -124,15 +128,16 @@ class _Classes:
             elif node in self.calls or calculates(self.module, node, self.images):
                 yield from ((source, True) for source in self._read(node))
                 yield self._given(node), False
-        yield self.output, self.last
+        yield from ((output, self.last) for output in self.outputs)
 
     def placements(self) -> list[Placement]:
         read: dict[fx.Node, bool] = {}
         for value, inside in self._wanted():
             top = self._top(value)
             read[top] = read.get(top, False) or inside
-        if not read[self._top(self.output)]:
-            del read[self._top(self.output)]  # the next module quantizes it
+        for output in self.outputs:
+            if not read[self._top(output)]:
+                del read[self._top(output)]  # the next module quantizes it
         values: dict[fx.Node, list[fx.Node]] = {}
         for node in self.module.graph.nodes:
             own = node in self.images and not passes(self.module, node) and node.op != "output"

@@ -28,6 +28,7 @@ from modcap.tasks.storage.s3 import client as s3_client
 from modcap.tasks.storage.s3 import listed
 from modcap.tasks.storage.store import Store
 from tests.integration.commands import ROOT, modcap_command, modcap_process
+from tests.test_maps import PREPROCESS, SIZE, Pyramid, npz
 
 NETWORK = "vgg_tiny"
 
@@ -132,6 +133,42 @@ def test_evaluate_and_promote_measure_the_same_images(
     assert found["images"] == 300
     assert found["agreement"] > 90
     assert found["warnings"] == []
+
+
+def test_maps_without_labels_are_registered_served_and_promoted(
+    stack: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in stack.items():
+        monkeypatch.setenv(name, value)
+    torch.manual_seed(0)
+    batch = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(Pyramid().eval(), (torch.randn(2, *SIZE),), dynamic_shapes=batch)
+    torch.export.save(program, tmp_path / "maps.pt2")
+    data = ("--data", npz(tmp_path))
+    done = modcap_command(
+        stack,
+        *("quantize", tmp_path / "maps.pt2", *data, "--preprocess", PREPROCESS, "--method", "rtn"),
+        *("--w-bits", "8", "--a-bits", "8", "--k", "0", "--calibration", "16", "--onnx", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    version = MlflowClient().get_model_version("maps", made["model_version"])
+    assert (version.tags["metric"], version.tags["fp_error"]) == ("error", "0")
+    run = MlflowClient().get_run(made["mlflow_run_id"])
+    assert run.data.metrics["error"] == made["value"] > 0
+    images = numpy.ones((2, *SIZE), "f4")
+    found = mlflow.pyfunc.load_model("models:/maps@candidate").predict(images)
+    assert {name: value.shape for name, value in found.items()} == {
+        "0": (2, 6, 8, 12),
+        "1": (2, 6, 4, 6),
+    }
+    gate = ("promote", "maps", *data, "--json")
+    passed = json.loads(modcap_command(stack, *gate, "--max-drop", "0.01").stdout)
+    assert (passed["passed"], passed["metric"]) == (True, "error")
+    assert passed["value"] == pytest.approx(made["value"], rel=1e-4)
+    refused = modcap_command(stack, *gate, "--min-top1", "50")
+    assert refused.returncode == 2
+    assert "--min-top1 cannot be measured on" in refused.stderr
 
 
 def promote(

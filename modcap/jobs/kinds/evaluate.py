@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
+from modcap.core.named import sparse
 from modcap.core.serialization import Result
 from modcap.data.image_set import ImageSet
 from modcap.export import artifact
+from modcap.export.artifact import QuantizedNetwork
 from modcap.graph.network import Network
+from modcap.graph.outputs import named_values, separate
 from modcap.jobs.cost_model import ModuleTimes, evaluation_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq import oscillation
-from modcap.ptq.metrics import Rows, default_metric, predictions
+from modcap.ptq.measured import TOP1
+from modcap.ptq.metric_name import MetricName
+from modcap.ptq.metrics import Metric, Rows, chosen_metric, predictions
+from modcap.ptq.relative_error import RelativeError
 from modcap.quantization.clipping import watching_activations
 
 __all__ = ["EvaluateFull", "EvaluateQuantized", "evaluate_full_job", "evaluate_job"]
@@ -24,11 +31,12 @@ _LOSSES = 256  # images that the losses over the depth are measured on
 
 
 class EvaluateFull(Arithmetic, Work):
-    """The accuracy in full precision."""
+    """How good full precision is, by the metric that is wanted."""
 
     kind: ClassVar[str] = "evaluate"
 
     of: Literal["full precision"] = "full precision"
+    metric: MetricName = sparse(MetricName())
 
     @torch.no_grad()
     def run(
@@ -36,18 +44,23 @@ class EvaluateFull(Arithmetic, Work):
     ) -> Result:
         full = cache.network(job.inputs["network"], self.device)
         images = cache.images(job.inputs["evaluation"])
-        return _measured(full, full, images, self.device, self.pass_images)
+        metric = _metric(self.metric, full, images, self.device)
+        if metric.ideal is not None:
+            return Result(meta=_figure(metric, metric.ideal, images))
+        return _measured(metric, full, full, images, self.device, self.pass_images)
 
     def seconds(self, times: ModuleTimes) -> float:
         return sum(times.forward) * times.tests
 
 
 class EvaluateQuantized(Arithmetic, Work):
-    """The accuracy of an artifact, and its losses over the depth of the network."""
+    """How good an artifact is, by the metric that is wanted, and its losses over the depth of the
+    network."""
 
     kind: ClassVar[str] = "evaluate"
 
     of: Literal["quantized"] = "quantized"
+    metric: MetricName = sparse(MetricName())
 
     @torch.no_grad()
     def run(
@@ -61,13 +74,15 @@ class EvaluateQuantized(Arithmetic, Work):
         modules = quantized.modules_in_order
         with watching_activations(modules) as seen:
             losses = oscillation.losses(network.partition.modules, modules, x, self.pass_images)
-        rows = quantized.rows
-        measured = _measured(rows, network, images, self.device, self.pass_images)
+        metric = _metric(self.metric, network, images, self.device)
+        rows, batch = quantized.rows, self.pass_images
+        measured = _measured(metric, rows, network, images, self.device, batch)
         depth = {
             "losses": losses,
             "oscillation": oscillation.oscillation(losses),
             "final_error": losses[-1],
             "activations": {name: each.meta for name, each in seen.items()},
+            **({"outputs": _errors(quantized, network, x, batch)} if network.outputs else {}),
         }
         return Result(measured.tensors, measured.meta | depth)
 
@@ -75,16 +90,39 @@ class EvaluateQuantized(Arithmetic, Work):
         return sum(times.forward) * (times.tests + 3 * _LOSSES)
 
 
-def _measured(
-    network: Rows, full: Network, images: ImageSet, device: str, batch: int | None
-) -> Result:
-    """The value of the metric that fits network and images; top-1 under its own name."""
+def _metric(name: MetricName, full: Network, images: ImageSet, device: str) -> Metric:
     shape = full(images.normalized(0, 1).to(device)).shape
-    metric = default_metric(len(full.outputs), shape, images)
-    if metric.name == "top1":
+    return chosen_metric(name, full.outputs, shape, images)
+
+
+def _measured(
+    metric: Metric, network: Rows, full: Network, images: ImageSet, device: str, batch: int | None
+) -> Result:
+    """The value of the metric; top-1 with all that it is the sum of."""
+    if metric.name == TOP1:
         return _of_classes(network, images, device, batch)
     value = metric.measure(network, full, images, device, batch)
-    return Result(meta={"metric": metric.name, "value": value, "images": len(images)})
+    return Result(meta=_figure(metric, value, images))
+
+
+def _figure(metric: Metric, value: float, images: ImageSet) -> dict[str, Any]:
+    return {**metric.scale.fields, "value": value, "images": len(images)}
+
+
+def _errors(
+    quantized: QuantizedNetwork, full: Network, x: Tensor, batch: int
+) -> list[dict[str, Any]]:
+    """The relative error of each of several outputs, on calibration images."""
+    errors = {output.name: RelativeError() for output in full.outputs}
+    for part in x.split(batch):
+        found, exact = (separate(rows, full.outputs) for rows in (quantized.rows(part), full(part)))
+        for (name, value), (_, wanted) in zip(*map(named_values, (found, exact)), strict=True):
+            errors[name].add(value, wanted)
+    shapes = {output.name: list(output.shape) for output in full.outputs}
+    return [
+        {"name": name, "shape": shapes[name], "error": error.value}
+        for name, error in errors.items()
+    ]
 
 
 def _of_classes(network: Rows, images: ImageSet, device: str, batch: int | None = None) -> Result:
@@ -103,14 +141,14 @@ def _of_classes(network: Rows, images: ImageSet, device: str, batch: int | None 
 
 def evaluate_job(cell: Cell, assemble: str) -> Job:
     """Of what the job ``assemble`` packed."""
-    work = EvaluateQuantized(**Arithmetic.fields_of(cell))
+    work = EvaluateQuantized(metric=cell.metric, **Arithmetic.fields_of(cell))
     inputs = cell.inputs("calibration", "evaluation")
     return Job(work, inputs, (assemble,), f"evaluate {cell.name}", _room(cell))
 
 
 def evaluate_full_job(cell: Cell) -> Job:
     """Of full precision."""
-    work = EvaluateFull(**Arithmetic.fields_of(cell))
+    work = EvaluateFull(metric=cell.metric, **Arithmetic.fields_of(cell))
     return Job(work, cell.inputs("evaluation"), (), "evaluate full precision", _room(cell))
 
 

@@ -21,7 +21,7 @@ from prefect import flow
 from modcap.checkpoints.checkpoint import check_input
 from modcap.core.errors import GateRefused, InputError
 from modcap.data import classes
-from modcap.data.doubts import chance_of, doubt_of_accuracy
+from modcap.data.doubts import chance_of, doubt_of_accuracy, doubt_of_pixels
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
 from modcap.data.sources import Split
@@ -51,6 +51,7 @@ class _Measured:
     said: str  # which images
     bytes: int
     doubt: str | None
+    notes: tuple[str, ...] = ()  # what else may be wrong with the images
 
     @property
     def drop(self) -> float:
@@ -216,7 +217,10 @@ def _measure(version: ModelVersion, gate: Gate, split: Split, store: Store) -> _
     full = _full_precision(_tag(version, "network_digest"), images, store)
     said = measured(tests, gate.data)
     doubt = doubt_of_accuracy(full, len(images), chance_of(tests, outputs))
-    return _Measured(version, top1(network, images), full, len(images), said, size, doubt)
+    notes = (None if known else classes.doubt(tests.classes), doubt_of_pixels(tests, transform))
+    own = top1(network, images)
+    there = tuple(filter(None, notes))
+    return _Measured(version, own, full, len(images), said, size, doubt, there)
 
 
 def _full_precision(digest: str, images: ImageSet, store: Store) -> float:
@@ -329,7 +333,7 @@ class _Decision:
     def warnings(self) -> list[str]:
         """What says that the figures may mean nothing."""
         own = self.measured.version.tags.get("warnings")
-        return [text for text in (self.measured.doubt, own) if text]
+        return [text for text in (self.measured.doubt, *self.measured.notes, own) if text]
 
     def record(self, client: MlflowClient) -> None:
         """A run in the experiment of gates, and tags on the version."""

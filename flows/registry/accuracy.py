@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +16,8 @@ from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.checkpoint import check_input
 from modcap.core.errors import InputError, ModcapError
 from modcap.data import sources as data
-from modcap.data.classes import check_count
+from modcap.data.classes import check_count, doubt
+from modcap.data.doubts import doubt_of_pixels, doubt_of_size
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
 from modcap.flows.registry.evaluated import Evaluated, evaluated_at
@@ -64,7 +65,8 @@ def evaluate_artifact(
     """
     subject = evaluated_at(address)
     transform = _transform(preprocess, subject, address)
-    named = classes_of(classes) or subject.known.classes or None
+    own = subject.known.classes or None
+    named = classes_of(classes) or own
     tests = evaluation_images(spec, transform, limit, named)
     images = images_of(tests, transform)
     outputs = check_input(subject.model, images.normalized(0, 2))
@@ -78,11 +80,26 @@ def evaluate_artifact(
         "measured": measured(tests, spec),
         "latency_ms": _latency(subject.model, images),
         "bytes": subject.bytes,
-        "warnings": [],
+        "warnings": [*filter(None, _doubts(tests, transform, named, own))],
     }
     _add_full_precision(report, subject, images, found, checkpoint, arch)
     _add_held_out(report, subject, tests, spec, transform, found == labels)
     return report
+
+
+def _doubts(
+    tests: data.Images,
+    transform: Preprocess,
+    named: Sequence[str] | None,
+    own: Sequence[str] | None,
+) -> Iterator[str | None]:
+    """What may be wrong with the images, or their numbers."""
+    if named is None:
+        yield doubt(tests.classes)
+    elif own is not None and list(named) != list(own):
+        yield "--classes numbers classes otherwise than the artifact says, and is followed"
+    yield doubt_of_pixels(tests, transform)
+    yield doubt_of_size(tests, transform)
 
 
 def _transform(said: str | None, subject: Evaluated, address: str) -> Preprocess:

@@ -360,7 +360,10 @@ def normed() -> nn.Module:
         (Bilinear(), "'b.weight' is multiplied at 'b' without a layer that can be quantized"),
         (normed(), "layer '2' has no running statistics"),
         (scripted(), "give the nn.Module that it was made from"),
-        (Dynamic(), "its weight is computed at run time"),
+        (
+            Dynamic(),
+            r"^linear at node 'linear': its weight is computed at run time, for each image anew",
+        ),
         (Two(), "returns a dict"),
         (OverData(), "free of control flow over data"),
         (nn.Sequential(nn.ReLU(), nn.Flatten()), "no convolution and no linear layer"),

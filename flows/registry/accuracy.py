@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.checkpoint import check_input
+from modcap.checkpoints.exported_for import runner
 from modcap.core.errors import InputError, ModcapError
 from modcap.data import sources as data
 from modcap.data.classes import check_count, doubt
@@ -69,7 +71,7 @@ def evaluate_artifact(
     named = classes_of(classes) or own
     tests = evaluation_images(spec, transform, limit, named)
     images = images_of(tests, transform)
-    outputs = check_input(subject.model, images.normalized(0, 2))
+    outputs = check_input(subject.checked, images.normalized(0, 2))
     check_count(tests.classes, outputs, f"data {spec}")
     labels = images.check_labels(outputs)
     found = predictions(subject.model, images)
@@ -82,7 +84,7 @@ def evaluate_artifact(
         "bytes": subject.bytes,
         "warnings": [*filter(None, _doubts(tests, transform, named, own))],
     }
-    _add_full_precision(report, subject, images, found, checkpoint, arch)
+    _add_full_precision(report, subject, images, found, checkpoint, arch, outputs)
     _add_held_out(report, subject, tests, spec, transform, found == labels)
     return report
 
@@ -117,10 +119,11 @@ def _add_full_precision(
     found: Tensor,
     checkpoint: str | None,
     arch: str | None,
+    outputs: int,
 ) -> None:
     """How good full precision is, and on how many images both see the same class."""
     try:
-        model = _full_precision(subject, checkpoint, arch)
+        model = _full_precision(subject, checkpoint, arch, images, outputs)
     except ModcapError as error:
         if checkpoint is not None:
             raise
@@ -134,10 +137,18 @@ def _add_full_precision(
     report["agreement"] = _share(full == found)
 
 
-def _full_precision(subject: Evaluated, checkpoint: str | None, arch: str | None) -> Model | None:
+def _full_precision(
+    subject: Evaluated, checkpoint: str | None, arch: str | None, images: ImageSet, outputs: int
+) -> Model | None:
     if checkpoint is not None:
-        loaded: Model = checkpoints.load(local_path(checkpoint), arch).model
-        return loaded
+        loaded = checkpoints.load(local_path(checkpoint), arch).model
+        own = check_input(loaded, images.normalized(0, 2))
+        if own != outputs:
+            raise InputError(
+                f"checkpoint {checkpoint} tells {own} classes, and what is measured {outputs}: "
+                f"give the one that it was made from"
+            )
+        return runner(loaded) if isinstance(loaded, ExportedProgram) else loaded
     if not subject.stored_network:
         return None
     with TemporaryDirectory() as folder:

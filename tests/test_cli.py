@@ -24,7 +24,7 @@ DATA = ["--data", "fashion-mnist"]
 RECIPE = (
     "activation-memory activations batch-size bias-rate calibration capacity capacity-images "
     "capacity-scale correction device first-last-bits gpus groups homogeneity iterations "
-    "iterations-per k-search "
+    "iterations-per k-search positions "
     "path-share precision preset recipe relative-scale-rate rounding scale-exponent scale-rate "
     "scales schedule selection shared-prefix stride-coefficient threads tuning tuning-rate "
     "tuning-rounding-rate weight-scale-rate weights"

@@ -36,7 +36,7 @@ _COLOURS = (
     "#000000",
     "#999999",
 )  # Okabe and Ito: colour-blind safe
-_MARKS = "os^DvPX<"
+_MARKS = "os^DvPX<*hp"
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -224,9 +224,9 @@ def plan_graph(
                     [levels[i] for i in own],
                     [lanes[i] for i in own],
                     s=16,
-                    marker=_MARKS[index],
-                    facecolor=_COLOURS[index] if filled else "white",
-                    edgecolor=_COLOURS[index],
+                    marker=_MARKS[index % len(_MARKS)],
+                    facecolor=_COLOURS[index % len(_COLOURS)] if filled else "white",
+                    edgecolor=_COLOURS[index % len(_COLOURS)],
                     linewidths=1,
                     label=f"{kind}, {'done' if filled else 'to do'} ({len(own)})",
                 )

@@ -110,7 +110,7 @@ class _Follower(fx.Interpreter):
         for source in n.all_input_nodes:
             before = self._numbered.get(source)
             place = _place(before)
-            if place is not None:
+            if place is not None and isinstance(before, Tensor):
                 return _moved(place, before.shape, value.shape)
         return None
 

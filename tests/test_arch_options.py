@@ -130,6 +130,20 @@ def test_averaged_weights_under_a_key_of_their_own(tmp_path: Path) -> None:
     assert chosen == checkpoint.load(file, ARCH).digest
 
 
+def test_averaged_weights_under_a_prefix_alone(tmp_path: Path) -> None:
+    own, file = zoo.vgg_tiny().state_dict(), tmp_path / "w.pth"
+    torch.save({f"ema_model.{name}": tensor for name, tensor in own.items()}, file)
+    found = [checkpoint.load(file, arch) for arch in (ARCH, f"{ARCH}?weights=ema")]
+    torch.save(own, tmp_path / "own.pth")
+    assert {each.digest for each in found} == {checkpoint.load(tmp_path / "own.pth", ARCH).digest}
+    with pytest.raises(InputError, match="holds ema weights only: leave out weights=raw"):
+        checkpoint.load(file, f"{ARCH}?weights=raw")
+    raw = {f"model.{name}": tensor for name, tensor in own.items()}
+    torch.save(raw | {"ema.rate": torch.ones(1)}, file)
+    with pytest.raises(InputError, match="holds raw weights only: leave out weights=ema"):
+        checkpoint.load(file, f"{ARCH}?weights=ema")
+
+
 def test_averaged_weights_without_names(tmp_path: Path) -> None:
     raw, file = zoo.vgg_tiny().state_dict(), tmp_path / "w.pth"
     torch.save({"model": raw, "ema": {"decay": 0.9, "shadow": list(raw.values())}}, file)

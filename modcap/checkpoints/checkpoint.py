@@ -17,6 +17,7 @@ from modcap.checkpoints import (
     exported_for,
     file_kind,
     key_names,
+    sets_of_weights,
     stored_in_parts,
 )
 from modcap.checkpoints import architecture as architectures
@@ -151,11 +152,11 @@ def _fill(
             f"{complaint}: it holds weights of it more than once, under {several}: save one of "
             f"them alone"
         )
+    if fitting_names.only:
+        sets_of_weights.refuse_choice(found.kind, fitting_names.only, Path(where))
     given = fitting_names.entries
     tensors = {name: value for name, value in given.items() if not name.endswith(_EXTRA)}
     _check_names(expected, tensors, complaint)
-    if found.kind == "ema" and not fitting_names.others:
-        raise InputError(f"checkpoint {where} holds raw weights only: leave out weights=ema")
     state = OrderedDict(
         (name, fitting(name, tensors[name], tensor, f"checkpoint {where}"))
         for name, tensor in expected.items()

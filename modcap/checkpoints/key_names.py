@@ -33,12 +33,14 @@ class Fitting:
         others: ``ema`` or ``raw``, where there is such a set, too, and it was not taken.
         prefixes: in front of the sets of weights that fit equally well; empty where one was taken.
         left: names of averaged weights of another form, which were not looked at.
+        only: ``ema`` or ``raw``, where all that fits is of it, and the other was wanted.
     """
 
     entries: dict[str, Any]
     others: str = ""
     prefixes: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    only: str = ""
 
 
 def is_average(name: str) -> bool:
@@ -62,7 +64,8 @@ def as_expected(
     wanted = [p for p in fitting if is_average(p) == (kind == "ema")]
     chosen = wanted or (fitting if kind is None else [])
     if len(chosen) != 1:
-        return Fitting(dict(given), prefixes=tuple(chosen))
+        there = ("raw" if kind == "ema" else "ema") if fitting and not chosen else ""
+        return Fitting(dict(given), prefixes=tuple(chosen), only=there)
     (prefix,) = chosen
     beside = tuple(p for p in fitting if p != prefix and p)
     own = {

@@ -54,6 +54,10 @@ MOVED: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "windows": (lambda x: x.movedim(1, -1).unflatten(1, (2, 5)).transpose(2, 3).flatten(1, 2), 3),
     "groups of channels": (lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2), 1),
     "positions": (lambda x: x.flatten(2).mT + torch.linspace(0, 9, 100)[:, None], 2),
+    "masks": (lambda x: x.movedim(1, -1) * (x != 0).movedim(1, -1), 3),
+    "truth values": (lambda x: (x.movedim(1, -1) > 0.3).float(), 3),
+    "largest": (lambda x: x.movedim(1, -1).max(1)[0], 2),
+    "order": (lambda x: x.movedim(1, -1).sort(1)[0], 3),
     "in place": (lambda x: x.movedim(1, -1).relu_().add_(1), 3),
     "attention": (lambda x: (x.flatten(2).mT @ x.flatten(2)).softmax(2) @ x.flatten(2).mT, 2),
 }

@@ -64,7 +64,7 @@ class _Follower(fx.Interpreter):
         place = self._given if n.op == "placeholder" else self._made(n, value)
         if place is None and isinstance(value, Tensor) and _place(followed) is None:
             place = self._guessed(n, value)
-        if place is not None and place < value.ndim and value.is_floating_point():
+        if place is not None and place < value.ndim:
             followed = _numbers(value, place)
         if followed is not None:
             self._numbered[n] = followed
@@ -96,8 +96,9 @@ class _Follower(fx.Interpreter):
             found = getattr(self, n.op)(n.target, args, kwargs)
         except Exception:  # of operators that take no such values
             return None
-        parts = found if isinstance(found, tuple | list) else (found,)
-        return found if parts and all(isinstance(part, Tensor) for part in parts) else None
+        if isinstance(found, tuple | list):
+            return found if found and all(isinstance(part, Tensor) for part in found) else None
+        return found if _is_floating(found) else None
 
     def _read(self, source: fx.Node) -> Any:
         """Numbers, or the value of what has none; copies, which may be worked on in place."""
@@ -115,17 +116,23 @@ class _Follower(fx.Interpreter):
         return None
 
 
+def _is_floating(value: Any) -> bool:
+    """Truth values and indices are no numbers of channels."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def _numbers(like: Tensor, place: int) -> Tensor:
     """The numbers of channels, in the shape of ``like``."""
     size = like.shape[place]
-    numbers = torch.linspace(0.1, 1, size, device=like.device, dtype=like.dtype)
+    dtype = like.dtype if like.is_floating_point() else torch.float32
+    numbers = torch.linspace(0.1, 1, size, device=like.device, dtype=dtype)
     shape = [size if dimension == place else 1 for dimension in range(like.ndim)]
     return numbers.reshape(shape).expand(like.shape).contiguous()
 
 
 def _place(numbers: Any) -> int | None:
     """The one dimension along which ``numbers`` differ, None where it is not one."""
-    if not isinstance(numbers, Tensor) or not numbers.numel() or not numbers.ndim:
+    if not _is_floating(numbers) or not numbers.numel() or not numbers.ndim:
         return None
     spread = [numbers.amax(d).sub(numbers.amin(d)).amax() for d in range(numbers.ndim)]
     least = _EQUAL * numbers.abs().amax()

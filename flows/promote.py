@@ -21,7 +21,7 @@ from prefect import flow
 from modcap.checkpoints.checkpoint import check_input
 from modcap.core.errors import GateRefused, InputError
 from modcap.data import classes
-from modcap.data.doubts import chance_of, doubt_of_accuracy
+from modcap.data.doubts import chance_of, doubt_of_accuracy, doubt_of_pixels
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
 from modcap.data.sources import Split
@@ -53,6 +53,7 @@ class _Measured:
     said: str  # which images
     bytes: int
     doubt: str | None
+    notes: tuple[str, ...] = ()  # what else may be wrong with the images
 
     @property
     def scale(self) -> Scale:
@@ -228,7 +229,9 @@ def _measure(version: ModelVersion, gate: Gate, split: Split, store: Store) -> _
     doubt = None
     if figures.is_top1 and outputs is not None:
         doubt = doubt_of_accuracy(figures.full, len(images), chance_of(tests, outputs))
-    return _Measured(version, figures, len(images), said, size, doubt)
+    notes = (None if known else classes.doubt(tests.classes), doubt_of_pixels(tests, transform))
+    there = tuple(filter(None, notes))
+    return _Measured(version, figures, len(images), said, size, doubt, there)
 
 
 def _metric(gate: Gate, network: QuantizedNetwork, images: ImageSet) -> Metric:
@@ -373,7 +376,7 @@ class _Decision:
     def warnings(self) -> list[str]:
         """What says that the figures may mean nothing."""
         own = self.measured.version.tags.get("warnings")
-        return [text for text in (self.measured.doubt, own) if text]
+        return [text for text in (self.measured.doubt, *self.measured.notes, own) if text]
 
     def record(self, client: MlflowClient) -> None:
         """A run in the experiment of gates, and tags on the version."""

@@ -97,7 +97,13 @@ def test_an_option_cannot_be_more_than_plain() -> None:
             arch_options.parse(f"a:b?x={text}")
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict_ema", "ema_state_dict", "model_ema", "ema"])
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        *("state_dict_ema", "ema_state_dict", "model_ema", "ema", "emaModel", "modelEMA"),
+        *("EMAModel", "model-ema", "ema0.999", "avg_model", "polyak", "moving_average"),
+    ],
+)
 def test_averaged_weights_beside_raw_ones(tmp_path: Path, wrapper: str) -> None:
     raw, averaged = zoo.vgg_tiny(), torch.optim.swa_utils.AveragedModel(zoo.vgg_tiny())
     file = tmp_path / "w.pth"
@@ -112,6 +118,55 @@ def test_averaged_weights_beside_raw_ones(tmp_path: Path, wrapper: str) -> None:
         torch.save(model.state_dict(), tmp_path / "alone.pth")
         assert chosen[kind].digest == checkpoint.load(tmp_path / "alone.pth", ARCH).digest
         assert chosen[kind].architecture == ARCH
+
+
+def test_averaged_weights_under_a_key_of_their_own(tmp_path: Path) -> None:
+    raw, averaged, file = zoo.vgg_tiny(), zoo.vgg_tiny().state_dict(), tmp_path / "w.pth"
+    inner = {"module": averaged, "updates": 3}
+    torch.save({"model": raw.state_dict(), "ema": inner, "optimizer": {"state": {}}}, file)
+    assert "raw and averaged" in checkpoint.load(file, ARCH).warnings[0]
+    chosen = checkpoint.load(file, f"{ARCH}?weights=ema").digest
+    torch.save(averaged, file)
+    assert chosen == checkpoint.load(file, ARCH).digest
+
+
+def test_averaged_weights_under_a_prefix_alone(tmp_path: Path) -> None:
+    own, file = zoo.vgg_tiny().state_dict(), tmp_path / "w.pth"
+    torch.save({f"ema_model.{name}": tensor for name, tensor in own.items()}, file)
+    found = [checkpoint.load(file, arch) for arch in (ARCH, f"{ARCH}?weights=ema")]
+    torch.save(own, tmp_path / "own.pth")
+    assert {each.digest for each in found} == {checkpoint.load(tmp_path / "own.pth", ARCH).digest}
+    with pytest.raises(InputError, match="holds ema weights only: leave out weights=raw"):
+        checkpoint.load(file, f"{ARCH}?weights=raw")
+    raw = {f"model.{name}": tensor for name, tensor in own.items()}
+    torch.save(raw | {"ema.rate": torch.ones(1)}, file)
+    with pytest.raises(InputError, match="holds raw weights only: leave out weights=ema"):
+        checkpoint.load(file, f"{ARCH}?weights=ema")
+
+
+def test_averaged_weights_without_names(tmp_path: Path) -> None:
+    raw, file = zoo.vgg_tiny().state_dict(), tmp_path / "w.pth"
+    torch.save({"model": raw, "ema": {"decay": 0.9, "shadow": list(raw.values())}}, file)
+    assert "without their names (ema)" in checkpoint.load(file, ARCH).warnings[0]
+    assert not checkpoint.load(file, f"{ARCH}?weights=raw").warnings
+    with pytest.raises(InputError, match="copy them into the model"):
+        checkpoint.load(file, f"{ARCH}?weights=ema")
+
+
+def test_several_sets_of_the_same_names(tmp_path: Path) -> None:
+    raw, other, file = zoo.vgg_tiny().state_dict(), zoo.vgg_tiny().state_dict(), tmp_path / "w.pth"
+    loss = {"weight": torch.ones(3)}
+    torch.save({"model": raw, "teacher": {"state_dict": other}, "criterion": loss}, file)
+    (doubt,) = checkpoint.load(file, ARCH).warnings
+    assert "holds other weights of the same names (teacher), which are not taken" in doubt
+    torch.save({"model": raw, "criterion": loss, "epoch": 1}, file)
+    assert not checkpoint.load(file, ARCH).warnings
+    for sets in ({"ema_1": raw, "ema_2": other}, {"a": raw, "b": other}):
+        torch.save(sets, file)
+        with pytest.raises(InputError, match="several sets of weights"):
+            checkpoint.load(file, ARCH)
+    torch.save({"ema": raw, "ema_buffers": loss, "model": other}, file)
+    assert not checkpoint.load(file, f"{ARCH}?weights=ema").warnings
 
 
 def test_weights_of_one_kind_only(tmp_path: Path) -> None:

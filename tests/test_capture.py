@@ -350,7 +350,7 @@ def normed() -> nn.Module:
         (Bilinear(), "'b.weight' is multiplied at 'b' without a layer that can be quantized"),
         (normed(), "layer '2' has no running statistics"),
         (scripted(), "give the nn.Module that it was made from"),
-        (Dynamic(), "its weight is computed at run time"),
+        (Dynamic(), "^linear at node 'linear': its weight is computed at run time, for each image"),
         (OverData(), "free of control flow over data"),
         (nn.Sequential(nn.ReLU(), nn.Flatten()), "no convolution and no linear layer"),
     ],

@@ -38,6 +38,29 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "rows of pixels": (lambda x: x.flatten(2), 1),
     "vectors": (lambda x: x.mean((2, 3)), 1),
 }
+MOVED: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "permute by name": (lambda x: x.permute(dims=(0, 2, 3, 1)), 3),
+    "permute all by name": (lambda x: torch.permute(input=x, dims=[0, -2, -1, -3]), 3),
+    "transpose by name": (lambda x: x.flatten(2).transpose(dim0=1, dim1=2), 2),
+    "movedim": (lambda x: x.movedim(1, -1), 3),
+    "moveaxis of several": (lambda x: torch.moveaxis(x, (1, 2), (3, 1)), 3),
+    "mT": (lambda x: x.flatten(2).mT, 2),
+    "adjoint": (lambda x: x.flatten(2).adjoint(), 2),
+    "einsum": (lambda x: torch.einsum("nchw->nhwc", x), 3),
+    "einsum with a matrix": (lambda x: torch.einsum("nchw,cd->nhwd", x, torch.eye(8)), 3),
+    "chunk": (lambda x: x.permute(0, 2, 3, 1).chunk(2, -1)[0], 3),
+    "split": (lambda x: x.permute(0, 2, 3, 1).split(5, 1)[1], 3),
+    "rows of tokens": (lambda x: x.movedim(1, -1)[:, 0], 2),
+    "windows": (lambda x: x.movedim(1, -1).unflatten(1, (2, 5)).transpose(2, 3).flatten(1, 2), 3),
+    "groups of channels": (lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2), 1),
+    "positions": (lambda x: x.flatten(2).mT + torch.linspace(0, 9, 100)[:, None], 2),
+    "masks": (lambda x: x.movedim(1, -1) * (x != 0).movedim(1, -1), 3),
+    "truth values": (lambda x: (x.movedim(1, -1) > 0.3).float(), 3),
+    "largest": (lambda x: x.movedim(1, -1).max(1)[0], 2),
+    "order": (lambda x: x.movedim(1, -1).sort(1)[0], 3),
+    "in place": (lambda x: x.movedim(1, -1).relu_().add_(1), 3),
+    "attention": (lambda x: (x.flatten(2).mT @ x.flatten(2)).softmax(2) @ x.flatten(2).mT, 2),
+}
 
 
 @pytest.mark.parametrize("mixes", [False, True])
@@ -50,6 +73,15 @@ def test_it_follows_from_the_operators(name: str, mixes: bool) -> None:
     graph = fx.symbolic_trace(Blocks(then, mixes).eval())
     assert channel_dimension([graph], images) == channels
     assert channel_dimension([graph, fx.symbolic_trace(nn.ReLU())], images) == channels
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_however_an_operator_is_written(name: str) -> None:
+    then, channels = MOVED[name]
+    model = nn.Sequential(Blocks(then, mixes=False), nn.ReLU()).eval()
+    images = torch.randn(2, 3, 12, 12)
+    for modules in ([fx.symbolic_trace(model)], cut(model, images).modules):
+        assert channel_dimension(modules, images) == channels
 
 
 def test_tokens_and_swin() -> None:

@@ -110,6 +110,10 @@ def test_numbers_that_sort_otherwise_as_text(
     assert classes.doubt(["00", "01", "10"]) is None
     assert classes.doubt(["1", "10", "x"]) is None
     assert classes.doubt(None) is None
+    for names in (["class1", "class10", "class2"], ["10_coat", "1_bag", "2_shirt"], ["n10", "n9"]):
+        assert classes.doubt(names)
+    for names in (["class01", "class02", "class10"], ["cat2", "dog1"], ["a", "b1"]):
+        assert classes.doubt(names) is None
     folder = write(tmp_path / "a", ("1", "10", "9"))
     prepared = prepare(request(tmp_path, data=str(folder)))
     assert "sorted as text" in prepared.warnings[0]
@@ -131,6 +135,35 @@ def test_an_artifact_is_evaluated_by_the_names_that_are_given(tmp_path: Path) ->
         assert found["top1"] == 100
     with pytest.raises(InputError, match="names 2 classes"):
         evaluate_artifact(str(file), str(tests), plain, None)
+
+
+def test_numbers_of_an_evaluation_that_may_be_others(tmp_path: Path) -> None:
+    images = torch.cat([torch.full((8, 1, 8, 8), v / 255) for v in BRIGHT.values()])
+    recipe = Recipe(w_bits=8, a_bits=8, method="rtn", capacity=CapacityKind.NONE, k=0)
+    model, pixels = Brightness().eval(), GRAY.normalize(images)
+    own, plain = (
+        quantize(model, pixels, recipe, preprocess=GRAY, classes=NAMES),
+        quantize(model, pixels, recipe, preprocess=GRAY),
+    )
+    files = [tmp_path / "own", tmp_path / "plain"]
+    own.save(files[0])
+    plain.save(files[1])
+    reverse = tmp_path / "names.txt"
+    reverse.write_text("shirt\ncoat\nbag\n")
+    tests = str(write(tmp_path / "tests"))
+    (said,) = evaluate_artifact(str(files[0]), tests, None, None, str(reverse))["warnings"]
+    assert "otherwise than the artifact says" in said
+    assert not evaluate_artifact(str(files[0]), tests, None, None)["warnings"]
+    numbered = str(write(tmp_path / "numbered", ("1", "10", "9")))
+    said, dark = evaluate_artifact(str(files[1]), numbered, None, None)["warnings"]
+    assert "sorted as text" in said
+    assert "nearly constant" in dark
+
+
+def test_what_to_do_with_folders_that_are_too_many(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", (*NAMES, "sock"))
+    with pytest.raises(InputError, match=r"names 4 classes.*remove folders that are none"):
+        prepare(request(tmp_path, data=str(folder)))
 
 
 @pytest.mark.parametrize(

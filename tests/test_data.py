@@ -229,6 +229,33 @@ def test_splits_that_are_not_clear(tmp_path: Path) -> None:
         data.load(str(tmp_path), split="evaluation", preprocess=GRAY)
 
 
+@pytest.mark.parametrize(
+    "splits", [("Train", "Test"), ("TRAIN", "VAL"), ("training", "testing"), ("trainset", "eval")]
+)
+def test_splits_of_other_names_are_no_classes(tmp_path: Path, splits: tuple[str, str]) -> None:
+    for split in splits:
+        write_folder(tmp_path / split)
+    refused(str(tmp_path), f"{splits[0]}/", "call them train/ and val/")
+    for split in splits:
+        (tmp_path / split / "bag" / "0.png").rename(tmp_path / split / "0.png")
+    found = data.load(str(tmp_path), split="all", preprocess=GRAY)  # a class of that name
+    assert set(found.classes or ()) == set(splits)
+
+
+def test_folders_that_tools_leave_behind_are_no_classes(tmp_path: Path) -> None:
+    left = ("System Volume Information", "#recycle", "@Recycle", "RECYCLER", "lost+found", "CVS")
+    write_folder(tmp_path, names=CLASSES)
+    write_folder(tmp_path, names=left)
+    assert data.load(str(tmp_path), split="all", preprocess=GRAY).classes == CLASSES
+
+
+def test_accents_are_one_letter_or_two(tmp_path: Path) -> None:
+    write_folder(tmp_path, names=("cafe\u0301", "the\u0301"))
+    names = ("caf\u00e9", "th\u00e9")
+    found = data.load(str(tmp_path), split="all", preprocess=GRAY, classes=names)
+    assert np.bincount(found.labels).tolist() == [4, 4]
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     write_folder(tmp_path, names=("bus", "train"))
     found = data.load(str(tmp_path), split="all", preprocess=GRAY)
@@ -353,9 +380,25 @@ def test_mean_and_std_of_pixels_of_0_to_255() -> None:
     assert Preprocess.parse("scale=1,mean=0.5,std=0.25") == GRAY
     caffe = Preprocess.parse("scale=255,mean=103.9/116.8/123.7,std=1/1/1")
     assert caffe.std[0] == pytest.approx(1 / 255)
+    unscaled = Preprocess.parse("scale=255,mean=0,std=1")
+    assert unscaled.normalize(pixels).max() == pytest.approx(255)
     for text in ("scale=2,mean=1,std=1", "scale=255,mean=x,std=1", "scale=255,mean=1"):
         with pytest.raises(InputError, match="--preprocess"):
             Preprocess.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("scale=255,mean=0.5,std=0.5", "these are for 0 to 1"),
+        ("scale=255,mean=0/0/0.4,std=1/1/1", "these are for 0 to 1"),
+        ("scale=255,mean=0,std=0.25", "these are for 0 to 1"),
+        ("scale=255,range=any,mean=123,std=58", "leave out scale"),
+    ],
+)
+def test_a_scale_that_mean_and_std_are_not_of(text: str, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        Preprocess.parse(text)
 
 
 @pytest.mark.parametrize(("least", "most"), [(-2.1, 2.6), (0.0, 1.1), (0.0, 99.0), (-0.1, 1.0)])
@@ -457,6 +500,24 @@ def test_published_transforms() -> None:
     for architecture in ("pt2", "json:dumps"):
         with pytest.raises(InputError, match="--preprocess"):
             published_preprocess(architecture)
+
+
+def test_both_sides_are_resized_where_their_ratio_is_not_kept(tmp_path: Path) -> None:
+    write_folder(tmp_path, count=8, size=(32, 20))
+    plain = Preprocess.parse("resize=16,aspect=squash,mean=0.5,std=0.25")
+    assert data.load(str(tmp_path), split="all", preprocess=plain).images.shape[2:] == (16, 16)
+    assert Preprocess.parse(str(plain)) == plain
+    with pytest.raises(InputError, match="say to which size"):
+        Preprocess.parse("aspect=squash,mean=0.5,std=0.25")
+
+
+def test_transforms_of_timm_that_do_more_than_crop_the_centre() -> None:
+    pytest.importorskip("timm", reason="it is no dependency")
+    assert published_preprocess("timm:coat_lite_medium_384").aspect == "squash"
+    assert published_preprocess("timm:resnet18").aspect == "keep"
+    for name in ("deepseek_vit_412m", "vit_large_patch16_sapiens2"):
+        with pytest.raises(InputError, match="not known here: choose --preprocess, such as 'res"):
+            published_preprocess(f"timm:{name}")
 
 
 def test_normalize() -> None:

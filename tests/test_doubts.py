@@ -8,10 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modcap.data.doubts import chance_of, doubt_of_accuracy, doubt_of_overlap, overlap
+from modcap.data.doubts import (
+    chance_of,
+    doubt_of_accuracy,
+    doubt_of_overlap,
+    doubt_of_pixels,
+    doubt_of_size,
+    overlap,
+)
 from modcap.data.images import Images
+from modcap.data.preprocess import Preprocess
 from modcap.flows.requests.request import prepare
-from tests.test_classes import request
+from tests.test_classes import GRAY, request
 
 
 def images(count: int, seed: int, labels: list[int] | None = None) -> Images:
@@ -53,6 +61,44 @@ def test_the_limits_are_those_of_wilson() -> None:
     edge = 100 * (target + z * math.sqrt(target * (1 - target) / n))
     assert doubt_of_accuracy(edge - 0.01, n, 10.0) is not None
     assert doubt_of_accuracy(edge + 0.01, n, 10.0) is None
+
+
+@pytest.mark.parametrize(
+    ("pixels", "doubted"),
+    [
+        (np.eye(8, dtype=np.uint8), True),  # a mask of 0 and 1
+        (16 * np.eye(8, dtype=np.uint8), True),  # 12 bits in 16, or digits of scikit-learn
+        (np.full((8, 8), 200, np.uint8), True),
+        (255 * np.eye(8, dtype=np.uint8), False),
+        (np.eye(8, dtype=np.float32) / 255, True),  # scaled twice
+        (np.eye(8, dtype=np.float32), False),
+    ],
+)
+def test_pixels_that_are_nearly_constant(pixels: np.ndarray, doubted: bool) -> None:
+    found = Images(np.stack([pixels[None]] * 4), np.zeros(4, np.int64), "set")
+    said = doubt_of_pixels(found, GRAY)
+    assert (said is not None) is doubted
+    assert said is None or "nearly constant" in said
+    assert doubt_of_pixels(found, GRAY.model_copy(update={"range": "any"})) is None
+    assert doubt_of_pixels(found.take([]), GRAY) is None
+
+
+def test_arrays_of_another_size_than_the_crop() -> None:
+    found = images(4, 0)
+    assert doubt_of_size(found, Preprocess.parse("crop=8,mean=0/0/0,std=1/1/1")) is None
+    assert doubt_of_size(found, Preprocess.parse("mean=0/0/0,std=1/1/1")) is None
+    said = doubt_of_size(found, Preprocess.parse("imagenet"))
+    assert said is not None
+    assert "are 8 × 8, and the preprocessing crops to 224" in said
+
+
+def test_requests_say_what_is_doubtful_of_images(tmp_path: Path) -> None:
+    pixels = np.random.RandomState(0).randint(0, 2, (60, 1, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "d.npz", images=pixels, labels=np.arange(60) % 3)
+    place, plain = str(tmp_path / "d.npz"), "crop=4,mean=0.5,std=0.25"
+    dark, sized = prepare(request(tmp_path, data=place, preprocess=plain)).warnings
+    assert "nearly constant" in dark
+    assert "taken as they are" in sized
 
 
 def test_chance_is_the_commonest_class() -> None:

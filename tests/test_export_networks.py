@@ -205,6 +205,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "roll and flip": lambda x: x.roll((1, -2), (2, 3)).flip(3),
     "unit length": lambda x: F.normalize(x, dim=1),
     "variance": lambda x: x / (x.var(1, keepdim=True) + 1).sqrt(),
+    "counts": lambda x: (x > 0).sum(1, keepdim=True) * x + (x > 0.1).sum() * 0.01,
     "softmax": lambda x: x.softmax(1) * x.log_softmax(2),
     "where": lambda x: torch.where(x > 0.1, x, 0.3 * x.clamp(-1)) - x.abs() ** 0.5,
     "gelu": lambda x: F.gelu(x, approximate="tanh") + F.softplus(x, 2) + F.leaky_relu(x, 0.1),

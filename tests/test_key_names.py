@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from modcap.checkpoints import _torchvision, checkpoint
+from modcap.checkpoints import _torchvision, architecture, checkpoint
 from modcap.core.errors import InputError
 
 ARCH = "torchvision:squeezenet1_1"
@@ -39,6 +39,35 @@ def test_a_prefix_is_taken_off(name: str, tmp_path: Path) -> None:
     model = checkpoint.load(tmp_path / "model.pth", ARCH).model
     found = model.state_dict()  # type: ignore[operator,union-attr]
     assert all(torch.equal(found[key], tensor) for key, tensor in own.items())
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.module."])
+def test_the_classes_of_a_network_under_a_prefix(prefix: str, tmp_path: Path) -> None:
+    own = dict(_torchvision.models().squeezenet1_1(weights=None, num_classes=7).state_dict())
+    torch.save(prefixed(prefix)(own), tmp_path / "model.pth")
+    model = checkpoint.load(tmp_path / "model.pth", ARCH).model
+    found = model.state_dict()  # type: ignore[operator,union-attr]
+    assert torch.equal(found["classifier.1.bias"], own["classifier.1.bias"])
+
+
+def test_auxiliary_classifiers_under_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    models = _torchvision.models()
+    monkeypatch.setattr(
+        models, "get_model", lambda name, **rest: asked.append(rest) or nn.Flatten()
+    )
+    arch = "torchvision:googlenet?transform_input=true"
+    for name in ("model.aux1.fc2.bias", "aux1.fc2.bias", "model.auxiliary.bias", "fc.bias"):
+        architecture.build(arch, {name: torch.ones(2)})
+    assert [each["aux_logits"] for each in asked] == [True, True, False, False]
+
+
+def test_averaged_weights_of_another_form_are_said(tmp_path: Path) -> None:
+    averaged = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in state().items()}
+    torch.save(prefixed("model.")(state()) | averaged, tmp_path / "model.pth")
+    (doubt,) = checkpoint.load(tmp_path / "model.pth", ARCH).warnings
+    assert "holds averaged weights under other names (model_ema.features0weight" in doubt
+    assert not checkpoint.load(tmp_path / "model.pth", f"{ARCH}?weights=raw").warnings
 
 
 def test_two_networks_in_one_file_are_not_told_apart(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_results_of_another_environment_are_named() -> None:
     assert here["processor"]
 
 
-@pytest.mark.parametrize("name", ["a?b", "a@b", "a/b", "a:b", "..", "a'b"])
+@pytest.mark.parametrize("name", ["a?b", "a@b", "a/b", "a:b", "..", "a'b", "a\nb", "a\tb"])
 def test_names_that_an_address_of_the_registry_cannot_hold(name: str) -> None:
     with pytest.raises(InputError, match="a registered model cannot be called"):
         parse(Request, {"checkpoint": "x.pt2", "data": "d", "name": name})

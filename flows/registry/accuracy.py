@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,8 @@ from modcap.checkpoints import checkpoint as checkpoints
 from modcap.checkpoints.checkpoint import check_input
 from modcap.core.errors import InputError, ModcapError
 from modcap.data import sources as data
-from modcap.data.classes import check_count
+from modcap.data.classes import check_count, doubt
+from modcap.data.doubts import doubt_of_pixels, doubt_of_size
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
 from modcap.flows.registry.evaluated import Evaluated, evaluated_at
@@ -99,15 +100,17 @@ class _Measuring:
         """Reads what is measured, and the images, and checks that they fit each other."""
         subject = evaluated_at(asked.address)
         transform = _transform(asked.preprocess, subject, asked.address)
-        named = classes_of(asked.classes) or subject.known.classes or None
+        own = subject.known.classes or None
+        named = classes_of(asked.classes) or own
         tests = evaluation_images(asked.data, transform, asked.limit, named)
         images = images_of(tests, transform)
         if not len(images):
             raise InputError(f"data {asked.data}: there are no images: give some to measure on")
-        outputs = check_input(subject.model, images.normalized(0, 2))
+        outputs = check_input(subject.checked, images.normalized(0, 2))
         if outputs is not None:
             check_count(tests.classes, outputs, f"data {asked.data}")
-        return cls(asked, subject, transform, tests, images, [])
+        warnings = [*filter(None, _doubts(tests, transform, named, own))]
+        return cls(asked, subject, transform, tests, images, warnings)
 
     def report(self) -> dict[str, Any]:
         full = self._full_precision()
@@ -201,6 +204,21 @@ def _figures(found: Figures) -> dict[str, Any]:
     return said | ({"agreement": found.value} if found.scale.metric == "agreement" else {})
 
 
+def _doubts(
+    tests: data.Images,
+    transform: Preprocess,
+    named: Sequence[str] | None,
+    own: Sequence[str] | None,
+) -> Iterator[str | None]:
+    """What may be wrong with the images, or their numbers."""
+    if named is None:
+        yield doubt(tests.classes)
+    elif own is not None and list(named) != list(own):
+        yield "--classes numbers classes otherwise than the artifact says, and is followed"
+    yield doubt_of_pixels(tests, transform)
+    yield doubt_of_size(tests, transform)
+
+
 def _transform(said: str | None, subject: Evaluated, address: str) -> Preprocess:
     if said:
         return Preprocess.parse(said)
@@ -225,8 +243,15 @@ def _full_precision(
 ) -> _Full | None:
     if checkpoint is not None:
         model = checkpoints.load(local_path(checkpoint), arch).model
+        two = images.normalized(0, 2)
+        own, outputs = check_input(model, two), check_input(subject.checked, two)
+        if own != outputs:
+            raise InputError(
+                f"checkpoint {checkpoint} tells {own or 'no'} classes, and what is measured "
+                f"{outputs or 'none'}: give the one that it was made from"
+            )
         if isinstance(model, ExportedProgram):  # which may be for one number of images
-            return _Full(build(model, images.normalized(0, 2)))
+            return _Full(build(model, two))
         return _Full(model)
     if not subject.stored_network:
         return None

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
+from modcap.checkpoints import exported_for
 from modcap.checkpoints.export_archive import read as read_pt2
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
@@ -38,12 +40,19 @@ class Evaluated:
         bytes: of the file.
         known: what it says of itself.
         stored_network: digest of the full-precision network in the store, where there is one.
+        program: the archive that it was read from, where it was.
     """
 
     model: Callable[[Tensor], Any]
     bytes: int
     known: Known
     stored_network: str = ""
+    program: ExportedProgram | None = None
+
+    @property
+    def checked(self) -> Callable[[Tensor], Tensor] | ExportedProgram:
+        """What :func:`modcap.checkpoints.checkpoint.check_input` takes."""
+        return self.program or self.model
 
     def rows(self, images: Tensor) -> Tensor:
         """What it returns as one tensor; see :mod:`modcap.graph.outputs`."""
@@ -77,7 +86,9 @@ def _artifact(address: str) -> Evaluated:
 def _pt2(address: str) -> Evaluated:
     data = _bytes(address)
     program = read_pt2(data, address)[0]
-    return Evaluated(program.module(), len(data), _known(metadata_of_pt2(data), address))
+    exported_for.check_mode(program, address)
+    known = _known(metadata_of_pt2(data), address)
+    return Evaluated(exported_for.runner(program), len(data), known, program=program)
 
 
 def _onnx(address: str) -> Evaluated:
@@ -92,10 +103,27 @@ def _onnx(address: str) -> Evaluated:
     names = [output.name for output in outputs]
 
     def run(images: Tensor) -> Any:
+        _check_onnx(inputs[0], images)
         found = session.run(names, {inputs[0].name: images.numpy()})
         return dict(zip(names, map(torch.from_numpy, found), strict=True))
 
     return Evaluated(run, len(data), _known(session.get_modelmeta().custom_metadata_map, address))
+
+
+def _check_onnx(own: Any, images: Tensor) -> None:
+    """Compares what an ONNX file takes, by its description, with ``images``.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if own.type != "tensor(float)":
+        raise InputError(f"the ONNX file takes {own.type}: export it in float32")
+    exported_for.check_shape(own.shape[1:], images.shape[1:])
+    if isinstance(own.shape[0], int) and own.shape[0] != len(images):
+        raise InputError(
+            f"the ONNX file takes {own.shape[0]} images at a time: export it for any number, by "
+            f"dynamic_shapes (or dynamic_axes) of torch.onnx.export"
+        )
 
 
 def _known(metadata: Mapping[str, str], address: str) -> Known:

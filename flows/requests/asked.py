@@ -13,7 +13,7 @@ from modcap.recipe import Recipe
 __all__ = ["Request", "known_formats", "known_metric"]
 
 _MODEL_NAME = re.compile(
-    r"(?!\.*$)[^/:'\"`\\?@]+"
+    r"(?!\.*$)[^/:'\"`\\?@\x00-\x1f\x7f]+"
 )  # what MLflow takes and its searches and addresses read
 
 
@@ -93,6 +93,6 @@ class Request(BaseModel):
         if not _MODEL_NAME.fullmatch(self.model_name):
             raise ValueError(
                 f"a registered model cannot be called {self.model_name!r}: give a name without "
-                "slash, colon, quote, backslash, question mark or @"
+                "slash, colon, quote, backslash, question mark, @ or control character"
             )
         return self

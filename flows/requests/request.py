@@ -283,8 +283,12 @@ class _Images:
 
     def doubts(self) -> list[str | None]:
         """What may be wrong with what is measured on them."""
-        overlap = doubting.doubt_of_overlap(self.pool, self.tests)
-        return [names.doubt(self.tests.classes), overlap]
+        return [
+            names.doubt(self.tests.classes),
+            doubting.doubt_of_overlap(self.pool, self.tests),
+            doubting.doubt_of_pixels(self.pool, self.preprocess),
+            doubting.doubt_of_size(self.pool, self.preprocess),
+        ]
 
     def classes(self, outputs: int | None) -> tuple[str, ...] | None:
         """The names of the network's classes, where they are known; folders of images say nothing

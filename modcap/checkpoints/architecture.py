@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modcap.checkpoints import _torchvision, arch_options
+from modcap.checkpoints import _torchvision, arch_options, key_names
+from modcap.checkpoints.stored_in_parts import join
 from modcap.core.errors import InputError, Unavailable
 from modcap.core.messages import first_line
 from modcap.core.user_code import user_module
@@ -23,6 +25,7 @@ Factory = Callable[..., nn.Module]
 _HOW = "use torchvision:NAME, timm:NAME or package.module:factory"
 _INCEPTION = ("googlenet", "inception_v3")  # torchvision's networks with auxiliary classifiers
 _NO_AUXILIARY = "lraspp"  # of torchvision's segmentation networks
+_AUXILIARY = re.compile(r"(?:^|\.)(?:aux\d|AuxLogits|aux_classifier)\.")
 _LIBRARIES = ("torchvision", "timm")
 
 
@@ -39,11 +42,15 @@ def published(architecture: str) -> bool:
     return split(architecture)[0] in _LIBRARIES
 
 
-def build(architecture: str, weights: Mapping[str, Tensor]) -> nn.Module:
+def build(architecture: str, weights: Mapping[str, Tensor], kind: str | None = None) -> nn.Module:
     """The network for ``weights``, itself with random ones, in float32.
 
     The number of classes is read off the rows of the last weight where the factory takes
     ``num_classes``. The caller's random state is left as it was.
+
+    Args:
+        weights: under whatever names.
+        kind: ``raw`` or ``ema``, where there are both.
 
     Raises:
         InputError: there is no such architecture, or it cannot be built.
@@ -55,10 +62,16 @@ def build(architecture: str, weights: Mapping[str, Tensor]) -> nn.Module:
     options = dict(named.options)
     with torch.random.fork_rng(devices=[]):
         model = _call(factory, architecture, **options)
-        classes = _classes(model, weights)
+        classes = _classes(model, _own(model, weights, kind))
         if classes is not None and _takes_classes(source, factory):
             model = _call(factory, architecture, **{"num_classes": classes, **options})
     return model
+
+
+def _own(model: nn.Module, weights: Mapping[str, Tensor], kind: str | None) -> dict[str, Tensor]:
+    """``weights`` under the names of ``model``."""
+    names = model.state_dict().keys()
+    return key_names.as_expected(join(weights, names).tensors, names, kind).entries
 
 
 def _classes(model: nn.Module, weights: Mapping[str, Tensor]) -> int | None:
@@ -118,7 +131,7 @@ def _torchvision_factory(name: str, weights: Mapping[str, Tensor]) -> Factory:
         )
 
     def build_one(**options: Any) -> nn.Module:
-        auxiliary = any(key.startswith(("aux", "AuxLogits")) for key in weights)
+        auxiliary = any(map(_AUXILIARY.search, weights))
         if name in _INCEPTION:
             options |= {"aux_logits": auxiliary, "init_weights": False}
         if name in segmentation:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from modcap.checkpoints import arch_options, exported_for, file_kind, key_names
+from modcap.checkpoints import (
+    arch_options,
+    exported_for,
+    file_kind,
+    key_names,
+    sets_of_weights,
+    stored_in_parts,
+)
 from modcap.checkpoints import architecture as architectures
 from modcap.checkpoints import export_archive as pt2
 from modcap.checkpoints import state_dict as weights
@@ -88,7 +95,7 @@ def load(path: str | Path, architecture: str | None = None) -> Checkpoint:
         named = arch_options.parse(architecture)
         found = weights.read(file, data, named.weights)
         architecture = str(named)
-        model = architectures.build(architecture, found.tensors)
+        model = architectures.build(architecture, found.tensors, named.weights)
         others, doubts = _fill(model, found, architecture, str(path))
         if named.weights is None and others:
             doubts += (_both(str(path), architecture, others),)
@@ -139,18 +146,19 @@ def _fill(
     whole = model.state_dict()
     expected = {name: t for name, t in whole.items() if not name.endswith(_EXTRA)}
     complaint = f"{where} does not fit --arch {architecture}"
-    fitting_names = key_names.as_expected(found.tensors | found.extra, whole, found.kind)
+    joined = stored_in_parts.join(found.tensors, expected)
+    fitting_names = key_names.as_expected(joined.tensors | found.extra, whole, found.kind)
     if len(fitting_names.prefixes) > 1:
         several = " and ".join(f"'{prefix[:_LONG]}'" for prefix in fitting_names.prefixes[:_NAMED])
         raise InputError(
             f"{complaint}: it holds weights of it more than once, under {several}: save one of "
             f"them alone"
         )
+    if fitting_names.only:
+        sets_of_weights.refuse_choice(found.kind, fitting_names.only, Path(where))
     given = fitting_names.entries
     tensors = {name: value for name, value in given.items() if not name.endswith(_EXTRA)}
     _check_names(expected, tensors, complaint)
-    if found.kind == "ema" and not fitting_names.others:
-        raise InputError(f"checkpoint {where} holds raw weights only: leave out weights=ema")
     state = OrderedDict(
         (name, fitting(name, tensors[name], tensor, f"checkpoint {where}"))
         for name, tensor in expected.items()
@@ -171,8 +179,17 @@ def _fill(
     filled = model.state_dict()
     _check_finite({name: filled[name] for name in tensors if name in filled}, where)
     lacking = [name for name in extra if name not in given]
-    doubt = f"checkpoint {where} lacks {_names(lacking)}: it is as --arch {architecture} makes it"
-    return found.others or fitting_names.others, (doubt,) if lacking else ()
+    doubts = {
+        f"lacks {_names(lacking)}: it is as --arch {architecture} makes it": lacking,
+        f"stores parts of weights ({', '.join(joined.kinds)}): weights were computed of them as "
+        f"torch.nn.utils does": joined.kinds,
+        f"holds averaged weights under other names ({_names([*fitting_names.left])}): the raw ones "
+        f"are taken": fitting_names.left if found.kind is None else (),
+        **dict.fromkeys(found.doubts, True),
+    }
+    return found.others or fitting_names.others, tuple(
+        f"checkpoint {where} {doubt}" for doubt, there in doubts.items() if there
+    )
 
 
 def _check_names(
@@ -190,7 +207,9 @@ def _check_names(
         details = "; ".join(f"{what} {_names(names)}" for what, names in found.items() if names)
         prefix = key_names.common_prefix(given)
         seen = f"all its names begin with '{prefix[:_LONG]}'; " if prefix else ""
-        raise InputError(f"{complaint}: {details}; {seen}name the architecture that was trained")
+        parted = any(map(stored_in_parts.is_part, unexpected))
+        mend = stored_in_parts.MEND if parted else "name the architecture that was trained"
+        raise InputError(f"{complaint}: {details}; {seen}{mend}")
 
 
 def _check_archive(program: ExportedProgram, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from modcap.core.errors import InputError
 from modcap.core.messages import first_line
 from modcap.graph.trace import functional_program
 
-__all__ = ["TRAINING", "answer", "check_mode", "trained"]
+__all__ = ["TRAINING", "answer", "check_mode", "check_shape", "runner", "trained"]
 
 aten = torch.ops.aten
 TRAINING = ("_native_batch_norm_legit_functional", "native_dropout")
@@ -52,7 +53,7 @@ def answer(program: ExportedProgram, images: Tensor) -> Any:
     graph = functional_program(program)
     if sizes is None or len(sizes) != images.ndim:
         return _single(graph(images))
-    _check_shape(sizes[1:], tuple(images.shape[1:]))
+    check_shape(sizes[1:], tuple(images.shape[1:]))
     if not isinstance(sizes[0], int):
         return _single(graph(images))
     found = [_rows(graph, part, sizes[0]) for part in (images, images[:1])]
@@ -71,18 +72,31 @@ def _sizes(program: ExportedProgram) -> tuple[Any, ...] | None:
     return tuple(values[0].shape) if values and isinstance(values[0], Tensor) else None
 
 
-def _check_shape(own: tuple[Any, ...], given: tuple[int, ...]) -> None:
-    if all(not isinstance(a, int) or a == b for a, b in zip(own, given, strict=True)):
+def runner(program: ExportedProgram) -> Callable[[Tensor], Any]:
+    """``program`` as a function of images, of however many, where :func:`answer` takes it."""
+    graph = functional_program(program)
+    return lambda images: _single(graph(images))
+
+
+def check_shape(own: Sequence[Any], given: Sequence[int]) -> None:
+    """Compares the sizes of one image that a file was exported for with those of an image; what is
+    no number is free.
+
+    Raises:
+        InputError: they are others.
+    """
+    same = (not isinstance(a, int) or a == b for a, b in zip(own, given, strict=False))
+    if len(own) == len(given) and all(same):
         return
     shape = " × ".join(str(size) if isinstance(size, int) else "any" for size in own)
     have = " × ".join(map(str, given))
-    if own[2] == given[0]:
+    if len(own) == len(given) and own[-1] == given[0]:
         raise InputError(
-            f"the archive was exported for images of {shape}, with channels last, and modcap's are "
+            f"the file was exported for images of {shape}, with channels last, and modcap's are "
             f"{have}: export a network that takes channels first and permutes them itself"
         )
     raise InputError(
-        f"the archive was exported for images of {shape} (channels × height × width), and these "
+        f"the file was exported for images of {shape} (channels × height × width), and these "
         f"are {have}: give --preprocess with resize= and crop=, or export it for images of {have}"
     )
 

@@ -12,7 +12,8 @@ __all__ = ["Fitting", "as_expected", "common_prefix", "is_average"]
 
 _UNUSED = ("num_batches_tracked", "_extra_state")  # what a network can do without
 _COUNT = "n_averaged"  # which AveragedModel keeps beside its module
-_AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?)(?:[._]|$)")
+_AVERAGE = re.compile(r"(?:^|[^a-z])(?:ema|swa|avg|averaged?|averages|polyak|shadow)(?:[^a-z]|$)")
+_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _OLD = (  # of torchvision, whose networks once had these names
     (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\."), r"\1\2."),
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
@@ -31,16 +32,20 @@ class Fitting:
         entries: as far as they are known to be its own; else as they were.
         others: ``ema`` or ``raw``, where there is such a set, too, and it was not taken.
         prefixes: in front of the sets of weights that fit equally well; empty where one was taken.
+        left: names of averaged weights of another form, which were not looked at.
+        only: ``ema`` or ``raw``, where all that fits is of it, and the other was wanted.
     """
 
     entries: dict[str, Any]
     others: str = ""
     prefixes: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    only: str = ""
 
 
 def is_average(name: str) -> bool:
     """Whether it speaks of weights that were averaged over training."""
-    return _AVERAGE.search(name.lower()) is not None
+    return _AVERAGE.search(_CAPITAL.sub("_", name).lower()) is not None
 
 
 def as_expected(
@@ -59,7 +64,8 @@ def as_expected(
     wanted = [p for p in fitting if is_average(p) == (kind == "ema")]
     chosen = wanted or (fitting if kind is None else [])
     if len(chosen) != 1:
-        return Fitting(dict(given), prefixes=tuple(chosen))
+        there = ("raw" if kind == "ema" else "ema") if fitting and not chosen else ""
+        return Fitting(dict(given), prefixes=tuple(chosen), only=there)
     (prefix,) = chosen
     beside = tuple(p for p in fitting if p != prefix and p)
     own = {
@@ -69,7 +75,8 @@ def as_expected(
     }
     own.pop(_COUNT, None)
     others = {is_average(p) for p in fitting} - {is_average(prefix)}
-    return Fitting(own, ("ema" if True in others else "raw") if others else "")
+    left = () if others else tuple(n for n in known if not n.startswith(prefix) and is_average(n))
+    return Fitting(own, ("ema" if True in others else "raw") if others else "", left=left)
 
 
 def common_prefix(names: Collection[str]) -> str:

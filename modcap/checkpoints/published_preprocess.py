@@ -56,10 +56,17 @@ def _of_timm(name: str) -> Preprocess:
     if config is None:
         raise InputError(f"--arch timm:{name} names no preprocessing: pass --preprocess {EXAMPLE}")
     crop = config.input_size[-1]
-    return Preprocess(
+    found = Preprocess(
         resize=math.floor(crop / config.crop_pct),
         crop=crop,
         interpolation=config.interpolation,
+        aspect="squash" if config.crop_mode == "squash" else "keep",
         mean=tuple(config.mean),
         std=tuple(config.std),
     )
+    if config.crop_mode not in ("center", "squash") or config.input_size[-2] != crop:
+        raise InputError(
+            f"--arch timm:{name} takes images of {config.input_size[-2]} × {crop}, cropped by "
+            f"{config.crop_mode!r}, which is not known here: choose --preprocess, such as '{found}'"
+        )
+    return found

@@ -18,14 +18,13 @@ from torch import Tensor
 
 from modcap.checkpoints.key_names import is_average
 from modcap.checkpoints.plain_tensors import as_plain
+from modcap.checkpoints.sets_of_weights import WRAPPERS, choose, is_extra, refuse_choice
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
 
 __all__ = ["StateDict", "read"]
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_EXTRA = "_extra_state"  # what a module keeps beside its tensors, of whatever kind
 _COUNT = "n_averaged"  # which AveragedModel keeps beside its module
 _CODE = re.compile(r"global|reduce|allowlist|build", re.IGNORECASE)  # what torch refuses to call
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
@@ -41,6 +40,7 @@ class StateDict:
         others: what else there was to choose, for people.
         kind: ``raw`` or ``ema`` of what is still to be chosen, by names.
         extra: what modules keep beside tensors (``get_extra_state``), by name.
+        doubts: what else may have been meant, for people.
     """
 
     tensors: dict[str, Tensor]
@@ -48,6 +48,7 @@ class StateDict:
     others: str = ""
     kind: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
 
 def read(file: Path, data: bytes, kind: str | None = None) -> StateDict:
@@ -121,98 +122,43 @@ def _damaged(file: Path, error: Exception) -> InputError:
 
 def _chosen(content: Any, file: Path, kind: str | None) -> StateDict:
     """The raw or the averaged weights of what a training script saved."""
-    averaged = [key for key in _sets(content) if is_average(str(key))]
-    if not averaged:
-        return _flat(_unwrapped(content, file), file, kind)
-    rest = {key: value for key, value in content.items() if key not in averaged}
-    raw = bool(_sets(rest))
-    if kind == "ema" or not raw:
-        _refuse_choice(kind, "ema", file)
-        found = _unwrapped(content[averaged[0]], file)
-        return replace(found, others="raw" if raw else "")
-    return replace(_unwrapped(rest, file), others="ema")
+    chosen = choose(content, file, kind)
+    found = _of_content(chosen.content, file)
+    if chosen.averaged:
+        return replace(found, others=chosen.others, doubts=chosen.doubts)
+    return replace(_flat(found, file, kind), doubts=chosen.doubts)
 
 
 def _flat(found: StateDict, file: Path, kind: str | None) -> StateDict:
     """Weights of which a part may be averaged, as names say."""
     if not any(map(is_average, found.tensors)):
-        _refuse_choice(kind, "raw", file)
+        refuse_choice(kind, "raw", file)
     return replace(found, kind=kind)
 
 
-def _sets(content: Any) -> list[Any]:
-    """The keys under which sets of weights lie, wrapped again or not."""
-    if not isinstance(content, Mapping):
-        return []
-    return [
-        key
-        for key, value in content.items()
-        if isinstance(value, Mapping)
-        and (any(_holds(value, wrapper) for wrapper in _WRAPPERS) or _is_state(value))
-    ]
-
-
-def _is_state(content: Mapping[Any, Any]) -> bool:
-    kinds = [isinstance(v, Tensor) for key, v in content.items() if not _is_extra(key)]
-    return bool(kinds) and all(kinds)
-
-
-def _is_extra(key: Any) -> bool:
-    return str(key).rpartition(".")[2] == _EXTRA
-
-
-def _holds(content: Any, key: str) -> bool:
-    return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
-
-
-def _refuse_choice(kind: str | None, there: str, file: Path) -> None:
-    if kind not in (None, there):
-        raise InputError(f"checkpoint {file} holds {there} weights only: leave out weights={kind}")
-
-
-def _unwrapped(content: Any, file: Path) -> StateDict:
-    """The state dict inside what training scripts commonly save around it."""
-    for wrapper in _WRAPPERS:
-        if _holds(content, wrapper):
-            content = content[wrapper]
-    content = _only_set(content, file)
+def _of_content(content: Any, file: Path) -> StateDict:
+    """``content`` as a state dict."""
     if not isinstance(content, Mapping):
         raise InputError(
             f"checkpoint {file} holds a {type(content).__name__}, not a dictionary of tensors: "
             f"save model.state_dict()"
         )
-    other = [str(key) for key, value in content.items() if not _is_known(key, value)]
+    other = [
+        str(k) for k, value in content.items() if not (isinstance(value, Tensor) or is_extra(k))
+    ]
     if other or not content:
         found = f"{other[0]} is no tensor" if other else "it is empty"
         raise InputError(
             f"checkpoint {file} is not a state dict ({found}): "
-            f"save model.state_dict(), alone or under one of {', '.join(_WRAPPERS)}"
+            f"save model.state_dict(), alone or under one of {', '.join(WRAPPERS)}"
         )
     versions = getattr(content, "_metadata", None)
     known = versions if isinstance(versions, Mapping) else {}
     return StateDict(
-        {str(key): value for key, value in content.items() if not _is_extra(key)},
+        {str(key): value for key, value in content.items() if not is_extra(key)},
         {str(name): value for name, value in known.items()},
-        extra={str(key): value for key, value in content.items() if _is_extra(key)},
+        extra={str(key): value for key, value in content.items() if is_extra(key)},
     )
-
-
-def _is_known(key: Any, value: Any) -> bool:
-    return isinstance(value, Tensor) or _is_extra(key)
-
-
-def _only_set(content: Any, file: Path) -> Any:
-    """What lies under a name of the author's own, where nothing else is a set of weights."""
-    sets = _sets(content)
-    if not sets or any(isinstance(value, Tensor) for value in content.values()):
-        return content
-    if len(sets) > 1:
-        raise InputError(
-            f"checkpoint {file} holds several sets of weights ({', '.join(map(str, sets))[:100]}): "
-            f"save one of them alone"
-        )
-    inner = content[sets[0]]
-    return next((inner[wrapper] for wrapper in _WRAPPERS if _holds(inner, wrapper)), inner)
 
 
 def _unprefixed(found: StateDict) -> StateDict:

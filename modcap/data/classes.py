@@ -6,6 +6,7 @@ made of a network, and number its images wherever these lie.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = ["check_count", "digest", "doubt", "of_json", "of_value", "read"]
 
 _BYTES = 2**22
 _MOST = 2**16
+_COUNTED = re.compile(r"(?P<before>[^0-9]*)(?P<number>[0-9]{1,18})([^0-9].*)?", re.DOTALL)
 
 
 def read(path: Path) -> tuple[str, ...]:
@@ -73,21 +75,31 @@ def check_count(classes: Sequence[str] | None, outputs: int, where: str) -> None
         InputError: that is so.
     """
     if classes is not None and len(classes) != outputs:
+        more = (
+            "remove folders that are none"
+            if len(classes) > outputs
+            else "add a folder, which may be empty, for each class that lacks one"
+        )
         raise InputError(
             f"{where} names {len(classes)} classes, and the network has {outputs}: which is which "
-            f"is not known; add a folder, which may be empty, for each class that lacks one, or "
-            f"list all with --classes FILE; images without labels lie right in the folder"
+            f"is not known; {more}, or list all with --classes FILE; images without labels lie "
+            f"right in the folder"
         )
 
 
 def doubt(classes: Sequence[str] | None) -> str | None:
     """What may be wrong with a numbering by names, where it may be."""
-    if not classes or not all(name.isascii() and name.isdigit() for name in classes):
+    counted = [_COUNTED.fullmatch(name) for name in classes or ()]
+    numbers = {match[0]: int(match["number"]) for match in counted if match}
+    same = len({match["before"] for match in counted if match}) == 1
+    if not classes or not same or len(numbers) < len(classes):
         return None
-    if sorted(classes, key=int) == list(classes):
+    natural = sorted(classes, key=numbers.__getitem__)
+    other = [n for n, (one, two) in enumerate(zip(classes, natural, strict=True)) if one != two]
+    if not other:
         return None
+    said = ", ".join(f"{classes[n]} is class {n}" for n in other[:2])
     return (
-        f"class folders are called by numbers, and sorted as text: {classes[1]} is class 1, "
-        f"{classes[2]} is class 2; if the network counts otherwise, pass zeros in front, or "
-        f"--classes FILE"
+        f"class folders are called by numbers, and sorted as text: {said}; if the network counts "
+        f"otherwise, put zeros in front, or --classes FILE"
     )

@@ -11,12 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modcap.data.images import Images
+from modcap.data.preprocess import Preprocess
 
-__all__ = ["chance_of", "doubt_of_accuracy", "doubt_of_overlap", "overlap"]
+__all__ = [
+    "chance_of",
+    "doubt_of_accuracy",
+    "doubt_of_overlap",
+    "doubt_of_pixels",
+    "doubt_of_size",
+    "overlap",
+]
 
 _Z = 3.09  # standard deviations: 99.9 %, one-sided
 _SHARE = 0.1  # of the way from chance to all right, that is hardly more than chance
 _FEW = 0.01  # of the images that calibration draws from: natural sets hold a few twice
+_CONTRAST = 0.1  # of all that a pixel can be: images that differ by less are nearly constant
+_SEEN = 2048  # images whose pixels are looked at
 _PROBES = 64  # values of an image that tell it from most others
 
 
@@ -59,6 +69,35 @@ def _lower_end(share: float, count: int) -> float:
     z2 = _Z * _Z
     spread = _Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
     return (share + z2 / (2 * count) - spread) / (1 + z2 / count)
+
+
+def doubt_of_pixels(images: Images, preprocess: Preprocess) -> str | None:
+    """What to say where all pixels are nearly the same: of 0 and 1 in bytes, of 12 bits in 16, or
+    scaled twice."""
+    if not len(images) or preprocess.range == "any":
+        return None
+    seen = images.images[:_SEEN]
+    low, high = float(seen.min()), float(seen.max())
+    full = 255 if seen.dtype == np.uint8 else 1
+    if high - low >= _CONTRAST * full:
+        return None
+    return (
+        f"pixels of {images.source} reach from {low:g} to {high:g} of 0 to {full}, so that images "
+        f"are nearly constant: scale them to the whole range, as in training"
+    )
+
+
+def doubt_of_size(images: Images, preprocess: Preprocess) -> str | None:
+    """What to say of arrays, which are taken as they are, where files would be cropped."""
+    height, width = images.images.shape[2:]
+    crop = preprocess.crop
+    if crop is None or not len(images) or (height, width) == (crop, crop):
+        return None
+    return (
+        f"images of {images.source} are {height} × {width}, and the preprocessing crops to {crop}: "
+        f"arrays are taken as they are; if the network was trained on these sizes, say "
+        f"--preprocess without crop"
+    )
 
 
 def overlap(pool: Images, tests: Images) -> int:

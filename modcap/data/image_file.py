@@ -87,6 +87,8 @@ def _resized(image: Image, preprocess: Preprocess) -> Image:
         return image
     shorter = min(image.size)
     width, height = (int(preprocess.resize * side / shorter) for side in image.size)
+    if preprocess.aspect == "squash":
+        width = height = preprocess.resize
     _check_size(width, height)
     method: Any = Resampling[preprocess.interpolation.upper()]
     return image.resize((width, height), method)

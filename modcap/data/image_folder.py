@@ -4,6 +4,8 @@ or without such folders, and so without labels."""
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +20,13 @@ __all__ = ["decoded", "listed", "names", "splits", "unsorted"]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 _TRAINING, _EVALUATION = "train", ("val", "valid", "validation", "test")
-_LEFT_BEHIND = {"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN"}
+_SPLIT = re.compile(r"(train|val|test|eval|dev|hold).*", re.IGNORECASE)
+_LEFT_BEHIND = {  # by archivers, servers of files, and other tools, in small letters
+    *("__macosx", "_macosx", "__pycache__", "cvs", "lost+found"),
+    *("$recycle.bin", "recycler", "system volume information"),
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot"),
+    *("network trash folder", "temporary items"),
+}
 _NAMED = 3  # classes to name in an error
 
 
@@ -45,7 +53,29 @@ def splits(folder: Path) -> tuple[Path, Path] | None:
             raise InputError(
                 f"data {folder} has {alone.name}/ and no {other}/: give both, or {alone} alone"
             )
+    _check_no_splits(folder)
     return None
+
+
+def _check_no_splits(folder: Path) -> None:
+    """Refuses splits that are called otherwise, which would be taken for classes.
+
+    Raises:
+        InputError: all folders are called like splits, and hold folders of classes.
+    """
+    found = names(folder)
+    if len(found) < 2 or not all(map(_SPLIT.fullmatch, found)):
+        return
+    if all(names(folder / name) and not _own_images(folder / name) for name in found):
+        raise InputError(
+            f"data {folder} has {' and '.join(f'{name}/' for name in found[:_NAMED])}, which hold "
+            f"folders of classes: call them {_TRAINING}/ and {_EVALUATION[0]}/"
+        )
+
+
+def _own_images(folder: Path) -> bool:
+    """Whether images lie in the folder itself."""
+    return any(entry.suffix.lower() in _SUFFIXES for entry in folder.iterdir() if entry.is_file())
 
 
 def listed(folder: Path, classes: Sequence[str], whose: str) -> list[tuple[Path, int]]:
@@ -59,8 +89,8 @@ def listed(folder: Path, classes: Sequence[str], whose: str) -> list[tuple[Path,
         InputError: there is no image, or one of a class that has no number.
     """
     named = [(file, name) for name in names(folder) for file in _images(folder / name)]
-    numbers = {name: number for number, name in enumerate(classes)}
-    unknown = sorted({name for _, name in named} - numbers.keys())
+    numbers = {_composed(name): number for number, name in enumerate(classes)}
+    unknown = sorted({name for _, name in named if _composed(name) not in numbers})
     if unknown:
         more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
         raise InputError(
@@ -72,7 +102,12 @@ def listed(folder: Path, classes: Sequence[str], whose: str) -> list[tuple[Path,
             f"data {folder} has no images: give a directory of images, or one with a folder of "
             f"images per class"
         )
-    return [(file, numbers[name]) for file, name in named]
+    return [(file, numbers[_composed(name)]) for file, name in named]
+
+
+def _composed(name: str) -> str:
+    """Letters with accents in one form: systems of files write them in two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def unsorted(folder: Path) -> list[Path]:
@@ -100,7 +135,7 @@ def _images(folder: Path) -> list[Path]:
 
 def _shown(name: str) -> bool:
     """Whether people mean it: not what their tools leave behind, such as ``.ipynb_checkpoints``."""
-    return not name.startswith(".") and name not in _LEFT_BEHIND
+    return not name.startswith(".") and name.lower() not in _LEFT_BEHIND
 
 
 def decoded(files: Sequence[Path], preprocess: Preprocess) -> NDArray[np.uint8]:

@@ -37,7 +37,7 @@ class Preprocess(BaseModel):
     ``mean`` and ``std`` have one value per channel, for pixels of 0 to 1. Those for pixels of 0 to
     255 are written with ``scale=255``, and become such of 0 to 1. ``range=any`` is for arrays of
     float32 that are beyond 0 to 1, such as normalised ones: ``mean`` and ``std`` apply to them as
-    they are.
+    they are. ``aspect=squash`` resizes both sides to ``resize``, whatever their ratio.
 
     Example:
         >>> str(Preprocess.parse("crop=224,mean=0.5,std=0.25"))
@@ -49,6 +49,7 @@ class Preprocess(BaseModel):
     resize: int | None = None
     crop: int | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    aspect: Literal["keep", "squash"] = "keep"
     mean: tuple[float, ...]
     std: tuple[float, ...]
     range: Literal["unit", "any"] = "unit"
@@ -63,6 +64,7 @@ class Preprocess(BaseModel):
         if str(fields["scale"]) not in ("1", "255"):
             raise ValueError("scale is 1 or 255, what the brightest pixel counts for")
         if str(fields["scale"]) == "255":
+            _check_units(fields)
             rest |= {name: _divided(rest[name]) for name in ("mean", "std") if name in rest}
         return rest
 
@@ -78,6 +80,8 @@ class Preprocess(BaseModel):
             self._check_scale()
         if any(size is not None and size < 1 for size in (self.resize, self.crop)):
             raise ValueError("resize and crop must be at least 1")
+        if self.aspect == "squash" and self.resize is None:
+            raise ValueError("aspect=squash is for resize: say to which size")
         return self
 
     def _check_scale(self) -> None:
@@ -164,6 +168,27 @@ class Preprocess(BaseModel):
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (x - mean[:, None, None]) / std[:, None, None]
+
+
+def _check_units(fields: dict[str, Any]) -> None:
+    """Refuses ``scale=255`` beside what it would divide, and was not meant for."""
+    if fields.get("range") == "any":
+        raise ValueError("range=any takes mean and std as they are: leave out scale=255")
+    means, stds = (_numbers(fields.get(name)) for name in ("mean", "std"))
+    if any(0 < abs(mean) <= 1 for mean in means) or any(0 < std < 1 for std in stds):
+        raise ValueError(
+            "scale=255 is for mean and std of pixels of 0 to 255, and these are for 0 to 1: leave "
+            "it out"
+        )
+
+
+def _numbers(values: Any) -> list[float]:
+    """What is no number is refused later, by name."""
+    listed = values if isinstance(values, list | tuple) else [values]
+    try:
+        return [float(value) for value in listed]
+    except (TypeError, ValueError, OverflowError):
+        return []
 
 
 def _divided(values: Any) -> Any:

@@ -185,7 +185,8 @@ def softmax(graph: Graph, call: Call) -> str:
 @operator(aten.amax.default, aten.amin.default)
 def reduce(graph: Graph, call: Call) -> str:
     kind = _REDUCTIONS[call.node.target.overloadpacket.__name__]  # type: ignore[union-attr]
-    return reduced(graph, kind, call.name("self"), _axes(call), _keeps(call))
+    x = call.read(call["self"], call.node.meta["val"].dtype)  # sums of truth values are integers
+    return reduced(graph, kind, x, _axes(call), _keeps(call))
 
 
 @operator(aten.any.default, aten.any.dim, aten.any.dims)

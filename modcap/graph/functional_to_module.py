@@ -120,9 +120,11 @@ def _replace(
     source = arguments.pop("input")
     for name in ("weight", "bias", "running_mean", "running_var"):
         if isinstance(arguments.get(name), fx.Node):
+            called = getattr(node.target, "__name__", node.target)
             raise InputError(
-                f"{node.target} at {place(node)}: its {name} is computed at run time, and only "
-                "layers over stored weights can be quantized"
+                f"{called} at {place(node)}: its {name} is computed at run time, for each image "
+                f"anew (as in CondConv), and only layers over stored weights can be quantized: "
+                f"train the network with a plain layer there"
             )
     if same not in made:
         layer = maker(arguments | {"ndim": source.meta["ndim"]}).eval().requires_grad_(False)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.deployed.compose import FILE, Service, services, variables
 from tests.deployed.hosts import Host, Network, Root, disk
@@ -20,12 +21,13 @@ __all__ = ["Deployment", "deployed"]
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE = 240.0  # seconds for a service to become healthy
-_POSTGRES = """
+_POSTGRES = r"""
 bin=$(dirname "$(readlink -f "$(command -v initdb || echo /usr/lib/postgresql/*/bin/initdb)")")
 data=/var/lib/postgresql/data
 if [ ! -s "$data/PG_VERSION" ]; then
   printf %s "$POSTGRES_PASSWORD" > /tmp/password
-  "$bin/initdb" -D "$data" -U "$POSTGRES_USER" -A scram-sha-256 --pwfile=/tmp/password >/dev/null
+  "$bin/initdb" -D "$data" -U "$POSTGRES_USER" -A scram-sha-256 --pwfile=/tmp/password \
+    -E UTF8 --locale C.UTF-8 >/dev/null
   echo "host all all all scram-sha-256" >> "$data/pg_hba.conf"
   "$bin/pg_ctl" -D "$data" -o "-c listen_addresses= -k /tmp" -w start >/dev/null
   export PGPASSWORD=$POSTGRES_PASSWORD
@@ -74,7 +76,7 @@ class Deployment:
         image = self._image(service)
         root = Root(self.folder / "hosts" / name, image.layers)
         user = "postgres" if service.image.startswith("postgres") else image.user
-        home = {"HOME": f"/home/{user}", "USER": user, "LOGNAME": user}
+        home = {"HOME": _account(root, user).home, "USER": user, "LOGNAME": user}
         environment = {**home, **image.environment, **service.environment}
         host = self.network.add(name, root, user, environment)
         host.folder = image.folder
@@ -95,7 +97,8 @@ class Deployment:
         volume = self.folder / "volumes" / source
         volume.mkdir(parents=True, exist_ok=True)
         inside.mkdir(parents=True, exist_ok=True)
-        shutil.chown(volume, *_owner(host))
+        account = _account(host.root, host.user)
+        os.chown(volume, account.user, account.group)
         volume.chmod(0o700)
         return volume
 
@@ -103,7 +106,8 @@ class Deployment:
         image = self.images["modcap"]
         root = Root(self.folder / "hosts/client", image.layers)
         worker = self.services["worker"].environment  # the variables that docs/deploy.md names
-        home = {"HOME": f"/home/{image.user}", "USER": image.user, "LOGNAME": image.user}
+        account = _account(root, image.user)
+        home = {"HOME": account.home, "USER": image.user, "LOGNAME": image.user}
         host = self.network.add("client", root, image.user, {**home, **image.environment, **worker})
         host.folder = "/work"
         (root.own / "work").mkdir()
@@ -181,13 +185,19 @@ class Deployment:
         self.network.close()
 
 
-def _owner(host: Host) -> tuple[int, int]:
-    """The numbers of the host's user, which its image may have made."""
-    files = [layer / "etc/passwd" for layer in reversed(host.root.layers)] + [Path("/etc/passwd")]
+class _Account(NamedTuple):
+    user: int
+    group: int
+    home: str
+
+
+def _account(root: Root, name: str) -> _Account:
+    """A user, whom a layer of the image may have made."""
+    files = [layer / "etc/passwd" for layer in reversed(root.layers)] + [Path("/etc/passwd")]
     text = next(file.read_text() for file in files if file.exists())
-    line = next(line for line in text.splitlines() if line.startswith(f"{host.user}:"))
-    user, group = line.split(":")[2:4]
-    return int(user), int(group)
+    line = next(line for line in text.splitlines() if line.startswith(f"{name}:"))
+    user, group, _, home = line.split(":")[2:6]
+    return _Account(int(user), int(group), home)
 
 
 @contextmanager

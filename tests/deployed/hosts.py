@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -81,7 +80,7 @@ class Root:
         options = f"lowerdir={lower},upperdir={self.own},workdir={self._work}"
         binds = [str(part) for place, source in (mounts or {}).items() for part in (source, place)]
         return [
-            *("unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--"),
+            *("unshare", "--mount", "--pid", "--uts", "--fork", "--"),
             *(
                 "/bin/sh",
                 "-c",
@@ -200,25 +199,31 @@ class Host:
     def running(self) -> bool:
         return self._main is not None and self._main.poll() is None
 
+    def _beside(self, words: Sequence[str]) -> list[str]:
+        """What runs ``words`` beside its service, as ``docker exec`` does."""
+        return [
+            *("nsenter", f"--target={self._first()}", "--net", "--mount", "--pid", "--uts"),
+            *("--root", "--", "/bin/sh", "-ec", _AS, "run", self.folder, self.user, *words),
+        ]
+
     def run(
-        self,
-        *words: str,
-        environment: Mapping[str, str] | None = None,
-        timeout: float = 600,
-        user: str | None = None,
+        self, *words: str, environment: Mapping[str, str] | None = None, timeout: float = 600
     ) -> CompletedProcess[str]:
-        """Runs a command beside its service, as ``docker exec`` does."""
-        who = user or self.user
+        """Runs a command beside its service, and waits for it."""
         return subprocess.run(
-            [
-                *("nsenter", f"--target={self._first()}", "--net", "--mount", "--pid", "--uts"),
-                *("--root", "--", "/bin/sh", "-ec", _AS, "run", self.folder, who, *words),
-            ],
+            self._beside(words),
             env=self.environment | dict(environment or {}),
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
+        )
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """Starts a command beside its service."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            self._beside(words), env=self.environment, stdout=pipe, stderr=pipe, text=True
         )
 
     def processes(self) -> Iterator[int]:
@@ -246,17 +251,11 @@ class Host:
         if not self.running:
             return
         assert self._main is not None
-        with contextlib.suppress(ProcessLookupError, RuntimeError):
+        first = self._first()  # all that runs inside ends with it
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             if grace:
-                os.kill(self._first(), signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._main.wait(grace)
+                os.kill(first, signal.SIGTERM)
+                self._main.wait(grace)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._main.pid, signal.SIGKILL)  # and with it all that runs inside
+            os.kill(first, signal.SIGKILL)
         self._main.wait()
-
-    def reset(self) -> None:
-        """Forgets what was written outside of its volumes, as a new container has."""
-        for folder in (self.root.own, self.root._work):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()

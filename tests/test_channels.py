@@ -96,6 +96,10 @@ def test_tokens_and_swin() -> None:
         if len(shape) == 4:
             place = channel_dimension(modules[: n + 1], images[:1])
             assert shape[place] == max(shape[1:])
+    stages = swin.get_submodule("features")
+    for stage in range(1, len(stages) + 1):  # type: ignore[arg-type]
+        graph = fx.symbolic_trace(stages[:stage])  # type: ignore[index,operator]
+        assert channel_dimension([graph], images[:1]) == 3
 
 
 def small_swin() -> nn.Module:

@@ -221,7 +221,7 @@ class Setting:
             recipe = self._recipe(variant)
             row = {
                 "network": self.name,
-                "bits": recipe.bits,
+                "bits": recipe.bits_label,
                 "method": self.method,
                 "seed": self.seed,
                 "iterations": recipe.optimiser.iterations,

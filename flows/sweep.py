@@ -194,7 +194,7 @@ def _failed_row(prepared: Prepared, failure: ModcapError) -> dict[str, Any]:
         "reason": first_line(failure),
         "checkpoint": prepared.request.checkpoint,
         "recipe": recipe.model_dump(mode="json"),
-        "bits": recipe.bits,
+        "bits": recipe.bits_label,
         "k_asked": recipe.k_asked,
     }
 

@@ -22,10 +22,10 @@ GOOD = SHIPPED / "resnet18_narrow.safetensors"
 ARCH = ["--arch", "modcap.zoo:resnet18_narrow"]
 DATA = ["--data", "fashion-mnist"]
 RECIPE = (
-    "activation-memory activations batch-size bias-rate calibration capacity capacity-images "
-    "capacity-scale correction device first-last-bits gpus groups homogeneity iterations "
+    "activation-memory activations batch-size bias-rate bits calibration capacity capacity-images "
+    "capacity-scale correction device first-last-bits float gpus groups homogeneity iterations "
     "iterations-per k-search "
-    "path-share precision preset recipe relative-scale-rate rounding scale-exponent scale-rate "
+    "path-share positions precision preset recipe relative-scale-rate rounding scale-exponent scale-rate "
     "scales schedule selection shared-prefix stride-coefficient threads tuning tuning-rate "
     "tuning-rounding-rate weight-scale-rate weights"
 )

@@ -63,7 +63,8 @@ def recipe_options(*, without: tuple[str, ...] = ()) -> Options:
         REST,
         panels={
             _BITS: (
-                *("w_bits", "a_bits", "first_last_bits", "activations", "weights", "scales"),
+                *("w_bits", "a_bits", "first_last_bits", "bits", "float"),
+                *("activations", "weights", "scales"),
                 *("method", "calibration", "seed"),
             ),
             _JOINING: ("capacity", "k", "selection", "homogeneity"),

@@ -83,7 +83,7 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
         "checkpoint": prepared.request.checkpoint,
         "name": cell.cell.name,
         "recipe": prepared.request.recipe.model_dump(mode="json"),
-        "bits": prepared.request.recipe.bits,
+        "bits": prepared.request.recipe.bits_label,
         "method": prepared.request.recipe.method.name,
         "modules": list(names),
         "groups": [list(names[span.start : span.stop]) for span in cell.groups],

@@ -162,7 +162,7 @@ def _pictures(
         drawn["capacity"] = charts.capacities(run.capacities, run.modules)
         drawn["boundaries"] = charts.boundaries(boundaries, run.modules)
     if layers:
-        rows = {each.place: each.histogram for each in layers}
+        rows = {each.place: each.histogram for each in layers if each.w_bits}
         drawn["histograms"] = charts.histograms(rows)
     return {name: Markup(svg) for name, svg in drawn.items()}  # charts escape texts
 

@@ -75,9 +75,10 @@ class Prepared(Ready):
         """The same checkpoint and images by another recipe (of equal calibration and seed).
 
         Raises:
-            InputError: its k is more than the network has boundaries.
+            InputError: its k is more than the network has boundaries, or a name in it is none of
+                the network's.
         """
-        check_selection(self.network, recipe)
+        check_recipe(self.network, recipe)
         cell = replace(self.cell, recipe=recipe, name=name)
         request = self.request.model_copy(update={"recipe": recipe})
         return replace(self, request=request, cell=cell)
@@ -294,8 +295,8 @@ def _prepared(
     doubts: tuple[str, ...],
 ) -> Prepared:
     recipe, evaluation = request.recipe, images.evaluation
-    check_selection(network, recipe)
-    name = f"{request.model_name} {recipe.bits} {recipe.method.name}"
+    check_recipe(network, recipe)
+    name = f"{request.model_name} {recipe.bits_label} {recipe.method.name}"
     pixels = evaluation.pixels.nbytes
     return Prepared(
         request=request,
@@ -332,8 +333,10 @@ def fp_bytes(network: Network) -> int:
     return sum(p.numel() * 4 for module in modules for p in module.parameters())
 
 
-def check_selection(network: Network, recipe: Recipe) -> None:
-    """Refuses, before any work is spent, a k that the network's boundaries cannot meet."""
+def check_recipe(network: Network, recipe: Recipe) -> None:
+    """Refuses, before any work is spent, what the network cannot meet: names that none of its
+    layers has, and a k that is more than its boundaries."""
+    recipe.bit_policy.resolve(network)
     if recipe.k is None or not recipe.method.learns or recipe.selection is Selection.EXPLICIT:
         return
     marks = [signature(module) for module in network.partition.modules]

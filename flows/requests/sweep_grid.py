@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -30,8 +30,9 @@ class Sweep(BaseModel):
     w_bits: tuple[int, ...] = Field(
         (), description="bits of weights, such as 2,3,4 or 2-4; by default those of the recipe"
     )
-    a_bits: tuple[int, ...] = Field(
-        (), description="bits of activations, likewise; by default those of the recipe"
+    a_bits: tuple[int | Literal["none"], ...] = Field(
+        (),
+        description="bits of activations, likewise, or none; by default those of the recipe",
     )
     k: tuple[int | None, ...] = Field(
         (),
@@ -86,7 +87,7 @@ def prepare_sweep(grid: Sweep, read: Callable[[Request], Prepared] | None = None
                 first = request.model_copy(update={"recipe": recipe})
                 bases[recipe.seed] = (read or prepare)(first).exporting(())
             name = (
-                f"{request.model_name} {recipe.bits} {recipe.method.name} "
+                f"{request.model_name} {recipe.bits_label} {recipe.method.name} "
                 f"k={recipe.k_asked} seed={recipe.seed}"
             )
             prepared.append(bases[recipe.seed].with_recipe(recipe, name))

@@ -63,6 +63,12 @@ class Network:
         """How many weight layers each module has."""
         return self.partition.layers
 
+    @property
+    def paths(self) -> tuple[tuple[str, ...], ...]:
+        """What the model calls the weight layers of each module. A network that was read from a
+        file knows only what its graphs call them."""
+        return self.partition.paths
+
     def to(self, device: torch.device) -> Network:
         """A copy on ``device``."""
         modules = tuple(copy.deepcopy(module).to(device) for module in self.partition.modules)

@@ -197,9 +197,13 @@ class Cell:
     known: Known = field(default_factory=Known)
     exports: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def bits(self) -> list[list[Bits]]:
-        """Of each weight layer of each module."""
+        """Of each weight layer of each module.
+
+        Raises:
+            InputError: a name in the recipe is none of the network's.
+        """
         return self.recipe.bit_policy.resolve(self.network)
 
     @property

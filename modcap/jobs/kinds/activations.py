@@ -64,7 +64,8 @@ def quantized_modules(
         last = index == len(floats) - 1
         module = insert_quantizers(floats[index], module_bits, scheme, last)
         device = device_of(floats[index])
-        restore(module, {name: tensor.to(device) for name, tensor in states[index].items()})
+        state = states.get(index, {})  # none, where all of a module stays float
+        restore(module, {name: tensor.to(device) for name, tensor in state.items()})
         modules.append(module)
     return modules
 

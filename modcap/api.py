@@ -18,6 +18,7 @@ from modcap.export import Known
 from modcap.export.artifact import QuantizedNetwork, unpack_network
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell, Job
+from modcap.jobs.kinds.allocate import refuse_impossible_bounds
 from modcap.jobs.plan import plan
 from modcap.jobs.run_job import run_job
 from modcap.jobs.worker_cache import WorkerCache
@@ -126,6 +127,7 @@ def quantize(
     unlabelled = torch.zeros(len(images), dtype=torch.int64)
     calibration = ImageSet(images, unlabelled, (0.0,) * channels, (1.0,) * channels)
     known = Known(preprocess=_written(preprocess), classes=tuple(classes))
+    refuse_impossible_bounds(network, recipe)
     cell = Cell(network, calibration.digest, calibration.digest, recipe, known=known)
     bench = WorkerCache.holding({network.digest: network, calibration.digest: calibration})
     results = _run_all(cell, bench, progress)

@@ -20,9 +20,10 @@ from modcap.flows.cli.options import (
     recipe_options,
     request_options,
 )
-from modcap.flows.cli.sweep import AXES, Archs, Checkpoints, More, make_grid
+from modcap.flows.cli.sweep import Archs, Checkpoints, More, make_grid
 from modcap.flows.cli.tables import Column, print_table
 from modcap.flows.execution import terminal
+from modcap.flows.requests.sweep_grid import AXES
 
 __all__ = ["plan"]
 

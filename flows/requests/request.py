@@ -26,6 +26,7 @@ from modcap.export import Known, require
 from modcap.flows.requests.asked import Request
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell
+from modcap.jobs.kinds.allocate import refuse_impossible_bounds
 from modcap.ptq.capacity import signature
 from modcap.recipe import Homogeneity, Recipe, Selection
 
@@ -335,8 +336,9 @@ def fp_bytes(network: Network) -> int:
 
 def check_recipe(network: Network, recipe: Recipe) -> None:
     """Refuses, before any work is spent, what the network cannot meet: names that none of its
-    layers has, and a k that is more than its boundaries."""
+    layers has, bounds of bits that no choice meets, and a k that is more than its boundaries."""
     recipe.bit_policy.resolve(network)
+    refuse_impossible_bounds(network, recipe)
     if recipe.k is None or not recipe.method.learns or recipe.selection is Selection.EXPLICIT:
         return
     marks = [signature(module) for module in network.partition.modules]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -94,6 +94,11 @@ class ImageSet:
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (x - mean[:, None, None]) / std[:, None, None]
+
+    def first(self, count: int) -> ImageSet:
+        """The first ``count``, or all where there are fewer."""
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, pixels=self.pixels[:count], labels=labels)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images as the network takes them, ``size`` at a time."""

@@ -108,8 +108,18 @@ class BitPolicy:
                 bits = said.over(bits)
         return bits
 
-    def fixes_weights(self, path: str) -> bool:
-        """Whether a rule says the bits of this layer's weights, or it stays float."""
+    def candidates(self, modules: _Chain, widths: Sequence[int]) -> list[list[tuple[Bits, ...]]]:
+        """The bits that each weight layer of each module may get: one, where a rule says them or it
+        stays float; else one for each of ``widths``, activations as they are."""
+        return [
+            [
+                (own,) if self._fixes(path) else tuple(Bits(w, own.activation) for w in widths)
+                for path, own in zip(names, bits, strict=True)
+            ]
+            for names, bits in zip(modules.paths, self.resolve(modules), strict=True)
+        ]
+
+    def _fixes(self, path: str) -> bool:
         said = [pattern for pattern, bits in self.rules if bits.w is not None]
         return any(_matches(path, pattern) for pattern in (*said, *self.floats))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["BFLOAT16_BITS", "FLOAT", "FLOAT_BITS", "Bits"]
+__all__ = ["BFLOAT16_BITS", "FLOAT", "FLOAT_BITS", "WIDTHS", "Bits"]
 
 BFLOAT16_BITS = 6
 """Bits whose levels bfloat16, with 8 significant ones, still tells apart well."""
@@ -24,6 +24,9 @@ class Bits(NamedTuple):
         """Bits that a weight takes."""
         return self.weight or FLOAT_BITS
 
+
+WIDTHS = tuple(range(2, 9))
+"""Bits that there are."""
 
 FLOAT = Bits(0, 0)
 """A layer that is not quantized."""

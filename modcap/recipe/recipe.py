@@ -220,7 +220,8 @@ class Recipe(BitFields):
         if self.activation_memory is not None and self.device is not Device.CPU:
             raise ValueError("activation_memory is for device cpu: leave it out")
         coarse = self.optimiser.precision is Precision.BFLOAT16
-        widths = [bits for bits in (self.w_bits, self.a_bits) if isinstance(bits, int)]
+        widths = [8 if self.w_bits == "auto" else self.w_bits]
+        widths += [] if self.a_bits == "none" else [self.a_bits]
         if coarse and max(widths) > BFLOAT16_BITS:
             raise ValueError(
                 f"precision bfloat16 is too coarse for more than {BFLOAT16_BITS} bits: take float32"

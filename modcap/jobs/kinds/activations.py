@@ -22,9 +22,10 @@ from modcap.quantization.scheme import USUAL, Scheme
 __all__ = ["full_precision", "quantized_modules", "states_of", "tensors_of_modules"]
 
 
-def full_precision(job: Job, cache: WorkerCache, stop: int) -> Tensor:
-    """The full-precision activations (N, ...) in front of module ``stop``."""
-    place = job.device, job.threads, job.inputs["network"], job.inputs["calibration"]
+def full_precision(job: Job, cache: WorkerCache, stop: int, count: int | None = None) -> Tensor:
+    """The full-precision activations (N, ...) in front of module ``stop``, of the first ``count``
+    calibration images, or all."""
+    place = job.device, job.threads, job.inputs["network"], job.inputs["calibration"], count
     passes = job.passes
     for at in range(stop, -1, -1):
         x = cache.activations.get((*place, at))
@@ -32,6 +33,7 @@ def full_precision(job: Job, cache: WorkerCache, stop: int) -> Tensor:
             break
     else:
         images = cache.images(job.inputs["calibration"])
+        images = images if count is None else images.first(count)
         parts = (part.to(job.device) for part in images.batches(passes.images))
         at, x = 0, concatenate_to(parts, len(images), passes.limit)
     modules = cache.network(job.inputs["network"], job.device).partition.modules

@@ -26,7 +26,7 @@ from modcap.flows.registry.owner import check_default_name
 from modcap.flows.registry.publish import Published, Registered, publish_cell
 from modcap.flows.reports import plots
 from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
-from modcap.flows.reports.document import report_of
+from modcap.flows.reports.document import SweepReport, report_of
 from modcap.flows.reports.link import PAGE, link_report
 from modcap.flows.reports.page import page_of
 from modcap.flows.requests.request import Prepared
@@ -274,7 +274,9 @@ class _Summary:
             (row["artifact_bytes"], row["top1"], f"{row['model_name']} {row['bits']}")
             for row in self.finished
         ]
-        pictures = {"pareto": plots.pareto(points)}
+        cells = SweepReport.model_validate(self.report()).cells
+        predicted = [cell.predicted for cell in cells if cell.predicted is not None]
+        pictures = {"pareto": plots.pareto(points, predicted)}
         for model in sorted({row["model_name"] for row in self.finished}):
             of_model = [row for row in self.finished if row["model_name"] == model]
             values: dict[tuple[str, str], list[float]] = {}

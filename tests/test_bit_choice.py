@@ -11,13 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import modcap
 from modcap.core.errors import InputError
 from modcap.core.serialization import Result
 from modcap.data.image_set import ImageSet
 from modcap.export.artifact_size import artifact_bytes
-from modcap.graph.network import Network
+from modcap.flows.reports import plan_estimate
+from modcap.flows.requests.asked import Request
+from modcap.flows.requests.sweep_grid import Sweep
+from modcap.graph.network import Network, build
+from modcap.jobs.cost_model import ModuleTimes
 from modcap.jobs.job import Cell
 from modcap.jobs.kinds.allocate import chosen_bits
 from modcap.jobs.plan import Plan, plan
@@ -29,6 +34,7 @@ from modcap.ptq.sensitivity import Disagreements, Sensitivity, sensitivities
 from modcap.quantization.bits import Bits
 from modcap.recipe import Recipe
 from tests.golden import small_network
+from tests.rooms import ROOT
 
 RTN: dict[str, Any] = {"method": "rtn", "k": 0, "calibration": 32, "w_bits": "auto"}
 NETWORK, IMAGES = small_network()
@@ -261,13 +267,49 @@ def test_results_are_the_same_in_every_run(made: tuple[Plan, dict[str, Result]])
 
 
 def test_a_network_without_classes_has_no_drop() -> None:
-    from torch import nn
-
-    from modcap.graph.network import build
-
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 1)).eval()
     network: Network = build(model, IMAGES[:2])
     with pytest.raises(InputError, match="this network has no classes to answer with"):
         modcap.quantize(network, IMAGES, Recipe.preset("quick", **RTN, max_drop=1.0))
     found = modcap.quantize(network, IMAGES, Recipe.preset("quick", **RTN, budget=3.0))
     assert np.isfinite(found.losses[-1])
+
+
+def test_a_grid_gives_bounds_to_what_chooses_alone() -> None:
+    def labels(base: Recipe, **axes: Any) -> list[str]:
+        grid = Sweep(requests=(Request(checkpoint="n.pt2"),), **axes)
+        return [recipe.bits_label for recipe in grid.recipes(base)]
+
+    usual = Recipe.preset("quick")
+    found = labels(usual, w_bits=(3, "auto"), budget=(2.5, 3.0), a_bits=(4, "none"))
+    assert found == [
+        *("W3A4", "W3A32", "Wauto2.5A4", "Wauto2.5A32", "Wauto3A4", "Wauto3A32"),
+    ]
+    bounded = Recipe.preset("quick", w_bits="auto", max_bytes=5000)
+    assert labels(bounded, w_bits=(4, "auto")) == ["W4A4", "Wauto5000BA4"]
+    assert labels(bounded, budget=(3.0,)) == ["Wauto3A4"]
+    with pytest.raises(InputError, match="budget is for w_bits auto: name auto among the w_bits"):
+        labels(usual, budget=(3.0,))
+    with pytest.raises(InputError, match="w_bits auto needs one bound"):
+        labels(usual, w_bits=("auto",))
+
+
+def test_a_plan_shows_bits_as_far_as_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_estimate, "_store", lambda: None)
+    monkeypatch.setattr(plan_estimate, "_probe", lambda _: ModuleTimes(*[(1.0,) * 8] * 3, 32, 10))
+    file = ROOT / "examples/fashion_mnist/checkpoints/vgg_tiny.safetensors"
+    quick = Recipe.preset("quick", **RTN, budget=3.0)
+    request = Request(checkpoint=str(file), arch="modcap.zoo:vgg_tiny", recipe=quick)
+    said = plan_estimate.describe_plan(Sweep(requests=(request,)), 2, None)
+    layers = said["jobs"]["sensitivity"]["planned"]
+    assert said["open"]
+    assert said["jobs"]["allocate"] == {"planned": 1, "done": 0}
+    assert [cell["layer_bits"] for cell in said["bits"]] == [None]
+    by_size = Recipe.make({"allocation": "parameters"}, quick)
+    request = request.model_copy(update={"recipe": by_size})
+    said = plan_estimate.describe_plan(Sweep(requests=(request,)), 2, None)
+    assert not said["open"]
+    (own,) = said["bits"]
+    assert len(own["layer_bits"]) == layers
+    assert own["allocation"]["average_bits"] <= 3
+    assert own["allocation"]["predicted_drop"] is None

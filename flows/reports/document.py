@@ -74,12 +74,31 @@ class Compared(_Read):
     error: float | None
 
 
+class Allocation(_Read):
+    """What was said of bits when they were chosen."""
+
+    average_bits: float
+    predicted_bytes: _Count
+    predicted_error: float | None = None
+    predicted_drop: float | None = None
+
+
+class LayerWidths(_Read):
+    """Bits of a layer's weights and input; 0 is float."""
+
+    layer: _Text
+    w: Annotated[int, Field(ge=0, le=8)]
+    a: Annotated[int, Field(ge=0, le=8)]
+
+
 class RunReport(_Read):
     """Of one quantization: what ``quantize --json`` prints, or a cell of ``sweep --json``."""
 
     checkpoint: _Text
     recipe: dict[str, Any]
     bits: _Text
+    layer_bits: list[LayerWidths] = Field([], max_length=_MOST)
+    allocation: Allocation | None = None
     method: _Text
     modules: _Texts = Field(min_length=1)
     groups: list[_Texts] = Field(max_length=_MOST)
@@ -122,6 +141,7 @@ class SweepCell(_Read):
     model_name: _Text
     state: _Text
     bits: _Text
+    allocation: Allocation | None = None
     k_asked: _Text
     recipe: dict[str, Any]
     reason: _Text = ""
@@ -143,6 +163,14 @@ class SweepCell(_Read):
     @property
     def finished(self) -> bool:
         return self.state == "finished"
+
+    @property
+    def predicted(self) -> tuple[int, float] | None:
+        """Bytes, and top-1 if every answer that was predicted to change were wrong then."""
+        if self.allocation is None or self.allocation.predicted_drop is None:
+            return None
+        top1 = max(0.0, self.fp_top1 - self.allocation.predicted_drop)
+        return self.allocation.predicted_bytes, top1
 
 
 class SweepReport(_Read):

@@ -143,8 +143,11 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def pareto(points: Sequence[tuple[int, float, str]]) -> Figure:
-    """Size against top-1; points are (bytes, percent, kind). The front is drawn as a line."""
+def pareto(
+    points: Sequence[tuple[int, float, str]], predicted: Sequence[tuple[int, float]] = ()
+) -> Figure:
+    """Size against top-1; points are (bytes, percent, kind). The front is drawn as a line, and what
+    was ``predicted``, as (bytes, percent), as another."""
     figure, axes = _figure(7.0, 4.2)
     kinds = list(dict.fromkeys(kind for _, _, kind in points))
     for index, kind in enumerate(kinds):
@@ -157,6 +160,10 @@ def pareto(points: Sequence[tuple[int, float, str]]) -> Figure:
         if not front or top1 > front[-1][1]:
             front.append((size / 1000, top1))
     axes.plot(*zip(*front, strict=True), color="#555555", lw=1, ls="--", zorder=0, label="front")
+    if predicted:
+        places = sorted(set(predicted))
+        ends = [size / 1000 for size, _ in places], [top1 for _, top1 in places]
+        axes.plot(*ends, color="#999999", marker="x", ls=":", lw=1, zorder=0, label="predicted")
     axes.set_xlabel("artifact, kB")
     axes.set_ylabel("top-1, %")
     axes.legend(frameon=False, fontsize=8)
@@ -217,6 +224,7 @@ def plan_graph(
             )
         )
     for index, kind in enumerate(dict.fromkeys(kinds)):
+        colour = _COLOURS[index % len(_COLOURS)]
         for filled in (True, False):
             own = [i for i, k in enumerate(kinds) if k == kind and done[i] is filled]
             if own:
@@ -224,9 +232,9 @@ def plan_graph(
                     [levels[i] for i in own],
                     [lanes[i] for i in own],
                     s=16,
-                    marker=_MARKS[index],
-                    facecolor=_COLOURS[index] if filled else "white",
-                    edgecolor=_COLOURS[index],
+                    marker=_MARKS[(index + index // len(_COLOURS)) % len(_MARKS)],
+                    facecolor=colour if filled else "white",
+                    edgecolor=colour,
                     linewidths=1,
                     label=f"{kind}, {'done' if filled else 'to do'} ({len(own)})",
                 )

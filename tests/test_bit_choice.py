@@ -30,8 +30,8 @@ from modcap.jobs.run_job import run_job
 from modcap.jobs.simulate import simulate
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq.bit_allocation import least, total
-from modcap.ptq.sensitivity import Disagreements, Sensitivity, sensitivities
-from modcap.quantization.bits import Bits
+from modcap.ptq.sensitivity import Cost, Prediction, cost_of_network, layer_errors
+from modcap.quantization.bits import FLOAT, Bits
 from modcap.recipe import Recipe
 from tests.golden import small_network
 from tests.rooms import ROOT
@@ -99,31 +99,39 @@ def test_of_equal_choices_one_is_taken_by_rule() -> None:
     assert least([[0.4, 0.1]], [[2.0, 4.0]], 1.0) is None
 
 
-def test_errors_say_how_many_answers_change() -> None:
-    measured = [Sensitivity(e, d) for e, d in ((0.1, 0.02), (0.2, 0.01), (0.4, 0.2))]
-    known = Disagreements.of(measured)
-    assert known is not None
-    assert known.shares == pytest.approx((0, 0.015, 0.015, 0.2)), "never falls"
-    assert known.at(0.3) == pytest.approx(0.1075)
-    assert known.at(9) == pytest.approx(0.2)
-    assert known.largest_error(0.1075) == pytest.approx(0.3)
-    assert known.largest_error(0.5) == float("inf")
-    assert Disagreements.of([Sensitivity(0.1, None)]) is None
+def test_sums_say_how_many_answers_change() -> None:
+    points = {0.1: Cost(0.05, 0.02), 0.2: Cost(0.3, 0.01), 0.4: Cost(0.2, 0.2)}
+    known = Prediction.of(list(points), list(points.values()))
+    assert known.shares == pytest.approx((0.015, 0.015, 0.2)), "never falls"
+    assert known.errors == pytest.approx((0.05, 0.25, 0.25))
+    assert known.share(0.3) == pytest.approx(0.1075)
+    assert (known.share(0), known.share(9)) == pytest.approx((0.015, 0.2))
+    assert known.largest_sum(0.1075) == pytest.approx(0.3)
+    assert known.largest_sum(0.5) == float("inf")
+    assert known.largest_sum(0.01) == -float("inf")
+    assert Prediction.of([0.1], [Cost(0.1, None)]).share(0.1) is None
 
 
 def test_a_sensitivity_is_the_error_of_one_layer_alone() -> None:
     modules = NETWORK.partition.modules
-    target = NETWORK(IMAGES)
-    x = modules[0](IMAGES)
-    found = sensitivities(modules[1:], 0, (2, 4, 8), 8, x, target, 2.4)
-    assert found[1:] == sensitivities(modules[1:], 0, (4, 8), 8, x, target, 2.4)
-    errors = [each.error for each in found]
+    target, x = NETWORK(IMAGES), modules[0](IMAGES)
+    trials = [[Bits(width, 0), FLOAT] for width in (2, 4, 8)]
+    errors = layer_errors(modules[1:], trials, x, target, 2.4)
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 10 * errors[2] > 0
-    everything = modcap.quantize(
-        NETWORK, IMAGES, Recipe.preset("quick", **RTN | {"w_bits": 2, "a_bits": 8})
-    )
-    assert found[0].error < everything.losses[-1]
+    both = layer_errors(modules[1:], [[Bits(2, 0)] * 2, [FLOAT] * 2], x, target, 2.4)
+    assert both[0] > errors[0]
+    assert both[1] < 1e-12
+
+
+def test_the_cost_of_a_network_is_that_of_the_artifact() -> None:
+    recipe = Recipe.preset("quick", **RTN | {"w_bits": 3})
+    made = modcap.quantize(NETWORK, IMAGES, recipe)
+    bits, target = recipe.bit_policy.resolve(NETWORK), NETWORK(IMAGES)
+    cost = cost_of_network(NETWORK.partition.modules, bits, IMAGES, target, 2.4)
+    assert cost.error == pytest.approx(made.losses[-1], rel=1e-6)
+    changed = made.network(IMAGES).argmax(1) != target.argmax(1)
+    assert cost.disagreement == pytest.approx(float(changed.double().mean()))
 
 
 def test_sensitivities_are_jobs_that_all_budgets_share(
@@ -131,12 +139,14 @@ def test_sensitivities_are_jobs_that_all_budgets_share(
 ) -> None:
     planned, results = made
     kinds = Counter(job.kind for job in planned.jobs)
-    assert (kinds["sensitivity"], kinds["allocate"]) == (len(WEIGHTS), len(BUDGETS))
+    assert (kinds["sensitivity"], kinds["allocate"]) == (len(WEIGHTS) + 1, len(BUDGETS))
     assert len({cell.sensitivities for cell in planned.cells}) == 1
     first = plan([cell(budget=3.0)], lambda _: None)
     assert first.open
-    assert Counter(job.kind for job in first.jobs) == {"sensitivity": 8, "allocate": 1}
+    assert Counter(job.kind for job in first.jobs) == {"sensitivity": 9, "allocate": 1}
     assert {job.key for job in first.jobs} <= results.keys(), "the same keys in every sweep"
+    without = plan([cell(budget=3.0, a_bits="none")], lambda _: None)
+    assert len({job.key for job in without.jobs} & {job.key for job in first.jobs}) == len(WEIGHTS)
     assert first.needed(first.cells[0]) == {job.key for job in first.jobs}
 
 
@@ -234,7 +244,7 @@ def test_bounds_that_are_no_bounds_are_refused_in_one_line(
 def test_bounds_that_nothing_meets_are_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("modcap.jobs.kinds.sensitivity.MeasureSensitivity.run", None)
+    monkeypatch.setattr("modcap.jobs.kinds.sensitivity.LayerSensitivity.run", None)
     recipe = Recipe.preset("quick", **RTN, budget=2.0, bits={"4": 8})
     with pytest.raises(InputError, match=r"at least 4\.6\d* on average: give 4\.6\d* or more"):
         modcap.quantize(NETWORK, IMAGES, recipe)
@@ -244,7 +254,9 @@ def test_a_drop_that_nothing_meets_says_what_is_possible() -> None:
     (*measured, allocate) = plan([cell(max_drop=1.0)], lambda _: None).jobs
     said = Result(meta={"errors": [0.1] * 7, "disagreements": [0.03] * 7})
     bench = WorkerCache.holding({NETWORK.digest: NETWORK, SET.digest: SET})
-    with pytest.raises(InputError, match="max_drop 1: even with 8 bits everywhere, 3 % of answers"):
+    with pytest.raises(
+        InputError, match="max_drop 1: with all the bits that may be chosen, 3 % of answers"
+    ):
         run_job(allocate, bench, [said] * len(measured))
 
 
@@ -301,7 +313,7 @@ def test_a_plan_shows_bits_as_far_as_they_are_known(monkeypatch: pytest.MonkeyPa
     quick = Recipe.preset("quick", **RTN, budget=3.0)
     request = Request(checkpoint=str(file), arch="modcap.zoo:vgg_tiny", recipe=quick)
     said = plan_estimate.describe_plan(Sweep(requests=(request,)), 2, None)
-    layers = said["jobs"]["sensitivity"]["planned"]
+    layers = said["jobs"]["sensitivity"]["planned"] - 1  # one is of the network
     assert said["open"]
     assert said["jobs"]["allocate"] == {"planned": 1, "done": 0}
     assert [cell["layer_bits"] for cell in said["bits"]] == [None]

@@ -1,13 +1,14 @@
-"""Sensitivity: what it costs to quantize one layer alone, measured without labels.
+"""Sensitivity: what it costs to quantize the weights of one layer alone, measured without labels.
 
-A layer is rounded to nearest, and its input quantized, behind and before full precision; the
-relative error of the network's output is its sensitivity at that width. Errors of layers are small
-and nearly independent of each other, so those of many layers together are nearly their sum
-(*Zhou et al., Adaptive Quantization for Deep Neural Network*, AAAI 2018), which makes the choice of
-all widths an integer programme (:mod:`modcap.ptq.bit_allocation`).
+They are rounded to nearest, behind and before full precision; the relative error of the network's
+output is the sensitivity of the layer at that width. Errors of layers are small and nearly
+independent of each other, so those of many layers together are nearly their sum (Zhou et al.,
+*Adaptive Quantization for Deep Neural Network*, AAAI 2018), which makes the choice of all widths an
+integer programme (:mod:`modcap.ptq.bit_allocation`).
 
-How often the answer changes grows with that error. The layers measured show how: a monotone line
-through their points says what a sum of errors will do (:class:`Disagreements`).
+What a sum comes to, activations included, is measured on the whole network at each width. A
+monotone line through these few points predicts error and answers of any choice
+(:class:`Prediction`).
 """
 
 from __future__ import annotations
@@ -16,26 +17,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from modcap.graph.forward import Passes, run_batched
-from modcap.graph.nodes import weight_layers
 from modcap.ptq.reconstruct import calibrate, freeze
 from modcap.ptq.relative_error import relative_error
-from modcap.quantization.bits import FLOAT, Bits
-from modcap.quantization.insert import insert_quantizers, quantizers
-from modcap.quantization.layers import ActivationQuantizer
+from modcap.quantization.bits import Bits
+from modcap.quantization.insert import insert_quantizers
 from modcap.quantization.scheme import USUAL, Scheme
 
-__all__ = ["Disagreements", "Sensitivity", "sensitivities"]
+__all__ = ["Cost", "Prediction", "cost_of_network", "layer_errors"]
 
 _WORST = 1e6  # in the place of errors that are no numbers
 
 
 @dataclass(frozen=True)
-class Sensitivity:
-    """Of one layer at one width: the relative error of the output, and the share of images (or of
+class Cost:
+    """What quantization costs: the relative error of the output, and the share of images (or of
     positions of maps) whose largest output is another than in full precision; None without classes.
     """
 
@@ -44,91 +44,124 @@ class Sensitivity:
 
 
 @torch.no_grad()
-def sensitivities(
+def layer_errors(
     modules: Sequence[fx.GraphModule],
-    layer: int,
-    widths: Sequence[int],
-    activation: int,
+    trials: Sequence[Sequence[Bits]],
     x: Tensor,
     target: Tensor,
     p: float,
     scheme: Scheme = USUAL,
     passes: Passes | None = None,
-) -> list[Sensitivity]:
-    """The sensitivity of one layer at each of ``widths``.
+) -> list[float]:
+    """The relative error of the output in each of ``trials``.
 
     Args:
-        modules: in full precision, from the one with the layer to the last.
-        layer: its number in the first of these.
-        widths: bits of its weights.
-        activation: bits of its input; 0 stays float.
+        modules: in full precision, from the one that is quantized to the last.
+        trials: bits of each weight layer of the first of these.
         x: full-precision input of ``modules`` (N, ...).
         target: their full-precision output (N, ...).
         p: exponent of the search for scales.
         scheme: on which grids.
         passes: how many images go through the modules at once.
     """
-    found: list[Sensitivity] = []
-    inputs: dict[str, ActivationQuantizer] = {}
-    for width in widths:
-        alone = [FLOAT] * len(weight_layers(modules[0]))
-        alone[layer] = Bits(width, activation)
-        quantized = insert_quantizers(modules[0], alone, scheme)
-        layers, activations = quantizers(quantized)
-        if found:  # the input is the same
-            for name, quantizer in activations.items():
-                quantizer.set(inputs[name].scale, inputs[name].zero_point)
-            for each in layers.values():
-                each.calibrate(p)
-        else:
-            calibrate([quantized], x, p, passes)
-            inputs = activations
-        freeze([quantized])
+    found = []
+    for bits in trials:
+        quantized = _rounded(modules[0], bits, x, p, scheme, passes)
         output = run_batched([quantized, *modules[1:]], x, passes)
-        found.append(_compared(output, target, (passes or Passes()).images))
+        found.append(_finite(relative_error(output, target, (passes or Passes()).images)))
     return found
 
 
-def _compared(output: Tensor, target: Tensor, images: int) -> Sensitivity:
-    error = relative_error(output, target, images)
-    error = min(error, _WORST) if math.isfinite(error) else _WORST
+@torch.no_grad()
+def cost_of_network(
+    modules: Sequence[fx.GraphModule],
+    bits: Sequence[Sequence[Bits]],
+    x: Tensor,
+    target: Tensor,
+    p: float,
+    scheme: Scheme = USUAL,
+    passes: Passes | None = None,
+) -> Cost:
+    """What it costs to round all of ``modules`` to nearest; arguments as for
+    :func:`layer_errors`, with ``bits`` of each weight layer of each module."""
+    full = output = x
+    for index, (module, widths) in enumerate(zip(modules, bits, strict=True)):
+        last = index == len(modules) - 1
+        quantized = _rounded(module, widths, full, p, scheme, passes, last)
+        output = run_batched([quantized], output, passes)
+        full = full if last else run_batched([module], full, passes)
+    error = _finite(relative_error(output, target, (passes or Passes()).images))
     if target.shape[1] == 1:
-        return Sensitivity(error, None)
-    changed = (output.argmax(1) != target.argmax(1)).double().mean()
-    return Sensitivity(error, float(changed))
+        return Cost(error, None)
+    return Cost(error, float((output.argmax(1) != target.argmax(1)).double().mean()))
+
+
+def _rounded(
+    module: fx.GraphModule,
+    bits: Sequence[Bits],
+    x: Tensor,
+    p: float,
+    scheme: Scheme,
+    passes: Passes | None,
+    last: bool = False,
+) -> nn.Module:
+    quantized = insert_quantizers(module, bits, scheme, last)
+    calibrate([quantized], x, p, passes)
+    freeze([quantized])
+    return quantized
+
+
+def _finite(error: float) -> float:
+    return min(error, _WORST) if math.isfinite(error) else _WORST
 
 
 @dataclass(frozen=True)
-class Disagreements:
-    """How often the answer changes at which error of the output: errors, ascending, and shares,
-    which never fall."""
+class Prediction:
+    """What sums of sensitivities come to: ``sums``, ascending, and what was measured there, made
+    monotone."""
 
+    sums: tuple[float, ...]
     errors: tuple[float, ...]
-    shares: tuple[float, ...]
+    shares: tuple[float, ...] | None
 
     @classmethod
-    def of(cls, measured: Sequence[Sensitivity]) -> Disagreements | None:
-        """The isotonic regression of what was measured; no error changes nothing. None without
-        classes."""
-        from scipy.optimize import isotonic_regression
+    def of(cls, sums: Sequence[float], measured: Sequence[Cost]) -> Prediction:
+        """By isotonic regression.
 
-        points = sorted((m.error, m.disagreement) for m in measured if m.disagreement is not None)
-        if not points:
-            return None
-        fitted = isotonic_regression([share for _, share in points]).x
-        return cls((0.0, *(error for error, _ in points)), (0.0, *map(float, fitted)))
+        Args:
+            sums: of the sensitivities of all layers, each at the width of a measurement.
+            measured: of the whole network.
+        """
+        points = sorted(zip(sums, measured, strict=True), key=lambda point: point[0])
+        shares = [m.disagreement for _, m in points if m.disagreement is not None]
+        return cls(
+            tuple(total for total, _ in points),
+            _monotone([cost.error for _, cost in points]),
+            _monotone(shares) if len(shares) == len(points) else None,
+        )
 
-    def at(self, error: float) -> float:
-        """The share that changes at this error; beyond all that was measured, that of the last."""
-        import numpy as np
+    def error(self, total: float) -> float:
+        """The relative error of the output at this sum."""
+        return float(np.interp(total, self.sums, self.errors))
 
-        return float(np.interp(error, self.errors, self.shares))
+    def share(self, total: float) -> float | None:
+        """The share of answers that change; None without classes."""
+        return None if self.shares is None else float(np.interp(total, self.sums, self.shares))
 
-    def largest_error(self, share: float) -> float:
-        """The largest error at which no more than ``share`` changes; infinity where none that was
-        measured changes more."""
+    def largest_sum(self, share: float) -> float:
+        """The largest sum at which no more than ``share`` of answers change: -infinity where all
+        that was measured changes more, infinity where nothing does."""
+        assert self.shares is not None
         above = next((i for i, each in enumerate(self.shares) if each > share), None)
         if above is None:
             return math.inf
-        (e0, e1), (s0, s1) = self.errors[above - 1 : above + 1], self.shares[above - 1 : above + 1]
-        return e0 + (e1 - e0) * (share - s0) / (s1 - s0)
+        if above == 0:
+            return -math.inf
+        (x0, x1), (s0, s1) = self.sums[above - 1 : above + 1], self.shares[above - 1 : above + 1]
+        return x0 + (x1 - x0) * (share - s0) / (s1 - s0)
+
+
+def _monotone(values: Sequence[float]) -> tuple[float, ...]:
+    from scipy.optimize import isotonic_regression
+
+    return tuple(map(float, isotonic_regression(values).x))

@@ -8,13 +8,13 @@ from modcap.jobs.kinds.evaluate import EvaluateFull, EvaluateQuantized
 from modcap.jobs.kinds.export import WriteExport
 from modcap.jobs.kinds.reconstruct import Reconstruct
 from modcap.jobs.kinds.select import Select, SelectExplicit
-from modcap.jobs.kinds.sensitivity import MeasureSensitivity
+from modcap.jobs.kinds.sensitivity import LayerSensitivity, NetworkSensitivity
 from modcap.jobs.kinds.whole import Choose, Correct, Tune
 
 __all__ = ["KINDS"]
 
 _WORK = (
-    *(MeasureSensitivity, Allocate),
+    *(LayerSensitivity, NetworkSensitivity, Allocate),
     *(DataFreeCapacity, DataDependentCapacity, Select, SelectExplicit, Reconstruct),
     *(Correct, Choose, Tune, Assemble, EvaluateFull, EvaluateQuantized),
     WriteExport,

@@ -18,10 +18,10 @@ from modcap.export.artifact_size import artifact_bytes
 from modcap.graph.network import Network
 from modcap.graph.nodes import weight_layers
 from modcap.jobs.job import Cell, Job, Progress, Work
-from modcap.jobs.kinds.sensitivity import sensitivities_of
+from modcap.jobs.kinds.sensitivity import costs_of, errors_of
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq.bit_allocation import Table, least, total
-from modcap.ptq.sensitivity import Disagreements, Sensitivity
+from modcap.ptq.sensitivity import Cost, Prediction
 from modcap.quantization.bits import FLOAT, WIDTHS, Bits
 from modcap.quantization.scheme import Scheme
 from modcap.recipe import Allocation, Recipe
@@ -63,32 +63,37 @@ class Allocate(Work):
         Raises:
             InputError: nothing is within the bound.
         """
-        measured = [sensitivities_of(result) for result in needs]
-        return Result(meta=_Choice(self, cache.network(job.inputs["network"]), measured).meta())
+        network = cache.network(job.inputs["network"])
+        if not needs:
+            return Result(meta=_Choice(self, network).meta())
+        *layers, whole = needs
+        measured = [errors_of(result) for result in layers]
+        return Result(meta=_Choice(self, network, measured, costs_of(whole)).meta())
 
 
 class _Choice:
     """Layers in one row, with what each width costs."""
 
     def __init__(
-        self, asked: Allocate, network: Network, measured: Sequence[Sequence[Sensitivity]]
+        self,
+        asked: Allocate,
+        network: Network,
+        measured: Table = (),
+        whole: Sequence[Cost] = (),
     ) -> None:
         self.asked, self.network = asked, network
         self.candidates = [bits for layers in asked.candidates for bits in layers]
-        self.weights = list(_weights(network))
-        self.measured = measured
-        self.errors = self._errors()
+        self.weights = _weights(network)
+        self.errors = self._errors(measured)
+        self.prediction = self._prediction(whole) if whole else None
 
-    def _errors(self) -> Table:
+    def _errors(self, measured: Table) -> Table:
         """What each layer adds to the error of the output, at each width. Without measurements it
         falls by the same factor with each bit everywhere (a step of half the size), times an
         importance that is one, or random."""
-        if self.measured:
-            found = iter(self.measured)
-            return [
-                [0.0] if bits == (FLOAT,) else [each.error for each in next(found)]
-                for bits in self.candidates
-            ]
+        if measured:
+            found = iter(measured)
+            return [[0.0] if bits == (FLOAT,) else next(found) for bits in self.candidates]
         importance = np.ones(len(self.candidates))
         if self.asked.by == "random":
             drawn = np.random.default_rng(self.asked.seed).normal(size=len(self.candidates))
@@ -97,6 +102,11 @@ class _Choice:
             [float(scale) * 4.0**-own.weight for own in bits]
             for scale, bits in zip(importance, self.candidates, strict=True)
         ]
+
+    def _prediction(self, whole: Sequence[Cost]) -> Prediction:
+        places = range(len(whole))
+        sums = [sum(row[min(place, len(row) - 1)] for row in self.errors) for place in places]
+        return Prediction.of(sums, whole)
 
     @property
     def bits(self) -> Table:
@@ -115,11 +125,11 @@ class _Choice:
             "average_bits": total(self.bits, chosen) / counted,
             "predicted_bytes": self.bytes_of(bits),
         }
-        if self.measured:
-            error = total(self.errors, chosen)
-            said["predicted_error"] = error
-            known = self._disagreements()
-            said["predicted_drop"] = None if known is None else 100 * known.at(error)
+        if self.prediction is not None:
+            spent = total(self.errors, chosen)
+            share = self.prediction.share(spent)
+            said["predicted_error"] = self.prediction.error(spent)
+            said["predicted_drop"] = None if share is None else 100 * share
         return said
 
     def placed(self, chosen: Sequence[int]) -> list[list[Bits]]:
@@ -130,9 +140,6 @@ class _Choice:
     def bytes_of(self, bits: Sequence[Sequence[Bits]]) -> int:
         asked = self.asked
         return artifact_bytes(self.network, bits, asked.scheme, asked.preprocess, asked.classes)
-
-    def _disagreements(self) -> Disagreements | None:
-        return Disagreements.of([each for row in self.measured for each in row])
 
     def _chosen(self) -> list[int]:
         if self.asked.budget is not None:
@@ -176,18 +183,19 @@ class _Choice:
         )
 
     def _within_drop(self, drop: float) -> list[int]:
-        known = self._disagreements()
-        if known is None:
+        known = self.prediction
+        if known is None or known.shares is None:
             raise InputError(
                 "max_drop counts answers, and this network has no classes to answer with: give "
                 "budget, or max_bytes"
             )
-        chosen = least(self.bits, self.errors, known.largest_error(drop / 100))
+        chosen = least(self.bits, self.errors, known.largest_sum(drop / 100))
         if chosen is None:
-            best = 100 * known.at(sum(map(min, self.errors)))
+            change = f"{100 * known.shares[0]:.3g} %"
             raise InputError(
-                f"max_drop {drop:g}: even with 8 bits everywhere, {best:.2g} % of answers are "
-                "predicted to be others: give more, or more bits of activations (a_bits, none)"
+                f"max_drop {drop:g}: with all the bits that may be chosen, {change} of answers "
+                "change by rounding to nearest: give that or more, or more bits of activations "
+                "(a_bits, none)"
             )
         return chosen
 
@@ -239,4 +247,4 @@ def refuse_impossible_bounds(network: Network, recipe: Recipe) -> None:
     """
     if recipe.chooses_bits and recipe.max_drop is None:
         by_size = recipe.model_copy(update={"allocation": Allocation.PARAMETERS})
-        _Choice(_asked(by_size, network), network, ())._chosen()
+        _Choice(_asked(by_size, network), network)._chosen()

@@ -19,3 +19,8 @@ os.environ |= {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stay on loopback, as the stack does
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Short names for long texts and bytes: a name travels, and one input here has 100 MiB."""
+    return ascii(val[:40]) if isinstance(val, str | bytes) and len(val) > 60 else None

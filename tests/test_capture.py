@@ -226,15 +226,6 @@ class Dynamic(nn.Module):
         return F.linear(x, self.b * x.max())
 
 
-class Two(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = conv()
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.a(x), "other": x}
-
-
 class OverData(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -353,7 +344,6 @@ def normed() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (conv(), "give a classifier"),
         (Head(conv()).double(), "'body.weight' of the model is float64"),
         (Product(), "'b' is multiplied at node 'matmul' without a layer"),
         (Product(transposed=True), "'b' is multiplied at node 'matmul' without a layer"),
@@ -361,7 +351,6 @@ def normed() -> nn.Module:
         (normed(), "layer '2' has no running statistics"),
         (scripted(), "give the nn.Module that it was made from"),
         (Dynamic(), "its weight is computed at run time"),
-        (Two(), "returns a dict"),
         (OverData(), "free of control flow over data"),
         (nn.Sequential(nn.ReLU(), nn.Flatten()), "no convolution and no linear layer"),
     ],

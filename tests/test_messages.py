@@ -311,7 +311,7 @@ def raised() -> set[str]:
     )
     named = (c for c in calls if getattr(c.func, "id", "") in ("InputError", "Unavailable"))
     texts = {_text(call.args[0]) for call in named}
-    return {text for text in texts if re.search(r"[a-z]{3}", text)}
+    return {text for text in texts if len(re.findall("[a-z]{3,}", text)) > 1}
 
 
 def _text(node: ast.AST) -> str:

@@ -73,7 +73,7 @@ def test_infinity_may_be_a_mask_but_no_logit() -> None:
 
     x = torch.randn(2, 3, 2, 2)
     assert build(Masked(False), x)(x).isfinite().all()
-    with pytest.raises(InputError, match="NaN or infinite logits"):
+    with pytest.raises(InputError, match="answers with NaN or infinity"):
         build(Masked(True), x)
 
 

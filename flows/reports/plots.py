@@ -36,7 +36,7 @@ _COLOURS = (
     "#000000",
     "#999999",
 )  # Okabe and Ito: colour-blind safe
-_MARKS = "os^DvPX<"
+_MARKS = "os^DvPX<*hp"
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -17,6 +17,7 @@ import torch
 
 import modcap
 from modcap.checkpoints import checkpoint
+from modcap.checkpoints.published_preprocess import published_preprocess
 from modcap.tasks.storage.objects import fetch
 from modcap.tasks.storage.store import Store
 from tests.integration.commands import (
@@ -100,7 +101,8 @@ def test_distributed_artifact_is_that_of_the_library(
 ) -> None:
     calibration = images(64, 0)
     model = checkpoint.load(CHECKPOINT, ARCH).model
-    done = modcap.quantize(model, calibration, modcap.Recipe.preset("quick", **SMALL))
+    recipe = modcap.Recipe.preset("quick", **SMALL)
+    done = modcap.quantize(model, calibration, recipe, preprocess=published_preprocess(ARCH))
     assert fetch(report["artifact"], tmp_path).read_bytes() == done.artifact
     loaded = modcap.load(fetch(report["artifact"], tmp_path))
     assert torch.equal(loaded(calibration), done.network(calibration))

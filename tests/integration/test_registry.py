@@ -125,7 +125,7 @@ def test_evaluate_and_promote_measure_the_same_images(
     done = modcap_command(stack, "evaluate", "models:/gated/1", "--data", file, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    flags = ("--data", file, "--version", "1", "--alias", "same", "--json")
+    flags = ("--data", file, "--version", "1", "--alias", "same", "--min-top1", "1", "--json")
     gate = json.loads(modcap_command(stack, "promote", "gated", *flags).stdout)
     for name in ("top1", "fp_top1", "images", "measured"):
         assert found[name] == gate[name]
@@ -415,10 +415,13 @@ def test_the_candidate_stays_where_a_later_version_is_worse(
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
     client.create_registered_model("ruled")
     like = client.get_model_version("gated", "1")
+    (logged,) = client.get_run(str(like.run_id)).outputs.model_outputs
     moved: list[tuple[str, str]] = []
     for changes in ({}, {"top1": "50"}, {"top1": "50", "artifact_bytes": "10"}):
         tags = {**like.tags, **changes}
-        made = client.create_model_version("ruled", str(like.source), like.run_id, tags)
+        made = client.create_model_version(
+            "ruled", str(like.source), like.run_id, tags, model_id=logged.model_id
+        )
         with moving_aliases("ruled") as mine:
             move = move_candidate(client, "ruled", str(made.version), mine)
         moved.append((move.version, move.reason))

@@ -14,7 +14,7 @@ import yaml
 from modcap.core.serialization import digest
 from modcap.tasks.storage.objects import cache_folder
 from modcap.tasks.storage.store import Store
-from tests.integration.commands import modcap_command, start
+from tests.integration.commands import modcap_command, modcap_process, start
 from tests.integration.test_scan import POLICY, safetensors, states
 from tests.integration.test_scan import s3 as s3
 
@@ -24,7 +24,9 @@ def test_damaged_inputs_cost_no_pass(stack: dict[str, str], s3: Any, tmp_path: P
     """Of the same size and age, so that who examines the checkpoint sees nothing."""
     bucket, prefix = stack["MODCAP_BUCKET"], "incoming/refill"
     store = Store(bucket, "refill", stack["AWS_ENDPOINT_URL_S3"])
-    s3.put_object(Bucket=bucket, Key=f"{prefix}/refill.safetensors", Body=safetensors(70))
+    for number in range(2):
+        key = f"{prefix}/refill{number}.safetensors"
+        s3.put_object(Bucket=bucket, Key=key, Body=safetensors(70 + number))
     policy = tmp_path / "policy.yaml"
     policy.write_text(yaml.dump(POLICY))
     arguments = ["scan", "--json", f"s3://{bucket}/{prefix}", "--policy", str(policy)]
@@ -32,7 +34,7 @@ def test_damaged_inputs_cost_no_pass(stack: dict[str, str], s3: Any, tmp_path: P
     assert first.returncode == 0, first.stderr
 
     inputs = list(store.entries("inputs"))
-    assert len(inputs) == 3  # a network, two sets of images
+    assert len(inputs) == 4  # two networks, two sets of images
     for entry in inputs:
         found = store.get_document(entry.name)
         assert found is not None
@@ -40,7 +42,8 @@ def test_damaged_inputs_cost_no_pass(stack: dict[str, str], s3: Any, tmp_path: P
         (cache_folder("inputs") / entry.key).unlink(missing_ok=True)
     store.remove(list(store.entries("jobs")))
     policy.write_text(yaml.dump(POLICY | {"rules": [POLICY["rules"][0] | {"eval_images": 90}]}))
-    again = modcap_command(stack, *arguments, MODCAP_PREFIX="refill")
+    # in a process of its own, since the workers of this one hold the inputs in memory
+    again = modcap_process(stack, *arguments, MODCAP_PREFIX="refill")
     assert again.returncode == 0, again.stderr
     assert "put there again" in again.stderr
     assert set(states(json.loads(again.stdout)).values()) == {"registered"}

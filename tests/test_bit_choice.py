@@ -125,7 +125,7 @@ def test_a_sensitivity_is_the_error_of_one_layer_alone() -> None:
 
 
 def test_the_cost_of_a_network_is_that_of_the_artifact() -> None:
-    recipe = Recipe.preset("quick", **RTN | {"w_bits": 3})
+    recipe = Recipe.preset("quick", **RTN | {"w_bits": 3}, correction=True)
     made = modcap.quantize(NETWORK, IMAGES, recipe)
     bits, target = recipe.bit_policy.resolve(NETWORK), NETWORK(IMAGES)
     cost = cost_of_network(NETWORK.partition.modules, bits, IMAGES, target, 2.4)

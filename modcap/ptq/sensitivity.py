@@ -1,10 +1,11 @@
 """Sensitivity: what it costs to quantize the weights of one layer alone, measured without labels.
 
-They are rounded to nearest, behind and before full precision; the relative error of the network's
-output is the sensitivity of the layer at that width. Errors of layers are small and nearly
-independent of each other, so those of many layers together are nearly their sum (Zhou et al.,
-*Adaptive Quantization for Deep Neural Network*, AAAI 2018), which makes the choice of all widths an
-integer programme (:mod:`modcap.ptq.bit_allocation`).
+They are rounded to nearest, behind and before full precision, and its channels corrected
+(:mod:`modcap.ptq.channel_correction`): what that mends, reconstruction mends too. The relative
+error of the network's output is the sensitivity of the layer at that width. Errors of layers are
+small and nearly independent of each other, so those of many layers together are nearly their sum
+(Zhou et al., *Adaptive Quantization for Deep Neural Network*, AAAI 2018), which makes the choice of
+all widths an integer programme (:mod:`modcap.ptq.bit_allocation`).
 
 What a sum comes to, activations included, is measured on the whole network at each width. A
 monotone line through these few points predicts error and answers of any choice
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modcap.graph.forward import Passes, run_batched
+from modcap.ptq.channel_correction import IMAGES, correct_module
 from modcap.ptq.reconstruct import calibrate, freeze
 from modcap.ptq.relative_error import relative_error
 from modcap.quantization.bits import Bits
@@ -52,6 +54,7 @@ def layer_errors(
     p: float,
     scheme: Scheme = USUAL,
     passes: Passes | None = None,
+    corrected: int = IMAGES,
 ) -> list[float]:
     """The relative error of the output in each of ``trials``.
 
@@ -63,10 +66,11 @@ def layer_errors(
         p: exponent of the search for scales.
         scheme: on which grids.
         passes: how many images go through the modules at once.
+        corrected: images that channels are corrected on, at most.
     """
     found = []
     for bits in trials:
-        quantized = _rounded(modules[0], bits, x, p, scheme, passes)
+        quantized = _rounded(modules[0], bits, x, x, p, scheme, passes, corrected)
         output = run_batched([quantized, *modules[1:]], x, passes)
         found.append(_finite(relative_error(output, target, (passes or Passes()).images)))
     return found
@@ -81,13 +85,16 @@ def cost_of_network(
     p: float,
     scheme: Scheme = USUAL,
     passes: Passes | None = None,
+    corrected: Sequence[int] | None = None,
 ) -> Cost:
-    """What it costs to round all of ``modules`` to nearest; arguments as for
-    :func:`layer_errors`, with ``bits`` of each weight layer of each module."""
+    """What it costs to round all of ``modules`` to nearest and to correct their channels; arguments
+    as for :func:`layer_errors`, with ``bits`` of each weight layer of each module, and images that
+    each is ``corrected`` on."""
+    counts = corrected or [IMAGES] * len(modules)
     full = output = x
-    for index, (module, widths) in enumerate(zip(modules, bits, strict=True)):
+    for index, (module, widths, count) in enumerate(zip(modules, bits, counts, strict=True)):
         last = index == len(modules) - 1
-        quantized = _rounded(module, widths, full, p, scheme, passes, last)
+        quantized = _rounded(module, widths, full, output, p, scheme, passes, count, last)
         output = run_batched([quantized], output, passes)
         full = full if last else run_batched([module], full, passes)
     error = _finite(relative_error(output, target, (passes or Passes()).images))
@@ -99,15 +106,20 @@ def cost_of_network(
 def _rounded(
     module: fx.GraphModule,
     bits: Sequence[Bits],
-    x: Tensor,
+    full: Tensor,
+    behind: Tensor,
     p: float,
     scheme: Scheme,
     passes: Passes | None,
+    corrected: int,
     last: bool = False,
 ) -> nn.Module:
+    """``module`` rounded to nearest, its channels corrected. ``full`` and ``behind`` are its input,
+    in full precision and behind the quantized prefix."""
     quantized = insert_quantizers(module, bits, scheme, last)
-    calibrate([quantized], x, p, passes)
+    calibrate([quantized], full, p, passes)
     freeze([quantized])
+    correct_module(module, quantized, full[:corrected], behind[:corrected])
     return quantized
 
 

@@ -194,7 +194,7 @@ class _Choice:
             change = f"{100 * known.shares[0]:.3g} %"
             raise InputError(
                 f"max_drop {drop:g}: with all the bits that may be chosen, {change} of answers "
-                "change by rounding to nearest: give that or more, or more bits of activations "
+                "change by rounding alone: give that or more, or more bits of activations "
                 "(a_bits, none)"
             )
         return chosen

@@ -14,10 +14,12 @@ import torch
 
 from modcap.core.named import sparse
 from modcap.core.serialization import Result
-from modcap.jobs.cost_model import ModuleTimes, reconstruction_memory
+from modcap.jobs.cost_model import ModuleTimes, correction_memory, reconstruction_memory
 from modcap.jobs.job import Arithmetic, Cell, Job, Progress, Room, Work
 from modcap.jobs.kinds.activations import full_precision
+from modcap.jobs.pass_sizes import correction_images
 from modcap.jobs.worker_cache import WorkerCache
+from modcap.ptq import channel_correction
 from modcap.ptq.selection import Span
 from modcap.ptq.sensitivity import Cost, cost_of_network, layer_errors
 from modcap.quantization.bits import FLOAT, WIDTHS, Bits
@@ -38,6 +40,7 @@ class LayerSensitivity(Arithmetic, Work):
         images: of calibration, at most.
         p: exponent of the search for scales.
         scheme: on which grids.
+        corrected: images that its channels are corrected on, at most.
     """
 
     kind: ClassVar[str] = "sensitivity"
@@ -51,6 +54,7 @@ class LayerSensitivity(Arithmetic, Work):
     images: int
     p: float
     scheme: Scheme = sparse(Scheme())
+    corrected: int = sparse(channel_correction.IMAGES)
 
     def run(
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
@@ -62,7 +66,9 @@ class LayerSensitivity(Arithmetic, Work):
         for trial, width in zip(trials, self.widths, strict=True):
             trial[self.layer] = Bits(width, 0)
         behind = modules[self.module :]
-        errors = layer_errors(behind, trials, x, target, self.p, self.scheme, job.passes)
+        errors = layer_errors(
+            behind, trials, x, target, self.p, self.scheme, job.passes, self.corrected
+        )
         return Result(meta={"errors": errors})
 
     def seconds(self, times: ModuleTimes) -> float:
@@ -78,6 +84,7 @@ class NetworkSensitivity(Arithmetic, Work):
         trials: bits of each weight layer of each module.
         p: exponent of the search for scales.
         scheme: what is quantized, and on which grids.
+        corrected: images that channels of each module are corrected on; None is all.
     """
 
     kind: ClassVar[str] = "sensitivity"
@@ -87,6 +94,7 @@ class NetworkSensitivity(Arithmetic, Work):
     trials: tuple[tuple[tuple[Bits, ...], ...], ...]
     p: float
     scheme: Scheme = sparse(Scheme())
+    corrected: tuple[int, ...] | None = sparse(None)
 
     @torch.no_grad()
     def run(
@@ -96,7 +104,9 @@ class NetworkSensitivity(Arithmetic, Work):
         modules = network.partition.modules
         x, target = full_precision(job, cache, 0), full_precision(job, cache, len(modules))
         costs = [
-            cost_of_network(modules, bits, x, target, self.p, self.scheme, job.passes)
+            cost_of_network(
+                modules, bits, x, target, self.p, self.scheme, job.passes, self.corrected
+            )
             for bits in self.trials
         ]
         changed = [None if network.outputs else cost.disagreement for cost in costs]
@@ -135,7 +145,7 @@ def sensitivity_jobs(cell: Cell) -> list[Job]:
 
 def _of_layer(cell: Cell, module: int, layer: int, widths: Sequence[int]) -> Job:
     recipe = cell.recipe
-    paths = cell.network.paths[module]
+    paths, counts = cell.network.paths[module], _corrected(cell)
     work = LayerSensitivity(
         module=module,
         layer=layer,
@@ -144,6 +154,7 @@ def _of_layer(cell: Cell, module: int, layer: int, widths: Sequence[int]) -> Job
         images=recipe.sensitivity_images,
         p=recipe.scale_exponent,
         scheme=recipe.scheme.model_copy(update={"activations": Activations.INPUTS}),
+        corrected=channel_correction.IMAGES if counts is None else counts[module],
         **Arithmetic.fields_of(cell),
     )
     span = Span(module, module + 1)
@@ -160,14 +171,22 @@ def _of_network(cell: Cell, candidates: Sequence[Sequence[Sequence[Bits]]]) -> J
         trials=trials,
         p=recipe.scale_exponent,
         scheme=recipe.scheme,
+        corrected=_corrected(cell),
         **Arithmetic.fields_of(cell),
     )
     span = Span(0, len(cell.modules))
     return _job(cell, work, span, recipe.calibration, f"sensitivity {cell.name}")
 
 
+def _corrected(cell: Cell) -> tuple[int, ...] | None:
+    return correction_images(cell.network, channel_correction.IMAGES)
+
+
 def _job(cell: Cell, work: Work, span: Span, images: int, label: str) -> Job:
     bound = cell.recipe.activation_bytes
-    memory = reconstruction_memory(cell.network, span, images, 0, bound)
+    memory = max(
+        reconstruction_memory(cell.network, span, images, 0, bound),
+        correction_memory(cell.network, _corrected(cell), bound),
+    )
     inputs = cell.inputs("calibration")
     return Job(work, inputs, label=label, room=Room.of(cell.recipe, memory))

@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 CHECKPOINT ?= examples/fashion_mnist/checkpoints/mobilenet_v2_x0_5.safetensors
 ARCH ?= modcap.zoo:mobilenet_v2_x0_5
 
-.PHONY: help env quantize test fuzz faults lint lock clean
+.PHONY: help env quantize test fuzz faults deployed lint lock clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z_-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -40,6 +40,9 @@ fuzz: env ## Read 20,000 mutated files, each within 2 GB and 30 s of CPU; INPUTS
 
 faults: env ## Kill every part of the system in mid-sweep, load a version in a fresh environment; about 15 minutes
 	$(BIN)/python -m pytest -m 'fault or fresh'
+
+deployed: env ## Start the services of Compose on hosts of their own and use them; needs root, fifteen minutes
+	$(BIN)/python -m pytest -m deployed
 
 bench-speed: ## Time reconstruction beside peers from PyPI; QUICK=1 is the short form
 bench-fidelity: ## Every selection beside every other, at equal steps; QUICK=1, too

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -64,8 +65,9 @@ def test_what_is_nobodys_service_is_raised(monkeypatch: pytest.MonkeyPatch) -> N
         cli.main([])
 
 
-def test_mlflow_that_goes_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_that_goes_is_lost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(mlflow_runs, "_reached", set())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     for expected in (Unavailable, Lost):
         with pytest.raises(Unavailable) as caught, mlflow_runs.reaching():
             raise NO_MLFLOW

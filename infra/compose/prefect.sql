@@ -1,0 +1,2 @@
+-- beside the database of MLflow, at the first start
+CREATE DATABASE prefect;

@@ -55,6 +55,7 @@ bench-integer_cost: ## What integer-only devices cost in accuracy; QUICK=1, too
 bench-overhead: ## What orchestration costs; QUICK=1, too
 bench-scan: ## A thousand small checkpoints in one scan; QUICK=1, too
 bench-time_to_accuracy: ## Cheap recipes beside the published one, for hours; QUICK=1, too
+bench-mixed: ## Bits of layers chosen against uniform ones, at equal bytes; QUICK=1, too
 bench-breadth: ## Which networks of torchvision and timm are captured; QUICK=1, too
 bench-%: env
 	$(BIN)/python -m benchmarks.$* $(if $(QUICK),--quick) $(ARGS)

@@ -176,6 +176,12 @@ def collect(
     return list(rows.values())
 
 
+def _chosen(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a choice of bits said of itself."""
+    names = ("average_bits", "predicted_error", "predicted_drop")
+    return {"layer_bits": meta["bits"]} | {name: meta[name] for name in names if name in meta}
+
+
 class Setting:
     """One network, method and seed, on one thread; its cells share the jobs they have in common."""
 
@@ -221,7 +227,7 @@ class Setting:
             recipe = self._recipe(variant)
             row = {
                 "network": self.name,
-                "bits": recipe.bits,
+                "bits": recipe.bits_label,
                 "method": self.method,
                 "seed": self.seed,
                 "iterations": recipe.optimiser.iterations,
@@ -290,6 +296,8 @@ class Setting:
         decisions = {*planned.capacities, planned.select, *results[planned.select].meta["needs"]}
         decisions -= kept
         return {
+            "bytes": results[planned.assemble].meta["artifact_bytes"],
+            **(_chosen(results[planned.allocate].meta) if planned.allocate else {}),
             "k": results[planned.select].meta["k"],
             "groups": [list(names[a:b]) for a, b in planned.groups if b - a > 1],
             "top1": evaluated["top1"],

@@ -26,7 +26,7 @@ from modcap.flows.registry.owner import check_default_name
 from modcap.flows.registry.publish import Published, Registered, publish_cell
 from modcap.flows.reports import plots
 from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
-from modcap.flows.reports.document import report_of
+from modcap.flows.reports.document import SweepReport, report_of
 from modcap.flows.reports.link import PAGE, link_report
 from modcap.flows.reports.page import page_of
 from modcap.flows.requests.request import Prepared
@@ -194,7 +194,7 @@ def _failed_row(prepared: Prepared, failure: ModcapError) -> dict[str, Any]:
         "reason": first_line(failure),
         "checkpoint": prepared.request.checkpoint,
         "recipe": recipe.model_dump(mode="json"),
-        "bits": recipe.bits,
+        "bits": recipe.bits_label,
         "k_asked": recipe.k_asked,
     }
 
@@ -287,13 +287,15 @@ class _Summary:
             return
         (folder / "plots").mkdir()
         pictures = {}
+        cells = SweepReport.model_validate(self.report()).cells
         for scale, rows in self.scales:
             points = [
                 (row["artifact_bytes"], scale.value(row), f"{row['model_name']} {row['bits']}")
                 for row in rows
             ]
+            predicted = [c.predicted for c in cells if c.scale == scale and c.predicted is not None]
             name = "pareto" if scale.metric == TOP1 else f"pareto-{scale.label}"
-            pictures[name] = plots.pareto(points, scale)
+            pictures[name] = plots.pareto(points, scale, predicted)
         for model in sorted({row["model_name"] for row in self.finished}):
             of_model = [row for row in self.finished if row["model_name"] == model]
             values: dict[tuple[str, str], list[float]] = {}

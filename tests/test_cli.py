@@ -22,23 +22,26 @@ GOOD = SHIPPED / "resnet18_narrow.safetensors"
 ARCH = ["--arch", "modcap.zoo:resnet18_narrow"]
 DATA = ["--data", "fashion-mnist"]
 RECIPE = (
-    "activation-memory activations batch-size bias-rate calibration capacity capacity-images "
-    "capacity-scale correction device first-last-bits gpus groups homogeneity iterations "
-    "iterations-per k-search positions "
-    "path-share precision preset recipe relative-scale-rate rounding scale-exponent scale-rate "
-    "scales schedule selection shared-prefix stride-coefficient threads tuning tuning-rate "
-    "tuning-rounding-rate weight-scale-rate weights"
+    "activation-memory activations allocation batch-size bias-rate bits calibration capacity "
+    "capacity-images "
+    "capacity-scale correction device first-last-bits float gpus groups homogeneity iterations "
+    "iterations-per k-search "
+    "path-share positions precision preset recipe relative-scale-rate rounding scale-exponent "
+    "scale-rate scales schedule selection sensitivity-images shared-prefix stride-coefficient "
+    "threads tuning tuning-rate tuning-rounding-rate weight-scale-rate weights"
 )
-AXES = "a-bits k method w-bits"
+AXES = "a-bits budget k method w-bits"
 IMAGES = "arch classes data preprocess strict"
 REQUEST = f"{IMAGES} eval-data eval-images export metric name onnx"
+BOUNDS = "max-bytes max-drop"
 FLAGS = {
-    "quantize": f"{RECIPE} {AXES} {REQUEST} seed compare no-compare json",
-    "capacity": f"{RECIPE} {AXES} {IMAGES} seed json",
+    "quantize": f"{RECIPE} {AXES} {BOUNDS} {REQUEST} seed compare no-compare json",
+    "capacity": f"{RECIPE} {AXES} {BOUNDS} {IMAGES} seed json",
     "evaluate": "arch checkpoint classes data eval-images json metric preprocess",
     "export": "format json opset out",
     "plan": (
-        f"{RECIPE} {AXES} {REQUEST} seed seeds checkpoint json picture price-per-hour workers"
+        f"{RECIPE} {AXES} {BOUNDS} {REQUEST} seed seeds checkpoint json picture price-per-hour "
+        "workers"
     ),
     "sweep": f"{RECIPE} {AXES} {REQUEST} seed seeds checkpoint json max-bytes max-drop",
     "report": "json output",

@@ -81,8 +81,8 @@ def test_a_kind_of_job(examples: dict[str, Any]) -> None:
     errors = []
     for bits in (2, 8):
         cell = Cell(network, images.digest, images.digest, Recipe(w_bits=bits, a_bits=8))
-        job = examples["sensitivity_job"](cell, 2)
-        assert job.kind == "sensitivity"
+        job = examples["module_error_job"](cell, 2)
+        assert job.kind == "module-error"
         errors.append(run_job(job, cache, []).meta["error"])
     assert errors[0] > 10 * errors[1]
 

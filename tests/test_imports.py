@@ -14,7 +14,15 @@ import pytest
 from tests.rooms import FLOORS, ROOT, imports_of, room_of, sources
 
 CORE = {"torch", "numpy", "safetensors", "pydantic"} | set(sys.stdlib_module_names)
-LAZY = {"torchvision", "timm", "PIL", "yaml", "onnx", "onnxruntime"}  # only where they are needed
+LAZY = {
+    "torchvision",
+    "timm",
+    "PIL",
+    "yaml",
+    "onnx",
+    "onnxruntime",
+    "scipy",
+}  # only where they are needed
 MACHINE = re.compile(
     r"(?<![\w.])/(work|home|root|opt|tmp/bash)/|pypi\.|pythonhosted|download\.pytorch|\.internal\b"
 )

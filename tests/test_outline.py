@@ -80,6 +80,6 @@ def test_estimates_are_those_of_the_network(prepared: list[Prepared]) -> None:
 def test_an_outline_is_whole(prepared: list[Prepared]) -> None:
     values = outline_of(prepared[0].network).model_dump(mode="json")
     assert Outline.model_validate(values) == outline_of(prepared[0].network)
-    for wrong in ({"layers": values["layers"][1:]}, {"digest": "../x"}, {"footprints": []}):
+    for wrong in ({"paths": values["paths"][1:]}, {"digest": "../x"}, {"footprints": []}):
         with pytest.raises(ValueError, match=next(iter(wrong)) if "digest" in wrong else "module"):
             Outline.model_validate(values | wrong)

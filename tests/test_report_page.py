@@ -226,6 +226,24 @@ def test_a_sweep_shows_its_best_all_cells_and_what_failed() -> None:
     assert "No cell was chosen" in nothing
 
 
+def test_bits_that_were_chosen_are_said_and_predictions_drawn() -> None:
+    said = {"average_bits": 2.96875, "predicted_bytes": 900, "predicted_error": 0.1}
+    widths = [{"layer": "conv1", "w": 8, "a": 8}, {"layer": "head", "w": 3, "a": 0}]
+    chosen = {"allocation": said | {"predicted_drop": 4.5}, "layer_bits": widths}
+    auto = {"recipe": {"w_bits": "auto", "budget": 3.0}}
+    text = " ".join(tags(page(run_report(**chosen, **auto))).text.split())
+    assert "bits of layers chosen: 2.969 on average, with 4.50 % of answers predicted" in text
+    assert "onnxruntime 1.20 or later, which knows 4-bit weights" in text
+    without = page(run_report(allocation=said | {"predicted_drop": None}))
+    assert "bits of layers chosen: 2.969 on average<" in without
+    cells = sweep_report()["cells"]
+    assert "what was predicted stands beside" not in page(sweep_report())
+    both = sweep_report(cells=[cells[0] | chosen, *cells[1:]])
+    assert "what was predicted stands beside" in page(both)
+    (cell, *_) = report_of(both, "this").cells  # type: ignore[union-attr]
+    assert cell.predicted == (900, 88.0)
+
+
 def test_warnings_stand_above_everything() -> None:
     text = tags(page(run_report(warnings=["full precision guesses"]))).text
     assert text.index("full precision guesses") < text.index("Top-1")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -47,10 +47,11 @@ def kind_of(annotation: Any, layered: bool) -> Kind:
         return Kind(bool, None, _as_it_is)
     if names := _names(plain):
         return Kind(_enum((*names, *auto)), None, _read_choice)
-    if plain in (int, float):
-        return Kind(
-            str, "|".join(("N" if plain is int else "X", *auto)), _number(plain, bool(auto))
-        )
+    number, words = _number_or_words(plain)
+    if number:
+        meaning = dict(zip(words, words, strict=True)) | dict.fromkeys(auto)
+        metavar = "|".join(("N" if number is int else "X", *meaning))
+        return Kind(str, metavar, _number(number, meaning))
     if get_origin(plain) is tuple:
         return _several(get_args(plain)[0])
     return Kind(str, None, _as_it_is)
@@ -59,10 +60,15 @@ def kind_of(annotation: Any, layered: bool) -> Kind:
 def _several(item: Any) -> Kind:
     """Of a field that holds any number of values."""
     plain, nullable = _without_none(item)
-    if plain is int:
-        return Kind(str, "N,N-N|auto" if nullable else "N,N-N", _range(nullable))
+    number, words = _number_or_words(plain)
+    if number:
+        meaning = dict(zip(words, words, strict=True)) | ({AUTO: None} if nullable else {})
+        numbers = "N,N-N" if number is int else "X,X"
+        return Kind(str, "|".join((numbers, *meaning)), _range(number, meaning))
     if names := _names(plain):
         return Kind(list[_enum(names)], None, lambda _, given: tuple(map(_text, given)))  # type: ignore[misc]
+    if get_origin(plain) is tuple and get_args(plain)[-1] is not Ellipsis:
+        return Kind(list[str], "PATTERN=BITS", lambda flag, given: tuple(map(_pair(flag), given)))
     if get_origin(plain) is tuple:
         return Kind(list[str], "A,B", lambda _, given: tuple(tuple(g.split(",")) for g in given))
     return Kind(list[str], None, lambda _, given: tuple(given))
@@ -103,26 +109,54 @@ def _read_choice(_: str, given: Any) -> str | None:
     return None if _text(given) == AUTO else _text(given)
 
 
-def _number(number: Callable[[str], Any], auto: bool) -> Callable[[str, str], Any]:
+def _number_or_words(plain: Any) -> tuple[type | None, tuple[str, ...]]:
+    """Of a type of numbers, which one; and the words that may stand in their place."""
+    members = get_args(plain) if get_origin(plain) in (Union, types.UnionType) else (plain,)
+    words = [word for each in members if get_origin(each) is Literal for word in get_args(each)]
+    plains = [each for each in members if get_origin(each) is not Literal]
+    return (plains[0], tuple(words)) if plains in ([int], [float]) else (None, ())
+
+
+def _number(
+    number: Callable[[str], Any], words: Mapping[str, str | None]
+) -> Callable[[str, str], Any]:
+    """A number, or what a word means."""
+
     def read(flag: str, text: str) -> Any:
-        if auto and text == AUTO:
-            return None
+        if text in words:
+            return words[text]
         try:
             return number(text)
         except ValueError:
             kind = "a whole number" if number is int else "a number"
-            raise InputError(f"{flag} {text!r}: give {kind}{', or auto' if auto else ''}") from None
+            or_word = "".join(f", or {word}" for word in words)
+            raise InputError(f"{flag} {text!r}: give {kind}{or_word}") from None
 
     return read
 
 
-def _range(auto: bool) -> Callable[[str, str], tuple[int | None, ...]]:
-    """Numbers and ranges; and ``auto``, which comes last, where that is a value."""
+def _pair(flag: str) -> Callable[[str], tuple[str, str]]:
+    def read(text: str) -> tuple[str, str]:
+        pattern, equals, bits = text.rpartition("=")
+        if not (equals and pattern):
+            raise InputError(f"{flag} {text!r}: give PATTERN=BITS, such as 'head.*=8'")
+        return pattern, bits
 
-    def read(flag: str, text: str) -> tuple[int | None, ...]:
-        parts = text.split(",")
-        numbers = [part for part in parts if not auto or part.strip() != AUTO]
-        found = parse_range(",".join(numbers), flag) if numbers else ()
-        return (*found, *((None,) if len(numbers) < len(parts) else ()))
+    return read
+
+
+def _range(
+    number: Callable[[str], Any], words: Mapping[str, str | None]
+) -> Callable[[str, str], tuple[Any, ...]]:
+    """Numbers, and ranges of whole ones; and what words mean, which comes last."""
+
+    def read(flag: str, text: str) -> tuple[Any, ...]:
+        parts = [part.strip() for part in text.split(",")]
+        numbers = [part for part in parts if part not in words]
+        if number is int:
+            found: Sequence[Any] = parse_range(",".join(numbers), flag) if numbers else ()
+        else:
+            found = [_number(number, {})(flag, part) for part in numbers]
+        return (*found, *(words[part] for part in dict.fromkeys(parts) if part in words))
 
     return read

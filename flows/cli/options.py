@@ -63,7 +63,9 @@ def recipe_options(*, without: tuple[str, ...] = ()) -> Options:
         REST,
         panels={
             _BITS: (
-                *("w_bits", "a_bits", "first_last_bits", "activations", "weights", "scales"),
+                *("w_bits", "budget", "max_bytes", "max_drop"),
+                *("a_bits", "first_last_bits", "bits", "float"),
+                *("activations", "weights", "scales"),
                 *("method", "calibration", "seed"),
             ),
             _JOINING: ("capacity", "k", "selection", "homogeneity"),
@@ -76,13 +78,12 @@ def recipe_options(*, without: tuple[str, ...] = ()) -> Options:
 
 def grid_options(*, without: tuple[str, ...] = ()) -> Options:
     """The axes of a grid, and what its best cell must meet."""
-    from modcap.flows.requests.sweep_grid import Sweep
+    from modcap.flows.requests.sweep_grid import AXES, Sweep
 
-    axes = ("w_bits", "a_bits", "k", "method", "seed")
     return Options(
         Sweep,
         OUTPUT,
-        panels={"Grid": axes},
+        panels={"Grid": AXES},
         without=("requests", *without),
         flags={"seed": ("--seeds", "--seed")},
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from modcap.flows.cli.bits import print_bits
 from modcap.flows.cli.fields import taking
 from modcap.flows.cli.options import (
     OUTPUT,
@@ -20,9 +21,10 @@ from modcap.flows.cli.options import (
     recipe_options,
     request_options,
 )
-from modcap.flows.cli.sweep import AXES, Archs, Checkpoints, More, make_grid
+from modcap.flows.cli.sweep import Archs, Checkpoints, More, make_grid
 from modcap.flows.cli.tables import Column, print_table
 from modcap.flows.execution import terminal
+from modcap.flows.requests.sweep_grid import AXES
 
 __all__ = ["plan"]
 
@@ -88,6 +90,8 @@ def show(report: dict[str, Any]) -> None:
     path, shared, costs = report["critical_path"], report["reconstructions"], report["costs"]
     if report["open"]:
         print("some selections are not made yet: what follows from them is not counted")
+    for cell in report["bits"]:
+        print_bits(f"bits of {cell['name']}", cell["layer_bits"], cell["allocation"])
     for said in report.get("assumed", ()):
         print(said)
     print(

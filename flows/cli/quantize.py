@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from modcap.core.messages import parse
+from modcap.flows.cli.bits import print_bits
 from modcap.flows.cli.fields import taking
 from modcap.flows.cli.options import (
     OUTPUT,
@@ -78,6 +79,8 @@ def show(report: dict[str, Any]) -> None:
         [_row(row, scale, report["fp_bytes"]) for row in report["comparison"]],
     )
     jobs = report["jobs"]
+    if report["allocation"] or report["recipe"]["bits"] or report["recipe"]["float"]:
+        print_bits("bits", report["layer_bits"], report["allocation"])
     print(f"final error: relative error of the {_outputs(report)}, on calibration images")
     print(f"jobs: {jobs['planned']} planned, {jobs['executed']} executed, {jobs['reused']} reused")
     print(f"{report['seconds']:.1f} s; {report['measured']}")

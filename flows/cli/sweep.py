@@ -27,12 +27,10 @@ from modcap.flows.cli.services import connect_services
 from modcap.flows.cli.tables import Column, print_table, print_warnings
 from modcap.flows.execution import terminal
 from modcap.flows.requests.asked import Request
-from modcap.flows.requests.sweep_grid import Sweep
+from modcap.flows.requests.sweep_grid import AXES, Sweep
 from modcap.ptq.measured import Scale
 
-__all__ = ["AXES", "Archs", "Checkpoints", "More", "make_grid", "sweep"]
-
-AXES = ("w_bits", "a_bits", "k", "method", "seed")
+__all__ = ["Archs", "Checkpoints", "More", "make_grid", "sweep"]
 
 Checkpoints = Annotated[
     list[str] | None,
@@ -87,7 +85,7 @@ def make_grid(
 @taking(
     axes=grid_options(),
     request=request_options(without=("arch",)),
-    given=recipe_options(without=AXES),
+    given=recipe_options(without=(*AXES, "max_drop", "max_bytes")),
 )
 def sweep(
     axes: dict[str, Any],

@@ -30,7 +30,7 @@ def check_name(finished: Finished, model_name: str) -> None:
         if owner != source["checkpoint"]:
             raise _belongs(model_name, owner, "give this checkpoint another name in its manifest")
         _check_same(tags, "architecture", source["architecture"], model_name)
-        _check_same(tags, "bits", finished.recipe.bits, model_name)
+        _check_same(tags, "bits", finished.recipe.bits_label, model_name)
 
 
 def check_default_name(request: Request, source: Mapping[str, str]) -> None:

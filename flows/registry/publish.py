@@ -31,6 +31,7 @@ from modcap.flows.registry.model_files import save_model
 from modcap.flows.registry.version_tags import PUBLISH_KEY, tags_of
 from modcap.flows.reports import plots
 from modcap.flows.reports.cell_record import Finished
+from modcap.flows.reports.chosen_bits import bits_in_words
 from modcap.flows.reports.document import report_of
 from modcap.flows.reports.link import PAGE
 from modcap.flows.reports.page import page_of
@@ -126,6 +127,7 @@ def _log(
     client: MlflowClient, run_id: str, number: str, finished: Finished, with_model: bool
 ) -> None:
     params = [Param(k, v[:6000]) for k, v in _flat(finished.recipe.model_dump(mode="json"))]
+    params.append(Param("layer_bits", bits_in_words(finished.report["layer_bits"])[:6000]))
     client.log_batch(run_id, params=params)
     metrics = list(_metrics(finished))
     for start in range(0, len(metrics), _BATCH):
@@ -160,6 +162,8 @@ def _metrics(finished: Finished) -> Iterator[Metric]:
         "seconds": finished.seconds,
         "k": sum(finished.selected),
     }
+    chosen = finished.report["allocation"] or {}
+    single |= {name: value for name, value in chosen.items() if value is not None}
     for name, value in single.items():
         yield Metric(name, float(value), now, 0)
     for step, loss in enumerate(finished.losses):

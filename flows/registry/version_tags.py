@@ -25,7 +25,7 @@ def tags_of(finished: Finished) -> dict[str, str]:
     """The tags of the version that holds this cell."""
     return {
         PUBLISH_KEY: finished.key,
-        "bits": finished.recipe.bits,
+        "bits": finished.recipe.bits_label,
         "k": str(sum(finished.selected)),
         "method": finished.recipe.method.name,
         "schedule": finished.recipe.schedule.value,

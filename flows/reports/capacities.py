@@ -28,6 +28,11 @@ def measure_capacity(request: Request) -> dict[str, Any]:
             f"--method {request.recipe.method.name} joins nothing, so no capacity is measured: "
             "give another method"
         )
+    if request.recipe.chooses_bits:
+        raise InputError(
+            "--w-bits auto: capacity counts bits, and which these are a run chooses: give --w-bits "
+            "2 to 8"
+        )
     prepared = prepare_to_look(request)
     cell = prepared.cell
     bench = WorkerCache.holding(

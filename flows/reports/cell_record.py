@@ -13,6 +13,7 @@ from modcap.data.doubts import doubt_of_accuracy
 from modcap.export import EXPORTERS
 from modcap.flows.execution.execute import Counts
 from modcap.flows.execution.job_results import Results
+from modcap.flows.reports.chosen_bits import allocation_of, layer_bits
 from modcap.flows.reports.environments import environments_of
 from modcap.flows.requests.request import Ready, say
 from modcap.jobs.job import Job
@@ -92,7 +93,9 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
         "checkpoint": prepared.request.checkpoint,
         "name": cell.cell.name,
         "recipe": prepared.request.recipe.model_dump(mode="json"),
-        "bits": prepared.request.recipe.bits,
+        "bits": prepared.request.recipe.bits_label,
+        "layer_bits": layer_bits(cell.cell),
+        "allocation": allocation_of(results[cell.allocate] if cell.allocate else None),
         "method": prepared.request.recipe.method.name,
         "modules": list(names),
         "groups": [list(names[span.start : span.stop]) for span in cell.groups],

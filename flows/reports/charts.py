@@ -235,8 +235,13 @@ def histograms(counts: Mapping[str, Sequence[int]]) -> str:
     return _svg(draw, _height(len(names), 0.6), "Use of the levels of weights")
 
 
-def sizes(points: Sequence[tuple[int, float, str]], scale: Scale = USUAL) -> str:
-    """Size against what was measured: points are (bytes, figure, kind), and the front is drawn."""
+def sizes(
+    points: Sequence[tuple[int, float, str]],
+    scale: Scale = USUAL,
+    predicted: Sequence[tuple[int, float]] = (),
+) -> str:
+    """Size against what was measured: points are (bytes, figure, kind), and the front is drawn;
+    beside it what was ``predicted`` as (bytes, figure)."""
 
     def draw(axes: Axes) -> None:
         kinds = list(dict.fromkeys(kind for _, _, kind in points))
@@ -247,12 +252,16 @@ def sizes(points: Sequence[tuple[int, float, str]], scale: Scale = USUAL) -> str
             mark = _MARKS[index // 6 % 6 if len(kinds) > 6 else index]
             xs, ys = zip(*own, strict=True)
             axes.scatter(xs, ys, s=30, color=_LINES[index % 6], marker=mark, label=short(kind, 30))
+        if predicted:
+            places = sorted(set(predicted))
+            ends = [size / 1000 for size, _ in places], [top1 for _, top1 in places]
+            axes.plot(*ends, color=_FAINT, marker="x", mec=_INK, ls=":", label="predicted")
         axes.set_xlabel("artifact, kB")
         axes.set_ylabel(scale.axis)
         axes.grid()
         _legend(axes)
 
-    kinds = len({kind for _, _, kind in points}) + 1
+    kinds = len({kind for _, _, kind in points}) + 1 + bool(predicted)
     return _svg(draw, 3.2 + 0.24 * -(-kinds // 2), f"Size and {scale.words} of all cells")
 
 

@@ -114,12 +114,31 @@ class Compared(_Read):
     error: float | None
 
 
+class Allocation(_Read):
+    """What was said of bits when they were chosen."""
+
+    average_bits: float
+    predicted_bytes: _Count
+    predicted_error: float | None = None
+    predicted_drop: float | None = None
+
+
+class LayerWidths(_Read):
+    """Bits of a layer's weights and input; 0 is float."""
+
+    layer: _Text
+    w: Annotated[int, Field(ge=0, le=8)]
+    a: Annotated[int, Field(ge=0, le=8)]
+
+
 class RunReport(_Scaled):
     """Of one quantization: what ``quantize --json`` prints, or a cell of ``sweep --json``."""
 
     checkpoint: _Text
     recipe: dict[str, Any]
     bits: _Text
+    layer_bits: list[LayerWidths] = Field([], max_length=_MOST)
+    allocation: Allocation | None = None
     method: _Text
     modules: _Texts = Field(min_length=1)
     groups: list[_Texts] = Field(max_length=_MOST)
@@ -168,6 +187,7 @@ class SweepCell(_Scaled):
     model_name: _Text
     state: _Text
     bits: _Text
+    allocation: Allocation | None = None
     k_asked: _Text
     recipe: dict[str, Any]
     reason: _Text = ""
@@ -187,6 +207,17 @@ class SweepCell(_Scaled):
     @property
     def finished(self) -> bool:
         return self.state == "finished"
+
+    @property
+    def predicted(self) -> tuple[int, float] | None:
+        """Bytes, and the figure if every answer that was predicted to change were wrong then; for
+        measures that count answers."""
+        if self.allocation is None or self.allocation.predicted_drop is None:
+            return None
+        if self.metric not in (TOP1, "agreement"):
+            return None
+        full = self.full if self.metric == TOP1 else 100.0
+        return self.allocation.predicted_bytes, max(0.0, full - self.allocation.predicted_drop)
 
 
 class SweepReport(_Read):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from modcap.export.artifact import QuantizedNetwork, unpack_network
+from modcap.graph.nodes import weight_layers
 from modcap.quantization.affine import levels
 from modcap.quantization.insert import quantizers
 from modcap.quantization.layers import QuantLayer
@@ -27,13 +28,13 @@ class Layer:
     Attributes:
         module: the name of the module that it belongs to.
         name: its own, within the module.
-        w_bits, a_bits: of its weights, and of its input (0 where that is not quantized).
+        w_bits, a_bits: of its weights, and of its input (0 where these stay float).
         weights: how many there are.
-        bytes: of packed weights, scales, zero points and bias.
+        bytes: of weights, packed where they are integers, scales, zero points and bias.
         macs: multiplications with a weight, for one image.
         low, high: the range of its weights, dequantized.
         edge: share of weights on the lowest or the highest level of their channel.
-        histogram: weights on each level, of all channels, the lowest first.
+        histogram: weights on each level, of all channels, the lowest first; none of float ones.
         reach: the values that its input's levels reach.
         seen: smallest and largest value of its input, and the share that was clipped, where known.
     """
@@ -76,7 +77,7 @@ def layers_in(artifact: bytes, seen: Mapping[str, Mapping[str, float]]) -> list[
         graph = cast(fx.GraphModule, module)
         layers, inputs = quantizers(graph)
         for name, source in _sources(graph):
-            layer = layers[name]
+            layer = layers.get(name) or graph.get_submodule(name)
             act = inputs.get(source)
             measured = seen.get(f"{index}.{source}")
             found.append(
@@ -87,7 +88,7 @@ def layers_in(artifact: bytes, seen: Mapping[str, Mapping[str, float]]) -> list[
                     macs=macs[id(layer)],
                     reach=None if act is None else _reach(act.bits, act.scale, act.zero_point),
                     seen=None if measured is None else _ends(measured),
-                    **_weights(layer),
+                    **(_weights(layer) if isinstance(layer, QuantLayer) else _floats(layer)),
                 )
             )
     return found
@@ -99,7 +100,7 @@ def _ends(seen: Mapping[str, float]) -> tuple[float, float, float]:
 
 def _sources(graph: fx.GraphModule) -> Iterator[tuple[str, str]]:
     """Each weight layer, once, and the name of what makes its input."""
-    left = set(quantizers(graph)[0])
+    left = {*quantizers(graph)[0], *(str(node.target) for node in weight_layers(graph))}
     for node in graph.graph.nodes:
         if node.op == "call_module" and node.target in left:
             left.remove(node.target)
@@ -122,6 +123,19 @@ def _weights(layer: QuantLayer) -> dict[str, Any]:
     }
 
 
+def _floats(layer: nn.Module) -> dict[str, Any]:
+    weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
+    return {
+        "w_bits": 0,
+        "weights": weight.numel(),
+        "bytes": weight.nbytes + (0 if bias is None else bias.nbytes),
+        "low": float(weight.min()),
+        "high": float(weight.max()),
+        "edge": 0.0,
+        "histogram": (),
+    }
+
+
 def _coarse(counts: Tensor) -> Tensor:
     return counts if len(counts) <= BINS else counts.reshape(BINS, -1).sum(1)
 
@@ -136,13 +150,13 @@ def _operations(network: QuantizedNetwork) -> dict[int, int]:
     found: dict[int, int] = {}
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(layer, QuantLayer)
-        transposed = bool(getattr(layer.layer, "transposed", False))
-        values = inputs[0] if transposed else output
-        made = layer.weight[0].numel() * values.numel()
+        plain = layer.layer if isinstance(layer, QuantLayer) else layer
+        values = inputs[0] if getattr(plain, "transposed", False) else output
+        made = cast(Tensor, plain.weight)[0].numel() * values.numel()
         found[id(layer)] = found.get(id(layer), 0) + made
 
-    layers = [layer for module in network.chain for layer in quantizers(module)[0].values()]
+    graphs = [cast(fx.GraphModule, module) for module in network.chain]
+    layers = [graph.get_submodule(name) for graph in graphs for name, _ in _sources(graph)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         network(torch.zeros(1, *network.input_shape))

@@ -112,9 +112,16 @@ class _Verdict:
         return self.run.fp_bytes / max(1, self.run.artifact_bytes)
 
     @property
+    def _least_bits(self) -> int:
+        """Of weights."""
+        asked = self.run.recipe.get("w_bits")
+        usual = asked if isinstance(asked, int) else 8
+        return min((each.w for each in self.run.layer_bits if each.w), default=usual)
+
+    @property
     def runtimes(self) -> list[str]:
         """What it runs on, as it is, and after an export."""
-        bits = int(self.run.recipe.get("w_bits") or 8)
+        bits = self._least_bits
         needs = "any version with opset 13"
         if bits <= _TWO_BIT:
             needs = "1.25 or later, which knows 2-bit weights"
@@ -162,7 +169,7 @@ def _pictures(
         drawn["capacity"] = charts.capacities(run.capacities, run.modules)
         drawn["boundaries"] = charts.boundaries(boundaries, run.modules)
     if layers:
-        rows = {each.place: each.histogram for each in layers}
+        rows = {each.place: each.histogram for each in layers if each.w_bits}
         drawn["histograms"] = charts.histograms(rows)
     return {name: Markup(svg) for name, svg in drawn.items()}  # charts escape texts
 
@@ -184,6 +191,7 @@ def sweep_page(sweep: SweepReport) -> str:
             failed=[(cell.name, cell.reason) for cell in sweep.cells if not cell.finished],
             cells=tables.cells_of(sweep),
             pictures=_overviews(models, cells),
+            predicted=any(cell.predicted for cell in cells),
             depths=list(_depths(cells)),
         )
     )
@@ -214,7 +222,9 @@ def _capital(text: str) -> str:
 def _sizes(cells: Sequence[SweepCell], scale: Scale) -> str:
     several = len({cell.model_name for cell in cells}) > 1
     kind = "{0.model_name} {0.bits}" if several else "{0.bits}"
-    return charts.sizes([(c.artifact_bytes, c.figure, kind.format(c)) for c in cells], scale)
+    predicted = [cell.predicted for cell in cells if cell.predicted is not None]
+    points = [(c.artifact_bytes, c.figure, kind.format(c)) for c in cells]
+    return charts.sizes(points, scale, predicted)
 
 
 def _grid(model: str, cells: Sequence[SweepCell]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 
 from modcap.core.serialization import Result
 from modcap.flows.execution.connect import find_s3
+from modcap.flows.reports.chosen_bits import allocation_of, layer_bits
 from modcap.flows.requests.request import Prepared
 from modcap.flows.requests.sweep_grid import Sweep, prepare_sweep, sharing
 from modcap.flows.requests.without_images import prepare_to_look
@@ -22,7 +23,7 @@ from modcap.jobs.job import Job
 from modcap.jobs.kinds import KINDS
 from modcap.jobs.kinds.whole import Choose
 from modcap.jobs.pass_sizes import batch_size, images_per_pass
-from modcap.jobs.plan import Plan, plan
+from modcap.jobs.plan import CellPlan, Plan, plan
 from modcap.jobs.run_job import run_job
 from modcap.jobs.simulate import critical_path, simulate
 from modcap.jobs.worker_cache import WorkerCache
@@ -86,6 +87,7 @@ def describe_plan(
         "work_seconds": round(sum(costs[job.key] for job in todo), 1),
         "costs": measured,
         "assumed": _assumed(prepared),
+        "bits": [_bits(cell, known) for cell in made.cells if _of_several_bits(cell)],
         "workers": workers,
         "seconds": round(at.makespan, 1),
         "seconds_on_one": round(simulated[1].makespan, 1),
@@ -94,6 +96,23 @@ def describe_plan(
     if price_per_hour is not None:
         report["cost"] = round(at.makespan / 3600 * workers * price_per_hour, 2)
     return report
+
+
+def _of_several_bits(cell: CellPlan) -> bool:
+    """Whether names say bits of layers, or a job chooses them."""
+    recipe = cell.cell.recipe
+    return recipe.chooses_bits or bool(recipe.bits or recipe.float)
+
+
+def _bits(cell: CellPlan, known: Mapping[str, Result]) -> dict[str, Any]:
+    """The bits of the layers of a cell, or None where they are not chosen yet."""
+    chosen = cell.cell.chosen is not None
+    open_ = cell.cell.recipe.chooses_bits and not chosen
+    return {
+        "name": cell.cell.name,
+        "layer_bits": None if open_ else layer_bits(cell.cell),
+        "allocation": allocation_of(known[cell.allocate]) if chosen else None,
+    }
 
 
 def _assumed(prepared: Sequence[Prepared]) -> list[str]:

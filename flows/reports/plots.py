@@ -144,8 +144,13 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def pareto(points: Sequence[tuple[int, float, str]], scale: Scale = USUAL) -> Figure:
-    """Size against what was measured; points are (bytes, figure, kind). The front is a line."""
+def pareto(
+    points: Sequence[tuple[int, float, str]],
+    scale: Scale = USUAL,
+    predicted: Sequence[tuple[int, float]] = (),
+) -> Figure:
+    """Size against what was measured; points are (bytes, figure, kind). The front is drawn as a
+    line, and what was ``predicted``, as (bytes, figure), as another."""
     figure, axes = _figure(7.0, 4.2)
     kinds = list(dict.fromkeys(kind for _, _, kind in points))
     for index, kind in enumerate(kinds):
@@ -155,6 +160,10 @@ def pareto(points: Sequence[tuple[int, float, str]], scale: Scale = USUAL) -> Fi
         axes.scatter(xs, ys, color=colour, marker=mark, s=26, label=kind)
     front = scale.front((size / 1000, value) for size, value, _ in points)
     axes.plot(*zip(*front, strict=True), color="#555555", lw=1, ls="--", zorder=0, label="front")
+    if predicted:
+        places = sorted(set(predicted))
+        ends = [size / 1000 for size, _ in places], [top1 for _, top1 in places]
+        axes.plot(*ends, color="#999999", marker="x", ls=":", lw=1, zorder=0, label="predicted")
     axes.set_xlabel("artifact, kB")
     axes.set_ylabel(scale.axis)
     axes.legend(frameon=False, fontsize=8)
@@ -214,6 +223,7 @@ def plan_graph(
             )
         )
     for index, kind in enumerate(dict.fromkeys(kinds)):
+        colour = _COLOURS[index % len(_COLOURS)]
         for filled in (True, False):
             own = [i for i, k in enumerate(kinds) if k == kind and done[i] is filled]
             if own:
@@ -221,9 +231,9 @@ def plan_graph(
                     [levels[i] for i in own],
                     [lanes[i] for i in own],
                     s=16,
-                    marker=_MARKS[index % len(_MARKS)],
-                    facecolor=_COLOURS[index % len(_COLOURS)] if filled else "white",
-                    edgecolor=_COLOURS[index % len(_COLOURS)],
+                    marker=_MARKS[(index + index // len(_COLOURS)) % len(_MARKS)],
+                    facecolor=colour if filled else "white",
+                    edgecolor=colour,
                     linewidths=1,
                     label=f"{kind}, {'done' if filled else 'to do'} ({len(own)})",
                 )

@@ -98,13 +98,13 @@ def layers_of(layers: Sequence[Layer]) -> list[Row]:
     return [
         (
             each.place,
-            f"{each.w_bits}/{each.a_bits or 'float'}",
+            f"{each.w_bits or 'float'}/{each.a_bits or 'float'}",
             f"{each.weights:,}",
             f"{each.bytes:,}",
             f"{each.macs:,}",
             number(each.low),
             number(each.high),
-            f"{100 * each.edge:.1f}",
+            f"{100 * each.edge:.1f}" if each.w_bits else "–",
             _between(each.reach),
             _between(each.seen and each.seen[:2]),
             "–" if each.seen is None else f"{100 * each.seen[2]:.3f}",
@@ -119,7 +119,7 @@ def _between(ends: tuple[float, float] | None) -> str:
 
 def levels_of(layers: Sequence[Layer]) -> list[Row]:
     """The counts behind the histograms."""
-    return [(each.place, " ".join(map(str, each.histogram))) for each in layers]
+    return [(each.place, " ".join(map(str, each.histogram))) for each in layers if each.w_bits]
 
 
 def outputs_of(run: RunReport) -> list[Row]:

@@ -26,6 +26,7 @@ from modcap.export import Known, require
 from modcap.flows.requests.asked import Request
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell
+from modcap.jobs.kinds.allocate import refuse_impossible_bounds
 from modcap.ptq.capacity import signature
 from modcap.ptq.measured import TOP1
 from modcap.ptq.metric_name import MetricName
@@ -83,9 +84,10 @@ class Prepared(Ready):
         """The same checkpoint and images by another recipe (of equal calibration and seed).
 
         Raises:
-            InputError: its k is more than the network has boundaries.
+            InputError: its k is more than the network has boundaries, or a name in it is none of
+                the network's.
         """
-        check_selection(self.network, recipe)
+        check_recipe(self.network, recipe)
         cell = replace(self.cell, recipe=recipe, name=name)
         request = self.request.model_copy(update={"recipe": recipe})
         return replace(self, request=request, cell=cell)
@@ -343,8 +345,8 @@ def _prepared(
     doubts: tuple[str, ...],
 ) -> Prepared:
     recipe, evaluation = request.recipe, images.evaluation
-    check_selection(network, recipe)
-    name = f"{request.model_name} {recipe.bits} {recipe.method.name}"
+    check_recipe(network, recipe)
+    name = f"{request.model_name} {recipe.bits_label} {recipe.method.name}"
     pixels = evaluation.pixels.nbytes
     return Prepared(
         request=request,
@@ -377,8 +379,11 @@ def say(doubt: str) -> None:
     logging.getLogger("modcap").warning(doubt)
 
 
-def check_selection(network: Network, recipe: Recipe) -> None:
-    """Refuses, before any work is spent, a k that the network's boundaries cannot meet."""
+def check_recipe(network: Network, recipe: Recipe) -> None:
+    """Refuses, before any work is spent, what the network cannot meet: names that none of its
+    layers has, bounds of bits that no choice meets, and a k that is more than its boundaries."""
+    recipe.bit_policy.resolve(network)
+    refuse_impossible_bounds(network, recipe)
     if recipe.k is None or not recipe.method.learns or recipe.selection is Selection.EXPLICIT:
         return
     marks = [signature(module) for module in network.partition.modules]

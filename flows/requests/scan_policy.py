@@ -42,8 +42,7 @@ class Choice(_Frozen):
         return Recipe.preset(self.preset, **self.fields)
 
     def suffix(self) -> str:
-        made = self.recipe()
-        return self.name or f"w{made.w_bits}a{made.a_bits}"
+        return self.name or self.recipe().bits_label.lower()
 
 
 class Manifest(_Frozen):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from modcap.flows.requests.request import Prepared
     from modcap.jobs.plan import Plan
 
-__all__ = ["Sweep", "parse_range", "prepare_sweep", "sharing"]
+__all__ = ["AXES", "Sweep", "parse_range", "prepare_sweep", "sharing"]
+
+
+AXES = ("seed", "method", "w_bits", "budget", "a_bits", "k")
+"""Of a grid, in the order of its cells."""
 
 
 class Sweep(BaseModel):
@@ -27,11 +31,19 @@ class Sweep(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     requests: tuple[Request, ...] = Field(min_length=1, description="one per checkpoint")
-    w_bits: tuple[int, ...] = Field(
-        (), description="bits of weights, such as 2,3,4 or 2-4; by default those of the recipe"
+    w_bits: tuple[int | Literal["auto"], ...] = Field(
+        (),
+        description="bits of weights, such as 2,3,4 or 2-4, or auto, which chooses those of each "
+        "layer; by default those of the recipe",
     )
-    a_bits: tuple[int, ...] = Field(
-        (), description="bits of activations, likewise; by default those of the recipe"
+    a_bits: tuple[int | Literal["none"], ...] = Field(
+        (),
+        description="bits of activations, likewise, or none; by default those of the recipe",
+    )
+    budget: tuple[float, ...] = Field(
+        (),
+        description="where bits are auto, bits of a weight on average, such as 2.5,3,4; by default "
+        "that of the recipe",
     )
     k: tuple[int | None, ...] = Field(
         (),
@@ -59,13 +71,23 @@ class Sweep(BaseModel):
 
     def recipes(self, base: Recipe) -> list[Recipe]:
         """The recipes of the grid over ``base``, without repetition, in the order of the axes."""
-        axes = {name: getattr(self, name) for name in ("seed", "method", "w_bits", "a_bits", "k")}
+        axes = {name: getattr(self, name) for name in AXES}
         given = {name: values for name, values in axes.items() if values}
+        if "budget" in given and "auto" not in (self.w_bits or (base.w_bits,)):
+            raise InputError("budget is for w_bits auto: name auto among the w_bits, or no budget")
         made = [
-            Recipe.make(dict(zip(given, values, strict=True)), base)
+            Recipe.make(_bounded(dict(zip(given, values, strict=True)), base), base)
             for values in itertools.product(*given.values())
         ]
         return list(dict.fromkeys(made))
+
+
+def _bounded(values: dict[str, Any], base: Recipe) -> dict[str, Any]:
+    """Without bounds of bits where these are not chosen, and with one where they are."""
+    none = dict.fromkeys(("budget", "max_bytes", "max_drop"))
+    if values.get("w_bits", base.w_bits) != "auto":
+        return values | none
+    return none | values if "budget" in values else values
 
 
 def prepare_sweep(grid: Sweep, read: Callable[[Request], Prepared] | None = None) -> list[Prepared]:
@@ -86,7 +108,7 @@ def prepare_sweep(grid: Sweep, read: Callable[[Request], Prepared] | None = None
                 first = request.model_copy(update={"recipe": recipe})
                 bases[recipe.seed] = (read or prepare)(first).exporting(())
             name = (
-                f"{request.model_name} {recipe.bits} {recipe.method.name} "
+                f"{request.model_name} {recipe.bits_label} {recipe.method.name} "
                 f"k={recipe.k_asked} seed={recipe.seed}"
             )
             prepared.append(bases[recipe.seed].with_recipe(recipe, name))

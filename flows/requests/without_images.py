@@ -14,7 +14,7 @@ from modcap.core.errors import InputError
 from modcap.data import sources
 from modcap.data.image_set import ImageSet
 from modcap.flows.requests.asked import Request
-from modcap.flows.requests.request import Prepared, check_selection, local_path, prepare
+from modcap.flows.requests.request import Prepared, check_recipe, local_path, prepare
 from modcap.graph.network import build
 from modcap.jobs.job import Cell
 from modcap.ptq.metric_name import MetricName
@@ -42,7 +42,7 @@ def prepare_to_look(request: Request) -> Prepared:
     checkpoint = checkpoints.load(local_path(request.checkpoint), request.arch)
     pixels = torch.randn(2, *_shape(checkpoint), generator=torch.Generator().manual_seed(0))
     network = build(checkpoint.model, pixels, strict=request.strict)
-    check_selection(network, request.recipe)
+    check_recipe(network, request.recipe)
     channels = pixels.shape[1]
     count = request.recipe.optimiser.batch_size
     images = ImageSet(
@@ -52,7 +52,7 @@ def prepare_to_look(request: Request) -> Prepared:
         (1.0,) * channels,
     )
     metric = MetricName(name=request.metric or "")
-    name = f"{request.model_name} {request.recipe.bits} {request.recipe.method.name}"
+    name = f"{request.model_name} {request.recipe.bits_label} {request.recipe.method.name}"
     return Prepared(
         request=request,
         cell=Cell(network, _UNKNOWN, _UNKNOWN, request.recipe, name, metric=metric),

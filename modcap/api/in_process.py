@@ -20,6 +20,7 @@ from modcap.export import Known
 from modcap.export.artifact import unpack_network
 from modcap.graph.network import Network, build
 from modcap.jobs.job import Cell, Job
+from modcap.jobs.kinds.allocate import refuse_impossible_bounds
 from modcap.jobs.plan import CellPlan, plan
 from modcap.jobs.run_job import run_job
 from modcap.jobs.worker_cache import WorkerCache
@@ -85,6 +86,7 @@ def quantize(
     calibration = ImageSet(images, None, (0.0,) * channels, (1.0,) * channels)
     known = Known(preprocess=_written(preprocess), classes=tuple(classes))
     measure = _metric(metric, network, calibration)
+    refuse_impossible_bounds(network, recipe)
     digest = calibration.digest
     cell = Cell(network, digest, digest, recipe, known=known, metric=measure)
     bench = WorkerCache.holding({network.digest: network, digest: calibration})

@@ -32,11 +32,11 @@ def _fields(done: Quantized) -> dict[str, Any]:
     selected, evaluated = results[cell.select].meta, results[cell.evaluate].meta
     recipe = done.recipe.model_dump(mode="json")
     return {
-        "name": f"{done.name} {done.recipe.bits}",
+        "name": f"{done.name} {done.recipe.bits_label}",
         "checkpoint": f"{done.name}, a model in Python",
         "command": _again(done),
         "recipe": recipe,
-        "bits": done.recipe.bits,
+        "bits": done.recipe.bits_label,
         "method": done.recipe.method.name,
         "modules": list(done.modules),
         "groups": [list(done.modules[a:b]) for a, b in done.groups],

@@ -61,7 +61,7 @@ class Quantized:
         """What came of it, in about ten lines."""
         size = len(self.artifact)
         lines = {
-            "network": f"{self.name}, {self.recipe.bits} by {self.recipe.method.name}",
+            "network": f"{self.name}, {self.recipe.bits_label} by {self.recipe.method.name}",
             "modules": f"{len(self.modules)} in {len(self.groups)} groups",
             "joined": self._joined(),
             "weights": f"{self.float_bytes:,} bytes to {size:,}, {self.float_bytes / size:.1f} "

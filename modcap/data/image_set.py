@@ -114,7 +114,7 @@ class ImageSet:
         return (x - mean[:, None, None]) / std[:, None, None]
 
     def first(self, count: int) -> ImageSet:
-        """The first ``count`` of them."""
+        """The first ``count``, or all where there are fewer."""
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, pixels=self.pixels[:count], labels=labels)
 

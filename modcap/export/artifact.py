@@ -4,8 +4,8 @@ The tensor ``header`` is compressed JSON that holds the graph, so loading needs 
 the architecture nor pickle. The other tensors are, for weight layer L of module i,
 ``i.L.integers`` (bit stream, see :mod:`modcap.quantization.bit_packing`), ``i.L.scale`` and
 ``i.L.zero_point`` (per output channel) and ``i.L.bias``; for activation quantizer A ``i.A.scale``
-and ``i.A.zero_point``; and what stayed float, under its name. Where they are known, the header says
-how images are preprocessed and what the classes are called.
+and ``i.A.zero_point``; and what stayed float, under its name: bits of 0 say of which layers. Where
+they are known, the header says how images are preprocessed and what the classes are called.
 
 Format 2 is of networks whose values are all quantized: its header says where the quantizers stand,
 and biases are integers.
@@ -42,6 +42,7 @@ __all__ = ["QuantizedNetwork", "load", "pack_network", "unpack_network"]
 FORMAT, FORMAT_OF_ALL = 1, 2
 _LONGEST = 10_000  # characters of a name of a class, or of what preprocessing is written as
 _Width = Annotated[int, Field(ge=2, le=8)]
+_WidthOrFloat = Literal[0] | _Width
 
 
 class _Place(BaseModel):
@@ -55,7 +56,7 @@ class _Place(BaseModel):
 
 class _Header(GraphFile):
     format: Literal[1, 2]
-    bits: list[list[tuple[_Width, _Width]]]
+    bits: list[list[tuple[_WidthOrFloat, _WidthOrFloat]]]
     quantizers: list[list[_Place]] | None = None
     preprocess: str = Field("", max_length=_LONGEST)
     classes: list[Annotated[str, Field(max_length=_LONGEST)]] = Field([])
@@ -113,15 +114,16 @@ class QuantizedNetwork(nn.Module):
         return run(self.chain, x)
 
 
-def _layer_names(module: fx.GraphModule) -> list[str]:
-    return [cast(str, node.target) for node in weight_layers(module)]
+def _widths(module: fx.GraphModule, bits: Sequence[Bits]) -> dict[str, int]:
+    """Bits of weights of each quantized layer, by its name."""
+    names = [cast(str, node.target) for node in weight_layers(module)]
+    return {name: own.weight for name, own in zip(names, bits, strict=True) if own.weight}
 
 
-def _floats(module: fx.GraphModule) -> dict[str, Tensor]:
-    """What stays float: the tensors that belong to no weight layer."""
-    layers = _layer_names(module)
+def _floats(module: fx.GraphModule, quantized: Collection[str]) -> dict[str, Tensor]:
+    """What stays float: the tensors that belong to no quantized layer."""
     state = tensors_of(module)
-    return {name: t for name, t in state.items() if name.rpartition(".")[0] not in layers}
+    return {name: t for name, t in state.items() if name.rpartition(".")[0] not in quantized}
 
 
 def pack_network(
@@ -146,11 +148,12 @@ def pack_network(
     places = _places(network, bits) if scheme.of_all else None
     for index, module_places in enumerate(places or ()):
         tensors |= _integer_biases(states, index, module_places)
-    for index, (module, widths) in enumerate(zip(network.partition.modules, bits, strict=True)):
-        for layer, width in zip(_layer_names(module), widths, strict=True):
+    for index, (module, own) in enumerate(zip(network.partition.modules, bits, strict=True)):
+        widths = _widths(module, own)
+        for layer, width in widths.items():
             name = f"{index}.{layer}.integers"
-            tensors[name] = pack(states[name], width.weight)
-        tensors |= {f"{index}.{name}": t.clone() for name, t in _floats(module).items()}
+            tensors[name] = pack(states[name], width)
+        tensors |= {f"{index}.{name}": t.clone() for name, t in _floats(module, widths).items()}
     header = {
         "format": FORMAT if places is None else FORMAT_OF_ALL,
         **({} if places is None else {"quantizers": [[vars(p) for p in own] for own in places]}),
@@ -231,18 +234,18 @@ def _rebuild(
     given: Sequence[_Place] | None,
 ) -> fx.GraphModule:
     module = graph_from_json(document)
-    layers = _layer_names(module)
-    if len(set(layers)) != len(bits) or len(layers) != len(bits):
+    if len(weight_layers(module)) != len(bits):
         raise InputError("an artifact without bits for each of its layers: it is damaged")
-    floats = _floats(module)
+    widths = _widths(module, bits)
+    floats = _floats(module, widths)
     state = {name: own.pop(name) for name in floats if name in own}
     _check_complete(state.keys(), floats.keys())
     fill(module, state)
     scheme = Scheme() if given is None else Scheme(activations=Activations.ALL)
     biases = torch.float32 if given is None else torch.int32
-    for layer, width in zip(layers, bits, strict=True):
-        _unpack(layer, module.get_submodule(layer), width.weight, biases, own)
-    places = placements(module, bits) if given is None else _checked(module, layers, given)
+    for layer, width in widths.items():
+        _unpack(layer, module.get_submodule(layer), width, biases, own)
+    places = placements(module, bits) if given is None else _checked(module, widths, given)
     quantized = attach(module, bits, scheme, places)
     _check_complete(own.keys(), _state_names(quantized, own))
     for name, weights in quantizers(quantized)[0].items():
@@ -255,7 +258,7 @@ def _rebuild(
 
 
 def _checked(
-    module: fx.GraphModule, layers: Sequence[str], given: Sequence[_Place]
+    module: fx.GraphModule, layers: Collection[str], given: Sequence[_Place]
 ) -> list[Placement]:
     """Where the header says that quantizers stand, if they can stand there."""
     nodes = {node.name for node in module.graph.nodes if node.op != "output"}

@@ -7,11 +7,15 @@ real value = (integer + offset) · scale. Names are those of the ONNX form of th
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
+from torch import fx
+
+from modcap.export.artifact import QuantizedNetwork
 from modcap.export.onnx_graph import BIAS_BITS, Encoding
 from modcap.export.onnx_writer import Lowered, write
 from modcap.export.registry import Export
+from modcap.graph.nodes import weight_layers
 from modcap.quantization.affine import middle
 
 __all__ = ["write_encodings"]
@@ -26,13 +30,22 @@ def write_encodings(export: Export) -> tuple[bytes, dict[str, Any]]:
         "version": _VERSION,
         "activation_encodings": [_entry(e) for e in graph.encodings if e.axis is None],
         "param_encodings": [_entry(e) for e in graph.encodings if e.axis is not None],
-        "excluded_layers": [],
+        "excluded_layers": _floats(export.network),
         "producer": "modcap",
         "artifact_digest": export.digest,
         **({"quantizer_args": dict(export.known.recipe)} if export.known.recipe else {}),
     }
     text = json.dumps(document, indent=1, default=str)
     return text.encode(), {"tensors": len(graph.encodings)}
+
+
+def _floats(network: QuantizedNetwork) -> list[str]:
+    """The layers that stay float: module of the model, and layer in it."""
+    return [
+        f"{name}/{node.target}"
+        for name, module in zip(network.names, network.chain, strict=True)
+        for node in weight_layers(cast(fx.GraphModule, module))
+    ]
 
 
 def _entry(encoding: Encoding) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from modcap.export.artifact import QuantizedNetwork
 from modcap.export.onnx_check import check_pieces, compare, session_of
@@ -20,6 +20,7 @@ from modcap.export.onnx_graph import INPUT
 from modcap.export.onnx_writer import Lowered, write
 from modcap.export.registry import Export
 from modcap.export.storage import OPSETS, check_opset, storage_bits
+from modcap.graph.nodes import weight_layers
 from modcap.quantization.insert import quantizers
 
 __all__ = ["metadata_of", "sample_images", "widths_of", "write_onnx"]
@@ -59,11 +60,12 @@ def sample_images(export: Export) -> Tensor:
 
 
 def widths_of(network: QuantizedNetwork) -> dict[str, dict[str, int]]:
-    """How many weight layers and activations have each width."""
+    """How many weight layers and activations have each width, and how many layers are float."""
     weights, activations = Counter[str](), Counter[str]()
     for module in network.chain:
         layers, values = quantizers(module)
         weights.update(str(layer.bits) for layer in layers.values())
+        weights.update("float" for _ in weight_layers(cast(fx.GraphModule, module)))
         activations.update(str(value.bits) for value in values.values())
     return {"weights": dict(weights), "activations": dict(activations)}
 
@@ -88,7 +90,7 @@ def _json(value: object) -> str:
 
 def _note(network: QuantizedNetwork, opset: int) -> dict[str, str]:
     """What this opset makes larger than it need be, if anything."""
-    used = {int(width) for width in widths_of(network)["weights"]}
+    used = {int(width) for width in widths_of(network)["weights"] if width != "float"}
     wider = {width for width in used if storage_bits(width, opset) > storage_bits(width, 25)}
     if not wider:
         return {}

@@ -69,6 +69,12 @@ class Network:
         modules = self.partition.modules
         return sum(p.numel() * 4 for module in modules for p in module.parameters())
 
+    @property
+    def paths(self) -> tuple[tuple[str, ...], ...]:
+        """What the model calls the weight layers of each module. A network that was read from a
+        file knows only what its graphs call them."""
+        return self.partition.paths
+
     def to(self, device: torch.device) -> Network:
         """A copy on ``device``."""
         modules = tuple(copy.deepcopy(module).to(device) for module in self.partition.modules)

@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 __all__ = [
-    *("WEIGHT_LAYERS", "hierarchy", "layer_calls", "place", "stored_tensor", "weight_layers"),
+    *("WEIGHT_LAYERS", "hierarchy", "layer_calls", "path_of", "place", "stored_tensor"),
+    "weight_layers",
 ]
 
 WEIGHT_LAYERS = (_ConvNd, nn.Linear)
@@ -41,6 +42,12 @@ def hierarchy(node: fx.Node) -> list[tuple[str, str]]:
         if path:
             found.append((path, name))
     return found
+
+
+def path_of(node: fx.Node) -> str:
+    """The dotted path in the model of the layer that ``node`` calls."""
+    around = hierarchy(node)
+    return around[-1][0] if around else str(node.target)
 
 
 def place(node: fx.Node) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.fx.passes.split_module import split_module
 
 from modcap.core.errors import InputError
-from modcap.graph.nodes import hierarchy, layer_calls, stored_tensor, weight_layers
+from modcap.graph.nodes import hierarchy, layer_calls, path_of, stored_tensor, weight_layers
 from modcap.graph.trace import reserved
 
 __all__ = ["Partition", "partition"]
@@ -42,6 +42,11 @@ class Partition:
     def layers(self) -> tuple[int, ...]:
         """How many weight layers each module has."""
         return tuple(len(weight_layers(module)) for module in self.modules)
+
+    @property
+    def paths(self) -> tuple[tuple[str, ...], ...]:
+        """What the model calls the weight layers of each module, such as ``features.3.conv.0``."""
+        return tuple(tuple(map(path_of, weight_layers(module))) for module in self.modules)
 
     def __call__(self, x: Tensor) -> Tensor:
         for module in self.modules:
@@ -201,7 +206,7 @@ def _names(graph: fx.GraphModule, segments: Sequence[Sequence[fx.Node]]) -> tupl
     layers = set(weight_layers(graph))
     names: list[str] = []
     for segment in segments:
-        paths = [_path(node).split(".") for node in segment if node in layers]
+        paths = [path_of(node).split(".") for node in segment if node in layers]
         shared: list[str] = []
         for parts in zip(*paths, strict=False):
             if len(set(parts)) > 1:
@@ -211,8 +216,3 @@ def _names(graph: fx.GraphModule, segments: Sequence[Sequence[fx.Node]]) -> tupl
         taken = sum(n == name or n.startswith(f"{name}#") for n in names)
         names.append(f"{name}#{taken + 1}" if taken else name)
     return tuple(names)
-
-
-def _path(node: fx.Node) -> str:
-    around = hierarchy(node)
-    return around[-1][0] if around else str(node.target)

@@ -188,6 +188,7 @@ class Cell:
         known: where it comes from, for the artifact and its exports.
         exports: formats that the artifact is wanted in, too.
         metric: by which it is measured.
+        chosen: bits of each weight layer of each module, where a job chose them.
     """
 
     network: Network | Outline
@@ -199,10 +200,17 @@ class Cell:
     known: Known = field(default_factory=Known)
     exports: tuple[str, ...] = ()
     metric: MetricName = field(default_factory=MetricName)
+    chosen: tuple[tuple[Bits, ...], ...] | None = None
 
-    @property
+    @cached_property
     def bits(self) -> list[list[Bits]]:
-        """Of each weight layer of each module."""
+        """Of each weight layer of each module; 8 of weights that are not chosen yet.
+
+        Raises:
+            InputError: a name in the recipe is none of the network's.
+        """
+        if self.chosen is not None:
+            return [list(bits) for bits in self.chosen]
         return self.recipe.bit_policy.resolve(self.network)
 
     @property

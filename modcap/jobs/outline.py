@@ -63,19 +63,24 @@ class Footprint:
 
 class Outline(Frozen):
     """Of a network: its digest and the shape of its images; of each of its modules the name, the
-    number of weight layers and the footprint."""
+    paths of its weight layers in the model, and the footprint."""
 
     digest: str = Field(pattern="^[0-9a-f]{64}$")
     input_shape: tuple[int, int, int]
     names: tuple[str, ...] = Field(min_length=1)
-    layers: tuple[Annotated[int, Field(ge=1)], ...]
+    paths: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...]
     footprints: tuple[Footprint, ...]
 
     @model_validator(mode="after")
     def _of_the_same_modules(self) -> Outline:
-        if not len(self.names) == len(self.layers) == len(self.footprints):
-            raise ValueError("one name, number of layers and footprint for each module")
+        if not len(self.names) == len(self.paths) == len(self.footprints):
+            raise ValueError("one name, paths of layers and a footprint for each module")
         return self
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """How many weight layers each module has."""
+        return tuple(map(len, self.paths))
 
 
 _KNOWN: WeakKeyDictionary[Network, Outline] = WeakKeyDictionary()
@@ -90,7 +95,7 @@ def outline_of(network: Network | Outline) -> Outline:
             digest=network.digest,
             input_shape=network.input_shape,
             names=network.names,
-            layers=network.layers,
+            paths=network.paths,
             footprints=_measured(network),
         )
     return _KNOWN[network]

@@ -15,12 +15,14 @@ from functools import cached_property, partial
 from modcap.core.serialization import Result
 from modcap.jobs.cost_model import footprints
 from modcap.jobs.job import Cell, Job
+from modcap.jobs.kinds.allocate import allocate_job, chosen_bits
 from modcap.jobs.kinds.assemble import assemble_job
 from modcap.jobs.kinds.capacity import capacity_jobs
 from modcap.jobs.kinds.evaluate import evaluate_full_job, evaluate_job
 from modcap.jobs.kinds.export import export_job
 from modcap.jobs.kinds.reconstruct import Reconstruct, reconstruct_job
 from modcap.jobs.kinds.select import select_job
+from modcap.jobs.kinds.sensitivity import sensitivity_jobs
 from modcap.jobs.kinds.whole import (
     TUNING_COST,
     Choose,
@@ -42,6 +44,9 @@ class CellPlan:
     """The jobs of one cell by role; empty where the selection is not known yet.
 
     Attributes:
+        cell: with the bits that were chosen, where they are.
+        allocate: chooses the bits of layers, where a job does.
+        sensitivities: that this goes by.
         select: says which boundaries are joined; where several k are compared, the job that
             chooses one, and its meta says what that of a selection does.
         reconstructs: of the groups that were chosen.
@@ -50,8 +55,8 @@ class CellPlan:
     """
 
     cell: Cell
-    capacities: tuple[str, ...]
-    select: str
+    capacities: tuple[str, ...] = ()
+    select: str = ""
     groups: tuple[Span, ...] = ()
     reconstructs: tuple[str, ...] = ()
     corrects: tuple[str, ...] = ()
@@ -61,6 +66,8 @@ class CellPlan:
     evaluate: str = ""
     evaluate_full: str = ""
     exports: tuple[str, ...] = ()
+    allocate: str = ""
+    sensitivities: tuple[str, ...] = ()
 
     @property
     def finish(self) -> tuple[str, ...]:
@@ -77,9 +84,16 @@ class Plan:
     open: bool
 
     def needed(self, cell: CellPlan) -> set[str]:
-        """Every job that ``cell`` needs, those included that only choose its k."""
+        """Every job that ``cell`` needs, those included that only choose its bits or its k."""
         found: set[str] = set()
-        ends = (cell.select, cell.evaluate, cell.evaluate_full, *cell.finish, *cell.exports)
+        ends = (
+            cell.allocate,
+            cell.select,
+            cell.evaluate,
+            cell.evaluate_full,
+            *cell.finish,
+            *cell.exports,
+        )
         ahead = [key for key in ends if key]
         while ahead:
             key = ahead.pop()
@@ -97,16 +111,22 @@ class Plan:
     @cached_property
     def waits(self) -> dict[str, tuple[str, ...]]:
         """The jobs that each follows, by key: those it reads, and the one that led to it, which
-        is the selection for reconstructions, and for what comes after them the choice of k. A job
-        that several cells share is led to by the first of them."""
+        is the choice of bits for capacities and the selection, the selection for reconstructions,
+        and for what comes after them the choice of k. A job that several cells share is led to by
+        the first of them."""
         led: dict[str, tuple[str, ...]] = {}
         for cell in self.cells:
+            if cell.allocate and cell.select:
+                decision = self._by_key[cell.select]
+                first = decision.needs[0] if isinstance(decision.work, Choose) else decision.key
+                for key in (*cell.capacities, first):
+                    led.setdefault(key, (cell.allocate,))
             if not cell.assemble:
                 continue
             decision = self._by_key[cell.select]
             select = decision.needs[0] if isinstance(decision.work, Choose) else decision.key
             for key in self.reconstructions(cell):
-                led.setdefault(key, (select,))
+                led.setdefault(key, (cell.allocate, select) if cell.allocate else (select,))
             led.setdefault(cell.tune or cell.assemble, (decision.key,))
         return {job.key: job.needs + led.get(job.key, ()) for job in self.jobs}
 
@@ -120,7 +140,7 @@ def plan(cells: Iterable[Cell], known: Callable[[str], Result | None]) -> Plan:
 
     Args:
         cells: what to quantize.
-        known: the result of a key, or None; asked for selections only.
+        known: the result of a key, or None; asked for choices of bits, and selections, only.
     """
     jobs: dict[str, Job] = {}
     planned = tuple(_plan_cell(cell, partial(_put, jobs), known) for cell in cells)
@@ -134,16 +154,21 @@ def _put(jobs: dict[str, Job], job: Job) -> str:
 def _plan_cell(
     cell: Cell, add: Callable[[Job], str], known: Callable[[str], Result | None]
 ) -> CellPlan:
+    start = _allocated(cell, add, known)
+    cell = start.cell
+    if start.allocate and cell.chosen is None:
+        return start
     capacities = tuple(add(job) for job in capacity_jobs(cell))
     select = add(select_job(cell, capacities))
+    start = replace(start, capacities=capacities, select=select)
     selected = known(select)
     if selected is None:
-        return CellPlan(cell, capacities, select)
+        return start
     full = add(evaluate_full_job(cell))  # from here on: nothing waits for it
     groupings = _groupings(cell, selected, add)
     grouping = groupings[0]
     corrects = tuple(grouping.correct for grouping in groupings if grouping.correct)
-    found = CellPlan(cell, capacities, select, corrects=corrects, evaluate_full=full)
+    found = replace(start, corrects=corrects, evaluate_full=full)
     if len(groupings) > 1:
         found = _compare(found, groupings, add)
         chosen = known(found.select)
@@ -165,6 +190,20 @@ def _plan_cell(
         evaluate=add(evaluate_job(cell, assemble)),
         exports=tuple(add(export_job(cell, assemble, name)) for name in cell.exports),
     )
+
+
+def _allocated(
+    cell: Cell, add: Callable[[Job], str], known: Callable[[str], Result | None]
+) -> CellPlan:
+    """The cell, with the bits that a job chose, where one does and has done so."""
+    if not cell.recipe.chooses_bits:
+        return CellPlan(cell)
+    sensitivities = tuple(add(job) for job in sensitivity_jobs(cell))
+    allocate = add(allocate_job(cell, sensitivities))
+    found = known(allocate)
+    if found is not None:
+        cell = replace(cell, chosen=chosen_bits(found))
+    return CellPlan(cell, allocate=allocate, sensitivities=sensitivities)
 
 
 def _compare(

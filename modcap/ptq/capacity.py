@@ -60,10 +60,11 @@ def homogeneous(modules: Sequence[fx.GraphModule]) -> list[bool]:
 def data_free(module: fx.GraphModule, bits: Sequence[Bits], alpha: float) -> float:
     """Sum over weight layers of parameters * weight bits * alpha, alpha = 1 at stride 1.
 
-    Unit: bits, weighted. ``alpha`` applies to layers of stride 2 and more.
+    Unit: bits, weighted; weights that stay float have 32. ``alpha`` applies to layers of stride 2
+    and more.
     """
     return math.fsum(
-        cast(Tensor, layer.weight).numel() * width.weight * (alpha if _stride(layer) > 1 else 1.0)
+        cast(Tensor, layer.weight).numel() * width.size * (alpha if _stride(layer) > 1 else 1.0)
         for layer, width in zip(_layers(module), bits, strict=True)
     )
 

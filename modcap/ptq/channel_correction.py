@@ -21,7 +21,7 @@ from modcap.graph.forward import Passes, channels_last, run_batched
 from modcap.ptq.relative_error import relative_error
 from modcap.quantization.layers import QuantLayer
 
-__all__ = ["IMAGES", "correct"]
+__all__ = ["IMAGES", "correct", "correct_module"]
 
 IMAGES = 256  # that the channels are measured on
 _FACTORS = 0.5, 2.0  # bounds of a
@@ -54,7 +54,7 @@ def correct(
         floats, modules, counts or [len(x)] * len(modules), strict=True
     ):
         assert isinstance(module, fx.GraphModule)
-        outputs = _correct(float_module, module, full[:count], behind[:count])
+        outputs = correct_module(float_module, module, full[:count], behind[:count])
         if count < len(x):
             full = run_batched([float_module], full, passes)
             behind = run_batched([module], behind, passes)
@@ -63,10 +63,11 @@ def correct(
     return relative_error(before, full), relative_error(behind, full)
 
 
-def _correct(
+def correct_module(
     float_module: fx.GraphModule, module: fx.GraphModule, full: Tensor, behind: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Corrects one module; returns what both give."""
+    """Corrects one frozen module in place, on its inputs (N, ...) in full precision and behind what
+    lies before it; returns what both give for these."""
     outputs = _Outputs(float_module, {n for n, m in module.named_modules() if _is_layer(m)})
     full = outputs.run(channels_last(full))
     return full, _Correct(module, outputs.kept).run(channels_last(behind))

@@ -112,7 +112,7 @@ def reconstruct(
     passes = passes or Passes()
     inputs = Inputs(*map(channels_last, (inputs.quantized, inputs.full, inputs.target)))
     curve = torch.zeros((0, 2), dtype=torch.float64)
-    if method.learns and settings.iterations:
+    if method.learns and settings.iterations and layers_of(modules):  # else all stay float
         for layer in layers_of(modules):
             layer.learned_integers = settings.rounding.start(layer, layer.weight.detach())
         curve = optimise(modules, inputs, method, settings, seed, progress, passes)

@@ -32,7 +32,8 @@ def insert_quantizers(
 ) -> fx.GraphModule:
     """A copy of ``module`` with quantizers, in the float state (activation quantizers enabled).
 
-    Where layers of different bits share an input, the larger width is taken.
+    Where layers of different bits share an input, the larger width is taken. Layers of 0 bits stay
+    as they are, and so does an input that no layer wants quantized.
 
     Args:
         module: in full precision.
@@ -50,6 +51,8 @@ def attach(
     :func:`insert_quantizers`."""
     copied = copy.deepcopy(module)
     for node, layer_bits in zip(weight_layers(copied), bits, strict=True):
+        if not layer_bits.weight:
+            continue
         target, grid = cast(str, node.target), scheme.weight_grid
         quantized = QuantLayer(copied.get_submodule(target), layer_bits.weight, grid)
         copied.set_submodule(target, quantized)

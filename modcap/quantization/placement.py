@@ -49,7 +49,7 @@ def placements(
 
     Args:
         module: in full precision.
-        bits: of each of its weight layers.
+        bits: of each of its weight layers; an input that all of its layers read in float has none.
         of_all: quantize all that an integer device holds, not only what layers read.
         last: it gives the logits.
     """
@@ -64,10 +64,9 @@ def placements(
             reads.setdefault(cast(fx.Node, call.args[0]).name, []).append(target)
     names = _names(module)
     return [
-        Placement(
-            next(names), max(widths[t] for t in layers), (value,), tuple(dict.fromkeys(layers))
-        )
+        Placement(next(names), width, (value,), tuple(dict.fromkeys(layers)))
         for value, layers in reads.items()
+        if (width := max(widths[target] for target in layers))
     ]
 
 

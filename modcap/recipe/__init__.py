@@ -1,5 +1,6 @@
 """The recipe: all that decides the result of a quantization."""
 
+from modcap.recipe.bit_fields import Allocation
 from modcap.recipe.presets import PRESETS
 from modcap.recipe.recipe import (
     Budget,
@@ -14,6 +15,7 @@ from modcap.recipe.recipe import (
 
 __all__ = [
     "PRESETS",
+    "Allocation",
     "Budget",
     "CapacityKind",
     "CapacityScale",

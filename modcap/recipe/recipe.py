@@ -11,12 +11,11 @@ from pydantic import Field, model_validator
 from modcap.core.canonical import canonical, digest
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
-from modcap.core.named import Frozen
-from modcap.ptq.bit_policy import BitPolicy
 from modcap.ptq.methods import AnyMethod, QDrop
 from modcap.ptq.settings import Optimiser, Precision, flat_fields
 from modcap.quantization.bits import BFLOAT16_BITS
 from modcap.quantization.scheme import Activations, Scales, Scheme, WeightRange
+from modcap.recipe.bit_fields import BitFields
 from modcap.recipe.overlay import overlay, read_old_names
 
 __all__ = [
@@ -87,7 +86,7 @@ class Device(str, Enum):
     CUDA = "cuda"
 
 
-class Recipe(Frozen):
+class Recipe(BitFields):
     """All that decides the result. Equal recipes, checkpoints and images give equal bytes.
 
     Example:
@@ -97,9 +96,6 @@ class Recipe(Frozen):
         True
     """
 
-    w_bits: int = Field(4, ge=2, le=8, description="bits of weights")
-    a_bits: int = Field(4, ge=2, le=8, description="bits of activations")
-    first_last_bits: int = Field(8, ge=2, le=8, description="bits of the first and the last layer")
     activations: Activations = Field(
         Activations.INPUTS,
         description="what is quantized: what weight layers read (inputs), or all that an integer "
@@ -224,9 +220,16 @@ class Recipe(Frozen):
         if self.activation_memory is not None and self.device is not Device.CPU:
             raise ValueError("activation_memory is for device cpu: leave it out")
         coarse = self.optimiser.precision is Precision.BFLOAT16
-        if coarse and max(self.w_bits, self.a_bits) > BFLOAT16_BITS:
+        widths = [8 if self.w_bits == "auto" else self.w_bits]
+        widths += [] if self.a_bits == "none" else [self.a_bits]
+        if coarse and max(widths) > BFLOAT16_BITS:
             raise ValueError(
                 f"precision bfloat16 is too coarse for more than {BFLOAT16_BITS} bits: take float32"
+            )
+        if self.keeps_float and self.activations is Activations.ALL:
+            raise ValueError(
+                "activations all is for devices that compute in integers alone: leave float, and "
+                "a_bits none, out"
             )
         if (self.selection is Selection.EXPLICIT) != bool(self.groups):
             raise ValueError("selection explicit and groups go together: give both or neither")
@@ -281,19 +284,9 @@ class Recipe(Frozen):
         return "auto" if self.k is None else str(self.k)
 
     @property
-    def bit_policy(self) -> BitPolicy:
-        """Which layer gets how many bits."""
-        return BitPolicy(self.w_bits, self.a_bits, self.first_last_bits)
-
-    @property
     def scheme(self) -> Scheme:
         """What is quantized, and on which grids."""
         return Scheme(activations=self.activations, weights=self.weights, scales=self.scales)
-
-    @property
-    def bits(self) -> str:
-        """Such as ``W4A8``."""
-        return self.bit_policy.label
 
     @property
     def digest(self) -> str:

@@ -22,9 +22,10 @@ from modcap.quantization.scheme import USUAL, Scheme
 __all__ = ["full_precision", "quantized_modules", "states_of", "tensors_of_modules"]
 
 
-def full_precision(job: Job, cache: WorkerCache, stop: int) -> Tensor:
-    """The full-precision activations (N, ...) in front of module ``stop``."""
-    place = job.device, job.threads, job.inputs["network"], job.inputs["calibration"]
+def full_precision(job: Job, cache: WorkerCache, stop: int, count: int | None = None) -> Tensor:
+    """The full-precision activations (N, ...) in front of module ``stop``, of the first ``count``
+    calibration images, or all."""
+    place = job.device, job.threads, job.inputs["network"], job.inputs["calibration"], count
     passes = job.passes
     for at in range(stop, -1, -1):
         x = cache.activations.get((*place, at))
@@ -32,6 +33,7 @@ def full_precision(job: Job, cache: WorkerCache, stop: int) -> Tensor:
             break
     else:
         images = cache.images(job.inputs["calibration"])
+        images = images if count is None else images.first(count)
         parts = (part.to(job.device) for part in images.batches(passes.images))
         at, x = 0, concatenate_to(parts, len(images), passes.limit)
     modules = cache.network(job.inputs["network"], job.device).partition.modules
@@ -64,7 +66,8 @@ def quantized_modules(
         last = index == len(floats) - 1
         module = insert_quantizers(floats[index], module_bits, scheme, last)
         device = device_of(floats[index])
-        restore(module, {name: tensor.to(device) for name, tensor in states[index].items()})
+        state = states.get(index, {})  # none, where all of a module stays float
+        restore(module, {name: tensor.to(device) for name, tensor in state.items()})
         modules.append(module)
     return modules
 

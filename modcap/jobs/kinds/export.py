@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from modcap.core.named import key_fields
 from modcap.core.serialization import Result, digest
 from modcap.export import Export, Known, exporter_of
 from modcap.jobs.cost_model import ModuleTimes, evaluation_memory
@@ -57,7 +58,7 @@ def export_job(cell: Cell, assemble: str, format_: str) -> Job:
         "network_digest": cell.network.digest,
         "recipe_digest": cell.recipe.digest,
     }
-    recipe = cell.recipe.model_dump(mode="json")
+    recipe = key_fields(cell.recipe)
     known = replace(cell.known, recipe=recipe, digests=digests)
     work = WriteExport(format=format_, opset=Export.opset, known=known)
     room = Room.of(cell.recipe, evaluation_memory(cell.network))

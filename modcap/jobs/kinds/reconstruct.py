@@ -162,7 +162,7 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
     )
     bound = recipe.activation_bytes
     memory = reconstruction_memory(cell.network, span, recipe.calibration, batch, bound)
-    label = f"{recipe.method.name} {recipe.bits} {_title(cell.modules, span)}"
+    label = f"{recipe.method.name} {recipe.bits_label} {_title(cell.modules, span)}"
     return Job(work, cell.inputs("calibration"), needs, label, Room.of(recipe, memory))
 
 

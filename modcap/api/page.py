@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modcap.core import files
+from modcap.flows.reports.chosen_bits import allocation_of, layer_bits
 from modcap.flows.reports.document import RunReport
 from modcap.flows.reports.page import run_page
 
@@ -37,6 +38,8 @@ def _fields(done: Quantized) -> dict[str, Any]:
         "command": _again(done),
         "recipe": recipe,
         "bits": done.recipe.bits_label,
+        "layer_bits": layer_bits(cell.cell),
+        "allocation": allocation_of(results[cell.allocate] if cell.allocate else None),
         "method": done.recipe.method.name,
         "modules": list(done.modules),
         "groups": [list(done.modules[a:b]) for a, b in done.groups],

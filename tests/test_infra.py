@@ -22,6 +22,10 @@ def test_ray_cluster_passes_rays_own_validation() -> None:
 
     config = read("ray/cluster.yaml")
     validate_config(prepare_config(config))
+    for role in ("head", "worker"):  # nobody joins without the token, and no server is without one
+        start = config[f"{role}_start_ray_commands"][-1]
+        assert "RAY_AUTH_MODE=token RAY_enable_metrics_collection=0" in start
+    assert list(config["file_mounts"]) == ["~/.ray/auth_token"]
     worker = config["available_node_types"]["gpu_spot"]
     assert worker["resources"]["GPU"] == 1
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
@@ -59,6 +63,7 @@ def test_every_server_of_compose_asks_for_a_secret_and_its_clients_have_it() -> 
         assert environment["PREFECT_API_AUTH_STRING"] == login
         assert environment["MLFLOW_TRACKING_PASSWORD"] == "${MLFLOW_PASSWORD:?}"
         assert environment["RAY_AUTH_TOKEN"] == "${RAY_TOKEN:?}"
+        assert environment["RAY_enable_metrics_collection"] == "0"
 
 
 def test_every_kuberay_container_has_the_token() -> None:

@@ -122,7 +122,7 @@ def _run(root: Root, image: Image, text: str) -> None:
     given = {k: v for k, v in os.environ.items() if k.startswith(_FOR_BUILDS)}
     done = subprocess.run(
         root.command(["/bin/sh", "-ec", text], user=image.user, folder=image.folder),
-        env={"HOME": "/root", **given, **image.environment},
+        env={"HOME": str(Path("~root").expanduser()), **given, **image.environment},
         capture_output=True,
         text=True,
         check=False,

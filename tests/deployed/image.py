@@ -20,7 +20,7 @@ from tests.deployed.hosts import Root
 
 __all__ = ["Image", "build", "postgres"]
 
-_ENVIRONMENT = "/opt/python"
+_ENVIRONMENT = "/image"
 _PATH = f"{_ENVIRONMENT}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FOR_BUILDS = ("PIP_", "UV_", "APT_", "HTTP_", "HTTPS_", "http_", "https_", "SSL_", "NO_", "no_")
 

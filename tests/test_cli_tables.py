@@ -16,6 +16,9 @@ COMPARED: dict[str, Any] = {
     "model_name": "mobilenet_v2_x0_5",
     "model_version": 3,
     "bits": "W2A4",
+    "recipe": {"bits": {}, "float": []},
+    "layer_bits": [],
+    "allocation": None,
     "fp_bytes": 2_764_328,
     "comparison": [
         {"variant": "full precision", "top1": 92.79},
@@ -89,6 +92,7 @@ SWEPT: dict[str, Any] = {
 PLANNED: dict[str, Any] = {
     "jobs": {"capacity": {"planned": 20, "done": 20}, "reconstruct": {"planned": 16, "done": 3}},
     "open": True,
+    "bits": [],
     "assumed": ["no images given: planned for 3 × 224 × 224, without evaluation"],
     "reconstructions": {"distinct": 16, "independent": 16},
     "work_seconds": 120.4,

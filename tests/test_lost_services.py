@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from modcap.core.errors import InputError, Lost, Unavailable
 from modcap.flows import cli
-from modcap.flows.execution import ray_tasks
+from modcap.flows.execution import connect, ray_tasks
 from modcap.flows.registry import mlflow_runs
 from modcap.tasks.storage import objects, s3
 from modcap.tasks.workers.idle import Idle
@@ -103,3 +105,28 @@ def test_an_idle_worker_gives_up_what_it_kept_and_a_busy_one_does_not() -> None:
     released.clear()
     time.sleep(0.2)
     assert not released.is_set()
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """A Prefect server with the password p."""
+
+    def do_GET(self) -> None:
+        right = self.headers["Authorization"] == "Basic " + b64encode(b"u:p").decode()
+        self.send_response(200 if right else 401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_prefect_that_does_not_take_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/api"
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "u:p")
+        connect._require_prefect(address)
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "u:wrong")
+        with pytest.raises(Unavailable, match="check PREFECT_API_AUTH_STRING") as caught:
+            connect._require_prefect(address)
+        assert "wrong" not in str(caught.value)
+        server.shutdown()

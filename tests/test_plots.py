@@ -28,8 +28,8 @@ def test_what_was_predicted_stands_beside_what_was_measured() -> None:
         ((), {"front"}),
         ([(2500, 80.0), (3000, 88.0)], {"front", "predicted"}),
     ):
-        axes = plots.pareto(points, predicted).axes[0]
+        axes = plots.pareto(points, predicted=predicted).axes[0]
         found = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
         assert set(found) == labels
         assert found.get("predicted", []) == [[2.5, 80.0], [3.0, 88.0]][: len(predicted)]
-        assert ("predicted" in charts.sizes(points, predicted)) is bool(predicted)
+        assert ("predicted" in charts.sizes(points, predicted=predicted)) is bool(predicted)

@@ -6,10 +6,17 @@ import contextlib
 import logging
 import os
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
 
-from tenacity import retry, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    retry,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from modcap.core.errors import Unavailable
 from modcap.flows.execution.ending import ending_well
@@ -49,18 +56,39 @@ def find_s3() -> None:
 
 
 def _require_prefect(address: str) -> None:
-    """Asks a Prefect server whether it is there, a few times."""
+    """Asks a Prefect server whether it is there, a few times, and whether it lets this user in.
+
+    Raises:
+        Unavailable: it does not answer, or does not take the password.
+    """
     try:
-        _ask(f"{address.rstrip('/')}/health")
+        _ask(f"{address.rstrip('/')}/admin/version")
+    except HTTPError as error:
+        if error.code not in (401, 403):
+            raise Unavailable(f"Prefect at {address} answers with {error.code}") from None
+        raise Unavailable(
+            f"Prefect at {address} does not let this user in ({error.code}): check "
+            f"PREFECT_API_AUTH_STRING"
+        ) from None
     except OSError as error:
         raise Unavailable(
             f"Prefect at {address} cannot be reached ({error}): check PREFECT_API_URL"
         ) from None
 
 
-@retry(stop=stop_after_attempt(4), wait=wait_random_exponential(0.5, 4), reraise=True)
+@retry(
+    stop=stop_after_attempt(4),
+    wait=wait_random_exponential(0.5, 4),
+    retry=retry_if_not_exception_type(HTTPError),
+    reraise=True,
+)
 def _ask(url: str) -> None:
-    with urllib.request.urlopen(url, timeout=5):
+    request = urllib.request.Request(url)
+    if login := os.environ.get("PREFECT_API_AUTH_STRING"):
+        request.add_header("Authorization", f"Basic {b64encode(login.encode()).decode()}")
+    elif key := os.environ.get("PREFECT_API_KEY"):
+        request.add_header("Authorization", f"Bearer {key}")
+    with urllib.request.urlopen(request, timeout=5):
         pass
 
 

@@ -64,6 +64,7 @@ def _require_prefect(address: str) -> None:
     try:
         _ask(f"{address.rstrip('/')}/admin/version")
     except HTTPError as error:
+        error.close()
         if error.code not in (401, 403):
             raise Unavailable(f"Prefect at {address} answers with {error.code}") from None
         raise Unavailable(

@@ -44,6 +44,7 @@ FLAGS = {
         "workers"
     ),
     "sweep": f"{RECIPE} {AXES} {REQUEST} seed seeds checkpoint json max-bytes max-drop",
+    "doctor": "json",
     "report": "json output",
     "scan": "json policy",
     "promote": (

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deployed import compose
+
 INFRA = Path(__file__).parents[1] / "infra"
 
 
@@ -129,3 +131,22 @@ def test_kubernetes_work_pool_fills_every_placeholder_and_takes_secrets_by_name(
     assert container["envFrom"] == [
         {"secretRef": {"name": name}} for name in ("modcap-s3", "modcap-servers")
     ]
+
+
+def test_compose_is_read_as_docker_compose_reads_it() -> None:
+    given = {name: f"${name} 1" for name in compose.variables(INFRA / "compose/example.env")}
+    found = compose.services(given)
+    assert found["ray-head"].environment["RAY_AUTH_TOKEN"] == "$RAY_TOKEN 1"
+    assert '"$S3_ACCESS_KEY" "$S3_SECRET_KEY"' in found["s3"].command[-1]  # the shell's own
+    assert found["mlflow"].needs == {"postgres": True, "s3": True}
+    assert found["postgres"].command == ()
+    health = found["postgres"].health
+    assert health is not None
+    assert (health.command[:2], health.interval, health.retries) == (("/bin/sh", "-c"), 5.0, 24)
+    with pytest.raises(KeyError):
+        compose.services({})
+
+
+def test_nothing_is_installed_when_services_start() -> None:
+    for service in read("compose/compose.yaml")["services"].values():
+        assert "install" not in str(service.get("command", ""))

@@ -124,9 +124,9 @@ def test_prefect_that_does_not_take_the_password(monkeypatch: pytest.MonkeyPatch
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/api"
         monkeypatch.setenv("PREFECT_API_AUTH_STRING", "u:p")
-        connect._require_prefect(address)
+        connect.require_prefect(address)
         monkeypatch.setenv("PREFECT_API_AUTH_STRING", "u:wrong")
         with pytest.raises(Unavailable, match="check PREFECT_API_AUTH_STRING") as caught:
-            connect._require_prefect(address)
+            connect.require_prefect(address)
         assert "wrong" not in str(caught.value)
         server.shutdown()

@@ -17,6 +17,7 @@ import typer
 from modcap.core.errors import ModcapError, Notice, printable
 from modcap.core.messages import first_line
 from modcap.flows.cli.commands import add, group
+from modcap.flows.cli.doctor import doctor
 from modcap.flows.cli.export import export
 from modcap.flows.cli.measure import capacity, evaluate
 from modcap.flows.cli.plan import plan
@@ -45,6 +46,7 @@ add(app, export, "modcap export models:/net@champion --format onnx --out net.onn
 add(app, report, "modcap report models:/net@champion --output net.html")
 add(app, scan, "modcap scan s3://bucket/incoming --policy policy.yaml")
 add(app, promote, "modcap promote net --data heldout.npz --max-drop 1.0")
+add(app, doctor, "modcap doctor")
 app.add_typer(store, name="store")
 app.add_typer(stack, name="stack")
 

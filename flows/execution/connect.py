@@ -25,7 +25,7 @@ from modcap.infra import local
 if TYPE_CHECKING:
     from modcap.tasks.storage.store import Store
 
-__all__ = ["connected", "find_s3", "use_services"]
+__all__ = ["connected", "find_s3", "require_prefect", "use_services"]
 
 _WARM_WORKERS = 8  # started while the driver still prepares
 
@@ -41,7 +41,7 @@ def use_services(*names: str, report: Callable[[str], None] = lambda line: None)
     """
     os.environ.update(local.up(services=names or local.NAMES, report=report).environment())
     if "prefect" in (names or local.NAMES):
-        _require_prefect(os.environ["PREFECT_API_URL"])
+        require_prefect(os.environ["PREFECT_API_URL"])
 
 
 def find_s3() -> None:
@@ -55,7 +55,7 @@ def find_s3() -> None:
         os.environ.update(local.up(services=["s3"]).environment())
 
 
-def _require_prefect(address: str) -> None:
+def require_prefect(address: str) -> None:
     """Asks a Prefect server whether it is there, a few times, and whether it lets this user in.
 
     Raises:

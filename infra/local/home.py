@@ -30,6 +30,11 @@ class Home:
 
     path: Path
 
+    @staticmethod
+    def place() -> Path:
+        """Where it is, or would be made."""
+        return Path(os.environ.get("MODCAP_HOME") or Path.home() / ".modcap")
+
     @classmethod
     def at(cls, path: Path | None = None) -> Home:
         """The folder, which nobody but its owner may look into.
@@ -37,8 +42,7 @@ class Home:
         Raises:
             InputError: it belongs to another user, or cannot be made.
         """
-        chosen = path or Path(os.environ.get("MODCAP_HOME") or Path.home() / ".modcap")
-        home = cls(private_folder(chosen, "MODCAP_HOME"))
+        home = cls(private_folder(path or cls.place(), "MODCAP_HOME"))
         home.folder("logs")
         return home
 

@@ -22,6 +22,7 @@ from modcap.core.errors import ModcapError
 from modcap.core.serialization import Result
 from modcap.infra import local
 from modcap.tasks.storage.store import Store
+from tests.integration.commands import modcap_command
 
 
 def members(home: Path) -> list[psutil.Process]:
@@ -197,3 +198,14 @@ def test_a_home_with_spaces_and_other_letters_works(own_home: Path) -> None:
         assert {s.state for s in local.status(home)} == {"running"}
     finally:
         local.down(home)
+
+
+def test_doctor_finds_nothing_wrong_with_what_runs(stack: dict[str, str]) -> None:
+    done = modcap_command(stack, "doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    report = json.loads(done.stdout)
+    found = {each["check"]: each for each in report["findings"]}
+    assert "takes, gives, lists and deletes" in found["S3"]["said"]
+    assert found["clock"]["state"] == "ok"
+    assert {found[name]["state"] for name in ("S3", "MLflow", "Prefect", "Ray")} == {"ok"}
+    assert stack["AWS_SECRET_ACCESS_KEY"] not in done.stdout

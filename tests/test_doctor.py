@@ -61,9 +61,9 @@ def test_services_that_do_not_answer(
             "AWS_DEFAULT_REGION": "us-east-1",
             "MODCAP_BUCKET": "bucket",
             "MODCAP_PATIENCE": "0.1",
-            "MLFLOW_TRACKING_URI": f"http://{nobody}",
+            "MLFLOW_TRACKING_URI": f"http://user:hidden@{nobody}",
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-            "PREFECT_API_URL": f"http://{nobody}/api",
+            "PREFECT_API_URL": f"http://user:hidden@{nobody}/api",
             "RAY_ADDRESS": nobody,
         }.items():
             monkeypatch.setenv(name, value)

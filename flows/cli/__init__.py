@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from modcap.core.errors import ModcapError, Notice, printable
-from modcap.core.messages import first_line
+from modcap.core.messages import first_line, without_password
 from modcap.flows.cli.commands import add, group
 from modcap.flows.cli.doctor import doctor
 from modcap.flows.cli.export import export
@@ -142,7 +142,7 @@ def _prefect_is_gone() -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    line = printable(" ".join(message.split()))
+    line = printable(without_password(" ".join(message.split())))
     if _prefect_is_gone():  # Prefect would try for minutes to reach it at exit
         end(line, code)
     print(f"modcap: {line}", file=sys.stderr)

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from urllib.error import HTTPError
 
 from modcap.core.errors import ModcapError, Unavailable
-from modcap.core.messages import first_line
+from modcap.core.messages import first_line, without_password
 from modcap.flows.cli.machine_checks import Finding
 from modcap.infra import local
 
@@ -48,9 +48,9 @@ def _asked(title: str, address: str, check: Callable[[], Finding | str]) -> Find
     try:
         found = check()
     except (ModcapError, OSError, subprocess.SubprocessError) as error:
-        return Finding(title, "problem", first_line(error), "as the line says")
+        return Finding(title, "problem", without_password(first_line(error)), "as the line says")
     except Exception as error:  # of a service's own client
-        said = f"{address}: {type(error).__name__}: {first_line(error)}"
+        said = f"{address}: {type(error).__name__}: {without_password(first_line(error))}"
         return Finding(title, "problem", said, "check its address, credentials and log")
     return Finding(title, "ok", f"{address}: {found}") if isinstance(found, str) else found
 

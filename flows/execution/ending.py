@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 Cleanup = Callable[[str], object]
 
+from modcap.core.messages import without_password
+
 __all__ = ["AGAIN", "end", "ending_well", "gone"]
 
 AGAIN = "start the same command again, finished jobs are kept"
@@ -44,7 +46,7 @@ def end(message: str, code: int, *cleanups: Cleanup) -> None:
     for worker in workers:
         worker.join(max(0.0, limit - time.monotonic()))
     with contextlib.suppress(OSError):
-        os.write(said, f"modcap: {message}\n".encode())
+        os.write(said, f"modcap: {without_password(message)}\n".encode())
     os._exit(code)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import socket
 import tempfile
 import time
@@ -20,7 +19,7 @@ from urllib.parse import quote
 import psutil
 
 from modcap.core.errors import Lost, Unavailable
-from modcap.core.messages import first_line
+from modcap.core.messages import first_line, without_password
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # read when mlflow is imported
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -86,7 +85,7 @@ def reaching() -> Iterator[MlflowClient]:
         reason = str(error)
         if "API request to" not in reason and "Max retries" not in reason:
             raise
-        cause = first_line(_without_password(reason.rpartition("Caused by ")[2]))
+        cause = first_line(without_password(reason.rpartition("Caused by ")[2]))
         kind = Lost if _address() in _reached else Unavailable
         raise kind(
             f"MLflow at {_address()} cannot be reached ({cause}): check MLFLOW_TRACKING_URI, that "
@@ -103,12 +102,7 @@ def link_of(experiment: str, tags: Mapping[str, str]) -> str:
 
 
 def _address() -> str:
-    return _without_password(mlflow.get_tracking_uri().rstrip("/"))
-
-
-def _without_password(text: str) -> str:
-    """Without what stands before the host in an address."""
-    return re.sub(r"//[^/\s]*@", "//", text)
+    return without_password(mlflow.get_tracking_uri().rstrip("/"))
 
 
 def start_parent(experiment: str, name: str, key: str) -> Parent:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from modcap.core.messages import without_password
 from modcap.infra.local import process
 from modcap.infra.local.home import Home
 from modcap.infra.local.services import NAMES, QUIET, Service, failed, service
@@ -157,7 +158,7 @@ def status(home: Path | None = None) -> list[ServiceStatus]:
         address = _address(name, state)
         other = _configured(name)
         if other and other != address:
-            found.append(ServiceStatus(name, "configured", other))
+            found.append(ServiceStatus(name, "configured", without_password(other)))
         elif process.alive(known):
             found.append(ServiceStatus(name, "running", address, known["pid"]))
         else:

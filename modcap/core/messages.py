@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from modcap.core.errors import InputError
 
-__all__ = ["first_line", "parse", "wrong_field"]
+__all__ = ["first_line", "parse", "without_password", "wrong_field"]
 
 _UNKNOWN = "extra_forbidden"  # whose value is nobody's business
 _LONG = 80  # characters of a value that a message shows
@@ -18,6 +19,11 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def first_line(error: object) -> str:
     """What ``error`` says, short enough to stand inside a message of one line."""
     return (str(error).strip().split("\n")[0] or type(error).__name__)[:160]
+
+
+def without_password(text: str) -> str:
+    """``text`` without what stands before the host in an address."""
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def parse(model: type[_Model], values: object, name: str = "") -> _Model:

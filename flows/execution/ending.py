@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from urllib.parse import urlsplit
 
-Cleanup = Callable[[str], object]
-
 from modcap.core.messages import without_password
+
+Cleanup = Callable[[str], object]
 
 __all__ = ["AGAIN", "end", "ending_well", "gone"]
 

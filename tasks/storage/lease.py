@@ -28,6 +28,8 @@ __all__ = ["Lease", "give_all_back", "lease"]
 _TERM = 60.0  # seconds without a sign of life after which a lease may be taken over
 _BEAT = 5.0  # seconds between two signs of life
 _WAIT = 0.5
+_LOCK = 1.0  # seconds that giving back waits for who holds the lock
+_ARRIVAL = 2.0  # seconds in which a write that was under way arrives
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Lease:
     holder_lives: bool = False  # another one holds it, and gave a sign of life since the first look
     _version: str | None = None  # of the document, as this process wrote it last
     _beat: int = 0
+    _writing: bool = False  # an answer of the store is awaited, or never came
     _seen: tuple[str, float] | None = None  # another one's version, and since when it is the same
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -66,7 +69,9 @@ class Lease:
         """Writes the next sign of life; each has its own content, and so its own version."""
         self._beat += 1
         document = json.dumps({"token": self.token, "beat": self._beat}).encode()
+        self._writing = True
         version = self.store.put_document(self.name, document, **condition)
+        self._writing = False
         if version is None:
             held = self.store.get_document(self.name)
             if held is not None and _token(held[0]) == self.token:
@@ -102,19 +107,38 @@ class Lease:
                     return
 
     def give_back(self) -> None:
-        """Frees it, unless another one has it. A store that is away frees it after a term."""
-        with self._lock, contextlib.suppress(BotoCoreError, ClientError):
-            if self._version is not None:
-                self.store.delete_document(self.name, only_if=self._version)
-            self._version = None
+        """Frees it, unless another one has it. A store that is away frees it after a term.
+
+        It is known by its token, since a signal may come between a write and its answer, and while
+        the lock is held by what the signal stopped.
+        """
+        free = self._lock.acquire(timeout=_LOCK)
+        try:
+            with contextlib.suppress(BotoCoreError, ClientError):
+                self._free()
+        finally:
+            if free:
+                self._lock.release()
+
+    def _free(self) -> None:
+        until = time.monotonic() + (_ARRIVAL if self._writing else 0.0)
+        while True:
+            held = self.store.get_document(self.name)
+            if held is not None and _token(held[0]) == self.token:
+                self.store.delete_document(self.name, only_if=held[1])
+                break
+            if time.monotonic() >= until:
+                break
+            time.sleep(_ARRIVAL / 10)
+        self._version = None
 
 
-_held: list[Lease] = []  # by this process
+_held: list[Lease] = []  # by this process, or about to be
 
 
 def give_all_back() -> None:
     """Frees what this process holds: it is about to end, at once."""
-    for mine in _held:
+    for mine in tuple(_held):
         mine.give_back()
 
 
@@ -141,26 +165,31 @@ def lease(
         say: told, in one line, that this waits for one that seems to be dead.
     """
     mine = Lease(store, f"leases/{name}.json")
+    stop = threading.Event()
+    renewal = threading.Thread(target=mine.renew, args=(stop,), daemon=True)
+    _held.append(mine)
+    try:
+        if _taken(mine, name, patience, say):
+            renewal.start()
+            yield mine
+        else:
+            yield None
+    finally:
+        stop.set()
+        if renewal.is_alive():
+            renewal.join()
+        mine.give_back()
+        _held.remove(mine)
+
+
+def _taken(mine: Lease, name: str, patience: float, say: Callable[[str], object] | None) -> bool:
     limit = time.monotonic() + patience
-    while not (taken := mine.take()):
+    while not mine.take():
         if mine.holder_lives and time.monotonic() >= limit:
-            break
+            return False
         if say is not None and mine.silence > min(2 * _BEAT, _TERM / 4):
             left = max(0.0, _TERM - mine.silence)
             say(f"another process holds {name} and is silent: waiting, for {left:.0f} s at most")
             say = None
         time.sleep(_WAIT)
-    if not taken:
-        yield None
-        return
-    stop = threading.Event()
-    renewal = threading.Thread(target=mine.renew, args=(stop,), daemon=True)
-    renewal.start()
-    _held.append(mine)
-    try:
-        yield mine
-    finally:
-        _held.remove(mine)
-        stop.set()
-        renewal.join()
-        mine.give_back()
+    return True

@@ -137,3 +137,32 @@ def test_names_that_an_address_of_the_registry_holds(name: str) -> None:
     parse(Request, {"checkpoint": "x.pt2", "data": "d", "name": name})
     for address in (f"models:/{name}/1", f"models:/{name}@champion"):
         assert _parse_model_uri(address).name == name
+
+
+def test_two_runs_that_log_one_dataset_at_once() -> None:
+    """The race is MLflow's, between its look whether a dataset is known and its addition."""
+    from mlflow.exceptions import MlflowException
+
+    from modcap.flows.registry import publish
+
+    refusals = iter(
+        [
+            "(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id",
+            "(psycopg2.errors.UniqueViolation) duplicate key value violates unique constraint",
+        ]
+    )
+    logged: list[str] = []
+
+    def log_inputs(run_id: str, _: Any) -> None:
+        for refusal in refusals:
+            raise MlflowException(refusal)
+        logged.append(run_id)
+
+    publish._log_inputs(cast(Any, SimpleNamespace(log_inputs=log_inputs)), "run", [])
+    assert logged == ["run"]
+
+    def refuse(*_: Any) -> None:
+        raise MlflowException("there is no such run")
+
+    with pytest.raises(MlflowException, match="no such run"):
+        publish._log_inputs(cast(Any, SimpleNamespace(log_inputs=refuse)), "run", [])

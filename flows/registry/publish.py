@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
+
 from modcap.core.serialization import canonical, digest
 from modcap.flows.registry.aliases import moving_aliases
 from modcap.flows.registry.candidate import Move, move_candidate
@@ -135,10 +137,26 @@ def _log(
     with tempfile.TemporaryDirectory() as folder:
         _write_files(Path(folder), finished)
         client.log_artifacts(run_id, folder)
-    client.log_inputs(run_id, _datasets(finished))
+    _log_inputs(client, run_id, _datasets(finished))
     if with_model:
         _log_model(client, run_id, number, finished)
     client.log_batch(run_id, tags=[RunTag("mlflow.note.content", _description(finished))])
+
+
+def _raced(error: BaseException) -> bool:
+    """MLflow looks whether it knows a dataset, and then adds it: of two runs that do so at once, its
+    database refuses one."""
+    return isinstance(error, MlflowException) and "unique constraint" in str(error).lower()
+
+
+@retry(
+    retry=retry_if_exception(_raced),
+    stop=stop_after_attempt(8),
+    wait=wait_random_exponential(0.1, 2),
+    reraise=True,
+)
+def _log_inputs(client: MlflowClient, run_id: str, datasets: Sequence[DatasetInput]) -> None:
+    client.log_inputs(run_id, datasets)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -144,8 +144,8 @@ def _log(
 
 
 def _raced(error: BaseException) -> bool:
-    """MLflow looks whether it knows a dataset, and then adds it: of two runs that do so at once, its
-    database refuses one."""
+    """MLflow looks whether it knows a dataset, and then adds it: of two runs that do so at once,
+    its database refuses one."""
     return isinstance(error, MlflowException) and "unique constraint" in str(error).lower()
 
 

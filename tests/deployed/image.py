@@ -101,7 +101,8 @@ def _step(image: Image, word: str, rest: str, context: Path, kept: Path) -> Imag
 
 
 def _layer(image: Image, made_by: str, kept: Path, make: Callable[[Root], object]) -> Image:
-    key = hashlib.sha256(f"{image.key}\n{image.user}\n{made_by}".encode()).hexdigest()[:16]
+    said = f"{image.key}\n{image.user}\n{sorted(image.environment.items())}\n{made_by}"
+    key = hashlib.sha256(said.encode()).hexdigest()[:16]
     folder = kept / key
     if not (folder / "whole").exists():
         shutil.rmtree(folder, ignore_errors=True)

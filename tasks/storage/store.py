@@ -97,10 +97,6 @@ class Store:
     def _name(self, name: str) -> str:
         return f"{self.prefix.strip('/')}/{name}" if self.prefix else name
 
-    def address_of(self, name: str) -> str:
-        """The key of ``name`` in the bucket."""
-        return self._name(name)
-
     def ensure_bucket(self) -> None:
         """Creates the bucket where it is missing.
 

@@ -226,15 +226,6 @@ class Host:
             self._beside(words), env=self.environment, stdout=pipe, stderr=pipe, text=True
         )
 
-    def processes(self) -> Iterator[int]:
-        """Numbers of its processes, as the machine counts them."""
-        first = Path(f"/proc/{self._first()}/ns/pid").readlink()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if (entry / "ns/pid").readlink() == first:
-                        yield int(entry.name)
-
     def _first(self) -> int:
         """The service's process; the one that started it stays outside of the namespaces."""
         assert self._main is not None

@@ -8,34 +8,19 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from prefect import flow
 
-from modcap.checkpoints.checkpoint import check_input
 from modcap.core.errors import GateRefused, InputError
-from modcap.data import classes
-from modcap.data.doubts import chance_of, doubt_of_accuracy, doubt_of_pixels
-from modcap.data.image_set import ImageSet
-from modcap.data.preprocess import Preprocess
 from modcap.data.sources import Split
-from modcap.export.artifact import QuantizedNetwork
 from modcap.flows.registry.aliases import moving_aliases
-from modcap.flows.registry.figures import Figures, figures_of, metric_for
+from modcap.flows.registry.gate_figures import Measured, gate_split, measure_version
 from modcap.flows.registry.mlflow_runs import closing, experiment_of, reaching
-from modcap.flows.registry.model_files import CLASSES
-from modcap.flows.registry.version_artifact import artifact_of_version
 from modcap.flows.requests.gate import Gate
-from modcap.flows.requests.request import evaluation_images, images_of, measured, pool_of
-from modcap.graph.network import Network
-from modcap.ptq.measured import Scale
-from modcap.ptq.metrics import Metric
 from modcap.tasks.storage.lease import Lease
 from modcap.tasks.storage.store import Store
 
@@ -43,25 +28,6 @@ __all__ = ["promote", "rollback"]
 
 GATES = "modcap-gates"
 _KEPT = 20  # moves of an alias that are remembered
-
-
-@dataclass(frozen=True)
-class _Measured:
-    version: ModelVersion
-    figures: Figures
-    images: int
-    said: str  # which images
-    bytes: int
-    doubt: str | None
-    notes: tuple[str, ...] = ()  # what else may be wrong with the images
-
-    @property
-    def scale(self) -> Scale:
-        return self.figures.scale
-
-    @property
-    def drop(self) -> float:
-        return self.figures.lost
 
 
 @flow(name="promote")
@@ -89,17 +55,17 @@ def _decide(client: MlflowClient, gate: Gate) -> _Decision:
     """Measures, and then, alone, decides and moves the alias, unless what it decides on has changed
     since it looked: then it looks again."""
     store = Store.from_environment()
-    known: dict[tuple[str, Split], _Measured] = {}
+    known: dict[tuple[str, Split], Measured] = {}
 
-    def measure(version: ModelVersion, split: Split) -> _Measured:
+    def measure(version: ModelVersion, split: Split) -> Measured:
         key = str(version.version), split
         if key not in known:
-            known[key] = _measure(version, gate, split, store)
+            known[key] = measure_version(version, gate, split, store)
         return known[key]
 
     while True:
         seen = _look(client, gate)
-        split = _split(gate, [v for v in (seen.version, seen.rival) if v is not None])
+        split = gate_split(gate, [v for v in (seen.version, seen.rival) if v is not None])
         own = measure(seen.version, split)
         rival = None if seen.rival is None else measure(seen.rival, split)
         with moving_aliases(gate.name) as mine:
@@ -182,84 +148,6 @@ def _aliased(client: MlflowClient, name: str, alias: str) -> ModelVersion | None
         raise
 
 
-def _split(gate: Gate, versions: Sequence[ModelVersion]) -> Split:
-    """All images of the gate; those of tests, where a version's calibration drew from them: by
-    content, since the same images may lie in several places, and read once for each size."""
-    forms = {v.version: (_tag(v, "preprocess"), _classes(v)) for v in versions}
-    pools = {
-        form: pool_of(gate.data, Preprocess.written(form[0]), form[1]).digest
-        for form in set(forms.values())
-    }
-    for version in versions:
-        pool = pools[forms[version.version]]
-        if version.tags.get("data_digest", pool) == pool:
-            return "evaluation"
-    return "all"
-
-
-def _classes(version: ModelVersion) -> tuple[str, ...] | None:
-    """The names that number a version's classes, where it was made with such."""
-    wanted = version.tags.get("classes_digest")
-    if wanted is None:
-        return None
-    where = f"models:/{version.name}/{version.version}/{CLASSES}"
-    with TemporaryDirectory() as folder:
-        file = Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=folder))
-        found = classes.of_json(file, where)
-    if classes.digest(found) != wanted:
-        raise InputError(f"{where} was changed since it was registered: register the model again")
-    return found
-
-
-def _measure(version: ModelVersion, gate: Gate, split: Split, store: Store) -> _Measured:
-    """The accuracy of a version, and of the network that it was made from, on the gate's images."""
-    network, size = artifact_of_version(version)
-    transform = Preprocess.written(_tag(version, "preprocess"))
-    known = _classes(version)
-    tests = evaluation_images(gate.data, transform, gate.eval_images, known, split=split)
-    images = images_of(tests, transform)
-    images.check_shape(network.input_shape)
-    outputs = check_input(network, images.normalized(0, 2))
-    if outputs is not None:
-        classes.check_count(tests.classes, outputs, f"data {gate.data}")
-    metric = _metric(gate, network, images)
-    full = _full_precision(_tag(version, "network_digest"), store)
-    figures = figures_of(metric, network.rows, full, images)
-    said = measured(tests, gate.data)
-    doubt = None
-    if figures.is_top1 and outputs is not None:
-        doubt = doubt_of_accuracy(figures.full, len(images), chance_of(tests, outputs))
-    notes = (None if known else classes.doubt(tests.classes), doubt_of_pixels(tests, transform))
-    there = tuple(filter(None, notes))
-    return _Measured(version, figures, len(images), said, size, doubt, there)
-
-
-def _metric(gate: Gate, network: QuantizedNetwork, images: ImageSet) -> Metric:
-    """By which the gate measures: a version's own tags name no code."""
-    asked = "top1" if gate.min_top1 is not None else gate.metric
-    try:
-        return metric_for(asked, network.rows, network.outputs, images)
-    except InputError as error:
-        if gate.min_top1 is None:
-            raise
-        raise InputError(
-            f"--min-top1 cannot be measured on {gate.data} ({error}); or ask for --max-drop or "
-            "--against, by agreement or relative error"
-        ) from None
-
-
-def _full_precision(digest: str, store: Store) -> Network:
-    with TemporaryDirectory() as folder:
-        return Network.from_bytes(store.fetch_input(digest, Path(folder)).read_bytes())
-
-
-def _tag(version: ModelVersion, name: str) -> str:
-    if name not in version.tags:
-        place = f"{version.name} version {version.version}"
-        raise InputError(f"{place} was not made by modcap: it has no tag {name}")
-    return str(version.tags[name])
-
-
 @dataclass(frozen=True)
 class _Compared:
     """A figure of the version beside what is asked of it."""
@@ -279,7 +167,7 @@ class _Compared:
         return fields | {"limit": self.limit, "met": self.met}
 
 
-def _compared(gate: Gate, own: _Measured, rival: _Measured | None) -> Iterator[_Compared]:
+def _compared(gate: Gate, own: Measured, rival: Measured | None) -> Iterator[_Compared]:
     scale, figures = own.scale, own.figures
     words, value = scale.words, scale.said(figures.value)
     if gate.min_top1 is not None:
@@ -299,7 +187,7 @@ def _compared(gate: Gate, own: _Measured, rival: _Measured | None) -> Iterator[_
         yield _against(gate, own, rival)
 
 
-def _against(gate: Gate, own: _Measured, rival: _Measured) -> _Compared:
+def _against(gate: Gate, own: Measured, rival: Measured) -> _Compared:
     """Refuses versions that were measured by different metrics: one has maps, say."""
     scale, number = own.scale, rival.version.version
     if rival.scale != scale:
@@ -317,7 +205,7 @@ def _against(gate: Gate, own: _Measured, rival: _Measured) -> _Compared:
     return _Compared(f"against version {number} ({gate.against})", mine, sign, other, why)
 
 
-def _reasons(gate: Gate, own: _Measured, compared: Sequence[_Compared]) -> Iterator[str]:
+def _reasons(gate: Gate, own: Measured, compared: Sequence[_Compared]) -> Iterator[str]:
     """Why the version is refused. One whose full precision guesses meets every other condition
     with ease; who wants it nevertheless says which top-1 is enough."""
     yield from (each.why for each in compared if not each.met)
@@ -328,8 +216,8 @@ def _reasons(gate: Gate, own: _Measured, compared: Sequence[_Compared]) -> Itera
 @dataclass(frozen=True)
 class _Decision:
     gate: Gate
-    measured: _Measured
-    rival: _Measured | None
+    measured: Measured
+    rival: Measured | None
     before: ModelVersion | None
     compared: tuple[_Compared, ...]
     reasons: tuple[str, ...]

@@ -21,10 +21,11 @@ from modcap.data.image_set import ImageSet
 from modcap.export.artifact import QuantizedNetwork, unpack_network
 from modcap.flows.cli.measure import show_accuracy
 from modcap.flows.cli.quantize import show as show_quantized
-from modcap.flows.promote import _compared, _Measured, _metric
+from modcap.flows.promote import _compared
 from modcap.flows.registry.accuracy import evaluate_artifact
 from modcap.flows.registry.candidate import _why_not
 from modcap.flows.registry.figures import Figures
+from modcap.flows.registry.gate_figures import Measured, gate_metric
 from modcap.flows.registry.publish import _metrics
 from modcap.flows.registry.version_tags import scale_of, tags_of
 from modcap.flows.requests.description import Description, describe, ready
@@ -211,8 +212,8 @@ def test_the_best_cell_by_an_error_is_the_least() -> None:
     assert best["value"] == 0.1
 
 
-def measured(value: float, full: float, scale: Scale, number: int = 2) -> _Measured:
-    return _Measured(version(number), Figures(scale, value, full), 40, "40 images", 10, None)
+def measured(value: float, full: float, scale: Scale, number: int = 2) -> Measured:
+    return Measured(version(number), Figures(scale, value, full), 40, "40 images", 10, None)
 
 
 def test_the_gate_compares_what_was_measured() -> None:
@@ -239,9 +240,9 @@ def test_a_gate_that_wants_top1_wants_labels(tmp_path: Path) -> None:
     bare = ImageSet(torch.zeros(4, 1, 8, 8), None, (0.0,), (1.0,))
     gate: dict[str, Any] = {"name": "net", "data": "x.npz"}
     with pytest.raises(InputError, match=r"--min-top1 cannot be measured on x\.npz.*no labels"):
-        _metric(parse(Gate, gate | {"min_top1": 90}), network, bare)
-    assert _metric(parse(Gate, gate | {"max_drop": 1}), network, bare).name == "agreement"
-    own = _metric(parse(Gate, gate | {"max_drop": 1, "metric": OWN}), network, bare)
+        gate_metric(parse(Gate, gate | {"min_top1": 90}), network, bare)
+    assert gate_metric(parse(Gate, gate | {"max_drop": 1}), network, bare).name == "agreement"
+    own = gate_metric(parse(Gate, gate | {"max_drop": 1, "metric": OWN}), network, bare)
     assert own.name == OWN
     with pytest.raises(InputError, match="--min-top1 asks for top-1"):
         parse(Gate, gate | {"min_top1": 90, "metric": "agreement"})

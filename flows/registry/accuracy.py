@@ -6,8 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
 from modcap.flows.registry.evaluated import Evaluated, evaluated_at
 from modcap.flows.registry.figures import Figures, figures_of, metric_for
+from modcap.flows.registry.stored_network import stored_network
 from modcap.flows.requests.request import (
     classes_of,
     evaluation_images,
@@ -32,7 +31,7 @@ from modcap.flows.requests.request import (
     measured,
     pool_of,
 )
-from modcap.graph.network import Network, build
+from modcap.graph.network import build
 from modcap.graph.outputs import Output, join_values, outputs_of
 from modcap.ptq.measured import TOP1, USUAL, Scale
 from modcap.ptq.metrics import predictions
@@ -93,6 +92,7 @@ class _Measuring:
     transform: Preprocess
     tests: data.Images
     images: ImageSet
+    classes: int | None  # that it tells; None where it returns something else than logits
     warnings: list[str]
 
     @classmethod
@@ -110,7 +110,7 @@ class _Measuring:
         if outputs is not None:
             check_count(tests.classes, outputs, f"data {asked.data}")
         warnings = [*filter(None, _doubts(tests, transform, named, own))]
-        return cls(asked, subject, transform, tests, images, warnings)
+        return cls(asked, subject, transform, tests, images, outputs, warnings)
 
     def report(self) -> dict[str, Any]:
         full = self._full_precision()
@@ -163,8 +163,7 @@ class _Measuring:
     def _full_precision(self) -> _Full | None:
         """None where it is not at hand, which is said where it should be."""
         try:
-            asked = self.asked
-            return _full_precision(self.subject, asked.checkpoint, asked.arch, self.images)
+            return _full_precision(self.subject, self.asked, self.images, self.classes)
         except ModcapError as error:
             if self.asked.checkpoint is not None:
                 raise
@@ -239,25 +238,23 @@ class _Full:
 
 
 def _full_precision(
-    subject: Evaluated, checkpoint: str | None, arch: str | None, images: ImageSet
+    subject: Evaluated, asked: Asked, images: ImageSet, classes: int | None
 ) -> _Full | None:
-    if checkpoint is not None:
-        model = checkpoints.load(local_path(checkpoint), arch).model
+    if asked.checkpoint is not None:
+        model = checkpoints.load(local_path(asked.checkpoint), asked.arch).model
         two = images.normalized(0, 2)
-        own, outputs = check_input(model, two), check_input(subject.checked, two)
-        if own != outputs:
+        own = check_input(model, two)
+        if own != classes:
             raise InputError(
-                f"checkpoint {checkpoint} tells {own or 'no'} classes, and what is measured "
-                f"{outputs or 'none'}: give the one that it was made from"
+                f"checkpoint {asked.checkpoint} tells {own or 'no'} classes, and what is measured "
+                f"{classes or 'none'}: give the one that it was made from"
             )
         if isinstance(model, ExportedProgram):  # which may be for one number of images
             return _Full(build(model, two))
         return _Full(model)
     if not subject.stored_network:
         return None
-    with TemporaryDirectory() as folder:
-        file = Store.from_environment().fetch_input(subject.stored_network, Path(folder))
-        return _Full(Network.from_bytes(file.read_bytes()))
+    return _Full(stored_network(subject.stored_network, Store.from_environment()))
 
 
 def _share(hits: Tensor) -> float:

@@ -49,12 +49,16 @@ MOST = 4  # boundaries, in accuracy against k with the quick preset
 IDENTITY = ("network", "bits", "method", "selection", "per", "seed", "iterations", "tests")
 
 # What the authors' configurations join (github.com/bytedance/MRECG, configs/qdrop): of MobileNetV2
-# blocks as mbv2_2_4.yaml counts them, of ResNet-18 (r18_2_4.yaml) layer1.1 with layer2.0 and
-# layer2.1 with layer3.0, which are the children 4 to 7 here
+# blocks as mbv2_2_4.yaml counts them, nine boundaries; of ResNet-18 (r18_2_4.yaml) layer1.1 with
+# layer2.0 and layer2.1 with layer3.0, which are the children 4 to 7 here
 AUTHORS = {
     MOBILENET: [
-        [f"features.{block}.conv" for block in group]
-        for group in ((3, 4), (6, 7), (9, 10, 11), (12, 13, 14), (16, 17))
+        ["features.0.0", "features.1.conv"],
+        *(
+            [f"features.{block}.conv" for block in group]
+            for group in ((3, 4), (6, 7), (9, 10, 11), (12, 13, 14), (16, 17))
+        ),
+        ["features.18.0", "classifier.1"],
     ],
     RESNET: [["4", "5"], ["6", "7"]],
 }

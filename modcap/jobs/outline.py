@@ -63,13 +63,15 @@ class Footprint:
 
 class Outline(Frozen):
     """Of a network: its digest and the shape of its images; of each of its modules the name, the
-    paths of its weight layers in the model, and the footprint."""
+    paths of its weight layers in the model, and the footprint; and how many rows the largest kernel
+    of a depthwise convolution has, 0 where there is none."""
 
     digest: str = Field(pattern="^[0-9a-f]{64}$")
     input_shape: tuple[int, int, int]
     names: tuple[str, ...] = Field(min_length=1)
     paths: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...]
     footprints: tuple[Footprint, ...]
+    depthwise: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _of_the_same_modules(self) -> Outline:
@@ -97,8 +99,19 @@ def outline_of(network: Network | Outline) -> Outline:
             names=network.names,
             paths=network.paths,
             footprints=_measured(network),
+            depthwise=_largest_depthwise(network),
         )
     return _KNOWN[network]
+
+
+def _largest_depthwise(network: Network) -> int:
+    layers = (layer for module in network.partition.modules for layer in module.modules())
+    kernels = (
+        max(layer.kernel_size)
+        for layer in layers
+        if isinstance(layer, nn.Conv2d) and 1 < layer.in_channels == layer.groups
+    )
+    return max(kernels, default=0)
 
 
 def _measured(network: Network) -> tuple[Footprint, ...]:

@@ -19,6 +19,7 @@ from modcap.jobs.kinds.activations import (
     states_of,
     tensors_of_modules,
 )
+from modcap.jobs.outline import outline_of
 from modcap.jobs.pass_sizes import batch_size, images_per_step
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.ptq.methods import AnyMethod
@@ -145,7 +146,9 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
         steps, batch = recipe.optimiser.iterations, batch_size(cell.network, span, recipe)
         if recipe.iterations_per is Budget.MODULE:
             steps *= span.stop - span.start
-        optimiser = recipe.optimiser.model_copy(update={"iterations": steps, "batch_size": batch})
+        rounding = recipe.optimiser.rounding.for_network(outline_of(cell.network).depthwise)
+        changed = {"iterations": steps, "batch_size": batch, "rounding": rounding}
+        optimiser = recipe.optimiser.model_copy(update=changed)
         at_once = images_per_step(cell.network, span, batch)
         learns = {"optimiser": optimiser, "seed": recipe.seed, "step_images": at_once}
     if first < span.start:

@@ -41,6 +41,11 @@ class Rounding(Named):
     def decays(self) -> bool:
         """Whether the learning rate falls to 0 by a cosine."""
 
+    def for_network(self, depthwise: int) -> Rounding:
+        """The settings for a network whose largest depthwise kernel has so many rows, 0 where there
+        is none: some are published for families of networks."""
+        return self
+
     def penalty(self, integers: Sequence[LearnedIntegers]) -> Tensor | None:
         """What the loss gets added for ``integers``, after a forward pass; None is nothing."""
         return None

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SoftRounding"]
 
+_PUBLISHED = 0.01  # weight of the regulariser (ResNet, RegNet)
+_DEPTHWISE = 0.1  # of a network with depthwise convolutions (MobileNetV2)
+_LARGE_DEPTHWISE = 0.2  # of one where these have kernels of more than 3 x 3 (MnasNet)
+
 
 class SoftRounding(Rounding):
     """Up or down, with a regulariser that drives each variable to one of both."""
@@ -28,7 +32,13 @@ class SoftRounding(Rounding):
     name: Literal["soft"] = "soft"
     rate: float = Field(1e-3, gt=0, description="learning rate of rounding variables")
     decay: bool = Field(False, description="the learning rate falls to 0 by a cosine")
-    regulariser: float = Field(0.01, ge=0, description="weight of the regulariser")
+    regulariser: float | None = Field(
+        _PUBLISHED,
+        ge=0,
+        description="weight of the regulariser; null is the one that was published for such "
+        "networks: 0.1 with depthwise convolutions, as MobileNetV2, 0.2 if one of these is larger "
+        "than 3 x 3, as in MnasNet, else 0.01",
+    )
     warm_up: float = Field(0.2, ge=0, lt=1, description="fraction of steps without regulariser")
     beta_start: float = Field(20.0, gt=0, description="exponent of the regulariser, at its start")
     beta_end: float = Field(2.0, gt=0, description="exponent of the regulariser, at the end")
@@ -45,9 +55,20 @@ class SoftRounding(Rounding):
     def decays(self) -> bool:
         return self.decay
 
+    def for_network(self, depthwise: int) -> SoftRounding:
+        if self.regulariser is not None:
+            return self
+        published = _DEPTHWISE if depthwise <= 3 else _LARGE_DEPTHWISE
+        return self.model_copy(update={"regulariser": published if depthwise else _PUBLISHED})
+
+    @property
+    def weight(self) -> float:
+        """Of the regulariser."""
+        return _PUBLISHED if self.regulariser is None else self.regulariser
+
     def beta(self, done: float) -> float | None:
         """The exponent of the regulariser, annealed by a cosine; None during the warm-up."""
-        if done < self.warm_up or not self.regulariser:
+        if done < self.warm_up or not self.weight:
             return None
         share = (done - self.warm_up) / (1 - self.warm_up)
         falling = 0.5 * (1 + math.cos(math.pi * share))
@@ -64,4 +85,4 @@ class SoftRounding(Rounding):
         soft = [cast("SoftIntegers", some) for some in integers]
         if not soft or soft[0].beta is None:
             return None
-        return self.regulariser * torch.stack([some.penalty for some in soft]).sum()
+        return self.weight * torch.stack([some.penalty for some in soft]).sum()

@@ -24,6 +24,7 @@ from modcap.jobs.plan import CellPlan
 from modcap.ptq.measured import Scale
 from modcap.recipe import CapacityKind, Recipe
 from modcap.tasks.storage.store import Store
+from modcap.tasks.workers.gpus import has_gpu
 from modcap.tasks.workers.ray_resources import MOST_IN_FLIGHT
 
 __all__ = ["quantize", "run_quantize"]
@@ -49,6 +50,7 @@ def run_quantize(
 ) -> dict[str, Any]:
     """The body of the flow, on services that are connected already."""
     start = time.monotonic()
+    request = request.on(has_gpu())
     prepared = prepare(request)
     check_default_name(request, prepared.source)
     prepared.upload(store)

@@ -44,6 +44,7 @@ from modcap.ptq.measured import TOP1, Scale
 from modcap.tasks.storage.lease import Lease, lease
 from modcap.tasks.storage.objects import find
 from modcap.tasks.storage.store import Store
+from modcap.tasks.workers.gpus import has_gpu
 from modcap.tasks.workers.isolation import Limits
 
 __all__ = ["run_scan", "scan"]
@@ -188,7 +189,7 @@ def _ready(candidate: Candidate, found: Examined, stems: frozenset[str]) -> Sequ
     cells = ready(found.description)
     if any(cell.request.metric != candidate.rule.metric for cell in cells):
         return Fault(state="failed", reason="another metric was prepared than the policy names")
-    return cells
+    return [cell.on(has_gpu()) for cell in cells]
 
 
 def _outcome(candidate: Candidate, fault: Fault) -> Outcome:

@@ -35,6 +35,7 @@ from modcap.jobs.job import REVISION, Cell
 from modcap.jobs.plan import CellPlan
 from modcap.ptq.measured import TOP1, Scale
 from modcap.tasks.storage.store import Store
+from modcap.tasks.workers.gpus import has_gpu
 
 __all__ = ["run_sweep", "sweep"]
 
@@ -54,6 +55,7 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
         ModcapError: cells failed; the others are done, and the report says which.
     """
     start = time.monotonic()
+    grid = grid.on(has_gpu())
     prepared = prepare_sweep(grid)
     for request, source in {p.request.model_name: (p.request, p.source) for p in prepared}.values():
         check_default_name(request, source)

@@ -85,7 +85,7 @@ def _gpu() -> Finding:
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Finding("GPU", "ok", f"{', '.join(names)}; used with recipe field device: cuda")
+        return Finding("GPU", "ok", f"{', '.join(names)}; used by --device auto")
     if shutil.which("nvidia-smi") is None:
         return Finding("GPU", "ok", "none: jobs run on the CPU")
     said = f"there is a driver, but torch {torch.__version__} finds no GPU"

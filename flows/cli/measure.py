@@ -28,6 +28,7 @@ from modcap.flows.execution import terminal
 from modcap.flows.requests.asked import Request
 from modcap.ptq.measured import TOP1, Scale
 from modcap.ptq.metric_name import MetricName
+from modcap.recipe import Device
 
 __all__ = ["capacity", "evaluate"]
 
@@ -145,6 +146,14 @@ def evaluate(
             rich_help_panel=INPUT,
         ),
     ] = None,
+    device: Annotated[
+        Device,
+        typer.Option(
+            help=r"That measures; auto takes a GPU where torch finds one. \[default: auto]",
+            show_default=False,
+            rich_help_panel=INPUT,
+        ),
+    ] = Device.AUTO,
     json_: Json = False,
 ) -> None:
     """Measure top-1, agreement with full precision, latency and bytes of an artifact or export."""
@@ -157,7 +166,7 @@ def evaluate(
     from modcap.flows.registry.accuracy import evaluate_artifact
 
     terminal.doing(f"measuring {artifact}")
-    how = (preprocess, eval_images, classes, checkpoint, arch, metric)
+    how = (preprocess, eval_images, classes, checkpoint, arch, metric, device)
     print_report(partial(evaluate_artifact, artifact, data, *how), json_, show_accuracy)
 
 

@@ -23,7 +23,10 @@ __all__ = ["promote", "scan"]
 _GATE = Options(
     Gate,
     "Gate",
-    panels={INPUT: ("data", "eval_images", "metric"), "Version and alias": ("alias", "version")},
+    panels={
+        INPUT: ("data", "eval_images", "metric", "device"),
+        "Version and alias": ("alias", "version"),
+    },
     without=("name",),
 )
 

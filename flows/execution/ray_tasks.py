@@ -86,10 +86,17 @@ class RayTasks:
     def _grow(self, tried: _Try) -> ModcapError | None:
         """Starts it with more memory, or says why not."""
         label, growth = label_of(tried.batch), 2 * tried.growth
+        job = tried.batch[0]
         if growth > _GROWTH:
+            lever = "" if job.device == "cuda" else "lower the recipe's activation_memory, or "
             return ModcapError(
-                f"{label}: out of memory with {tried.growth} times its estimate, too: lower the "
-                "recipe's activation_memory, or give smaller images (--preprocess, crop=…)"
+                f"{label}: out of memory with {tried.growth} times its estimate, too: {lever}give "
+                "smaller images (--preprocess, crop=…)"
+            )
+        if job.device == "cuda" and request(job, growth) == request(job, tried.growth):
+            return ModcapError(
+                f"{label}: out of memory on a whole GPU: take device cpu, a larger GPU, or give "
+                "fewer calibration images or smaller ones (--preprocess, crop=…)"
             )
         self._progress.note(
             f"{label}: out of memory, started again with {growth} times its estimate"

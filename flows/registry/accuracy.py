@@ -22,6 +22,7 @@ from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
 from modcap.flows.registry.evaluated import Evaluated, evaluated_at
 from modcap.flows.registry.figures import Figures, figures_of, metric_for
+from modcap.flows.registry.placed import device_here, placed
 from modcap.flows.registry.stored_network import stored_network
 from modcap.flows.requests.request import (
     classes_of,
@@ -35,6 +36,7 @@ from modcap.graph.network import build
 from modcap.graph.outputs import Output, join_values, outputs_of
 from modcap.ptq.measured import TOP1, USUAL, Scale
 from modcap.ptq.metrics import predictions
+from modcap.recipe import Device
 from modcap.tasks.storage.store import Store
 
 __all__ = ["evaluate_artifact"]
@@ -57,6 +59,7 @@ class Asked:
             known.
         arch: of the checkpoint.
         metric: its name; by default the one that fits.
+        device: that measures.
     """
 
     address: str
@@ -67,6 +70,7 @@ class Asked:
     checkpoint: str | None = None
     arch: str | None = None
     metric: str | None = None
+    device: Device = Device.AUTO
 
 
 def evaluate_artifact(
@@ -78,10 +82,11 @@ def evaluate_artifact(
     checkpoint: str | None = None,
     arch: str | None = None,
     metric: str | None = None,
+    device: Device = Device.AUTO,
 ) -> dict[str, Any]:
     """What the metric gives on every image of ``spec``, latency and bytes; see :class:`Asked`."""
     return _Measuring.begun(
-        Asked(address, spec, preprocess, limit, classes, checkpoint, arch, metric)
+        Asked(address, spec, preprocess, limit, classes, checkpoint, arch, metric, device)
     ).report()
 
 
@@ -98,7 +103,7 @@ class _Measuring:
     @classmethod
     def begun(cls, asked: Asked) -> _Measuring:
         """Reads what is measured, and the images, and checks that they fit each other."""
-        subject = evaluated_at(asked.address)
+        subject = evaluated_at(asked.address).on(device_here(asked.device))
         transform = _transform(asked.preprocess, subject, asked.address)
         own = subject.known.classes or None
         named = classes_of(asked.classes) or own
@@ -137,6 +142,7 @@ class _Measuring:
             "measured": measured(self.tests, self.asked.data),
             "latency_ms": _latency(self.subject.model, self.images),
             "bytes": self.subject.bytes,
+            "device": self.subject.device,
             "warnings": self.warnings,
         }
 
@@ -163,7 +169,8 @@ class _Measuring:
     def _full_precision(self) -> _Full | None:
         """None where it is not at hand, which is said where it should be."""
         try:
-            return _full_precision(self.subject, self.asked, self.images, self.classes)
+            full = _full_precision(self.subject, self.asked, self.images, self.classes)
+            return None if full is None else _Full(placed(full.model, self.subject.device))
         except ModcapError as error:
             if self.asked.checkpoint is not None:
                 raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from modcap.data import classes
 from modcap.export import Known, exporter_of, metadata_of_pt2
 from modcap.export.artifact import unpack_network
 from modcap.flows.registry.artifacts import REGISTRY, artifact_at
+from modcap.flows.registry.placed import placed
 from modcap.flows.requests.request import local_path
 from modcap.graph.outputs import join_values
 
@@ -41,6 +42,7 @@ class Evaluated:
         known: what it says of itself.
         stored_network: digest of the full-precision network in the store, where there is one.
         program: the archive that it was read from, where it was.
+        device: that computes it: cpu or cuda.
     """
 
     model: Callable[[Tensor], Any]
@@ -48,6 +50,12 @@ class Evaluated:
     known: Known
     stored_network: str = ""
     program: ExportedProgram | None = None
+    device: str = "cpu"
+
+    def on(self, device: str) -> Evaluated:
+        """The same on ``device``; what is no artifact stays on the CPU."""
+        model = placed(self.model, device)
+        return self if model is self.model else replace(self, model=model, device=device)
 
     @property
     def checked(self) -> Callable[[Tensor], Tensor] | ExportedProgram:

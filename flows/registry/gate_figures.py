@@ -20,10 +20,12 @@ from modcap.data.sources import Split
 from modcap.export.artifact import QuantizedNetwork
 from modcap.flows.registry.figures import Figures, figures_of, metric_for
 from modcap.flows.registry.model_files import CLASSES
+from modcap.flows.registry.placed import device_here, placed
 from modcap.flows.registry.stored_network import stored_network
 from modcap.flows.registry.version_artifact import artifact_of_version
 from modcap.flows.requests.gate import Gate
 from modcap.flows.requests.request import evaluation_images, images_of, measured, pool_of
+from modcap.graph.outputs import join_values
 from modcap.ptq.measured import Scale
 from modcap.ptq.metrics import Metric
 from modcap.tasks.storage.store import Store
@@ -92,7 +94,9 @@ def measure_version(version: ModelVersion, gate: Gate, split: Split, store: Stor
         classes.check_count(tests.classes, outputs, f"data {gate.data}")
     metric = gate_metric(gate, network, images)
     full = stored_network(_tag(version, "network_digest"), store)
-    figures = figures_of(metric, network.rows, full, images)
+    device = device_here(gate.device)
+    rows = placed(network, device)
+    figures = figures_of(metric, lambda x: join_values(rows(x)), placed(full, device), images)
     said = measured(tests, gate.data)
     doubt = None
     if figures.is_top1 and outputs is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from modcap.core.errors import InputError
 from modcap.core.serialization import Result
 from modcap.flows.requests.asked import Request
@@ -33,7 +35,7 @@ def measure_capacity(request: Request) -> dict[str, Any]:
             "--w-bits auto: capacity counts bits, and which these are a run chooses: give --w-bits "
             "2 to 8"
         )
-    prepared = prepare_to_look(request)
+    prepared = prepare_to_look(request.on(torch.cuda.is_available()))
     cell = prepared.cell
     bench = WorkerCache.holding(
         {cell.network.digest: cell.network, cell.calibration: prepared.calibration}

@@ -58,7 +58,7 @@ def describe_plan(
         picture: where to write the graph, as PNG.
     """
     store = _store()
-    prepared = prepare_sweep(grid, prepare_to_look)
+    prepared = prepare_sweep(grid.on(torch.cuda.is_available()), prepare_to_look)
     known: dict[str, Result] = {}
     made = open_plan(prepared, store, known)
     done = store.done(job.key for job in made.jobs) if store else set()

@@ -68,6 +68,10 @@ class Request(BaseModel):
     exports: tuple[str, ...] = Field((), description="formats to register too: onnx, pt2, …")
     recipe: Recipe = Recipe()
 
+    def on(self, gpu: bool) -> Request:
+        """The same with a device that is known; see :meth:`modcap.recipe.Recipe.on`."""
+        return self.model_copy(update={"recipe": self.recipe.on(gpu)})
+
     @property
     def model_name(self) -> str:
         stem = self.checkpoint.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from modcap.data import sources
 from modcap.flows.requests.asked import known_metric
+from modcap.recipe import Device
 
 __all__ = ["Gate"]
 
@@ -32,6 +33,9 @@ class Gate(BaseModel):
     )
     max_bytes: int | None = Field(None, ge=1, description="bytes that it may take")
     against: str | None = Field(None, description="alias whose version must not be more accurate")
+    device: Device = Field(
+        Device.AUTO, description="that measures; auto takes a GPU where torch finds one"
+    )
 
     @field_validator("metric")
     @classmethod

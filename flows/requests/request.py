@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["BadImages", "Prepared", "Ready", "Request", "prepare", "prepare_all", "say"]
 
 
+_R = TypeVar("_R", bound="Ready")
+
+
 class BadImages(Unavailable):
     """Images that were read are not as they must be; better ones may lie there later."""
 
@@ -60,6 +63,12 @@ class Ready:
     classes: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
     chance: float | None = None
+
+    def on(self: _R, gpu: bool) -> _R:
+        """The same with a device that is known; see :meth:`modcap.recipe.Recipe.on`."""
+        request = self.request.on(gpu)
+        cell = replace(self.cell, recipe=self.cell.recipe.on(gpu))
+        return replace(self, request=request, cell=cell)
 
 
 @dataclass(frozen=True, kw_only=True)

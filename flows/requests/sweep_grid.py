@@ -69,6 +69,11 @@ class Sweep(BaseModel):
             raise ValueError(f"{count} checkpoints are called {name!r}: rename all but one of them")
         return self
 
+    def on(self, gpu: bool) -> Sweep:
+        """The same with a device that is known; see :meth:`modcap.recipe.Recipe.on`."""
+        requests = tuple(request.on(gpu) for request in self.requests)
+        return self.model_copy(update={"requests": requests})
+
     def recipes(self, base: Recipe) -> list[Recipe]:
         """The recipes of the grid over ``base``, without repetition, in the order of the axes."""
         axes = {name: getattr(self, name) for name in AXES}

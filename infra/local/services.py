@@ -250,6 +250,7 @@ def _ray(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Servi
         *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"),
         *("--min-worker-port=31000", "--max-worker-port=31999", "--log-color=false"),
         *(f"--{part}={port}" for part, port in ports.items()),
+        *_gpu_memory(),
     )
     # a job that ran out of memory comes back to the driver, which asks for more of it
     storage = {n: v for n, v in clients.items() if n.startswith(("AWS_", "MODCAP_"))}
@@ -270,6 +271,19 @@ def _ray(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Servi
         return asked.returncode == 0
 
     return Service("ray", exports["RAY_ADDRESS"], command, environment, exports, ready)
+
+
+def _gpu_memory() -> tuple[str, ...]:
+    """Tells Ray how many bytes the smallest GPU has, so that jobs ask for shares of one."""
+    import subprocess
+
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
+        least = min(int(line) for line in said.split())
+    except (OSError, subprocess.SubprocessError, ValueError):  # there is none
+        return ()
+    return ("--resources", json.dumps({"gpu_memory": least << 20}))
 
 
 _RAY_PORTS = (

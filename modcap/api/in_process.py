@@ -74,7 +74,7 @@ def quantize(
         >>> recipe = Recipe.preset("quick", w_bits=4, a_bits=4)
         >>> logits = quantize(model, images, recipe).network(images)  # doctest: +SKIP
     """
-    recipe = recipe or Recipe.preset("quick")
+    recipe = (recipe or Recipe.preset("quick")).on(torch.cuda.is_available())
     images = _checked(images_of(images, recipe.calibration), recipe)
     network = model if isinstance(model, Network) else build(model, images[:2])
     if images.shape[1:] != network.input_shape:

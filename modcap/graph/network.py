@@ -19,6 +19,7 @@ from modcap.core.messages import first_line
 from modcap.core.serialization import canonical, digest, metadata_of
 from modcap.data.image_set import as_input
 from modcap.graph.capture import first_that_works
+from modcap.graph.devices import move
 from modcap.graph.equivalence import answer, check
 from modcap.graph.fold_batch_norm import fold_batch_norms
 from modcap.graph.graph_file import GraphFile, parse_header, read_tensors, split
@@ -77,7 +78,7 @@ class Network:
 
     def to(self, device: torch.device) -> Network:
         """A copy on ``device``."""
-        modules = tuple(copy.deepcopy(module).to(device) for module in self.partition.modules)
+        modules = tuple(move(copy.deepcopy(module), device) for module in self.partition.modules)
         return replace(self, partition=Partition(modules, self.partition.names))
 
     def to_bytes(self) -> bytes:

@@ -94,7 +94,7 @@ class Arithmetic(Frozen):
     @classmethod
     def fields_of(cls, cell: Cell) -> dict[str, Any]:
         recipe, images = cell.recipe, images_per_pass(cell.network)
-        return {"threads": recipe.threads, "device": recipe.device.value, "pass_images": images}
+        return {"threads": recipe.threads, "device": recipe.place, "pass_images": images}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from modcap.core.errors import InputError
 from modcap.core.serialization import Result
 from modcap.jobs.environment import environment
 from modcap.jobs.job import Job, Progress
+from modcap.jobs.reproducible import reproducible
 from modcap.jobs.worker_cache import WorkerCache
 
 __all__ = ["run_job"]
@@ -40,7 +41,8 @@ def run_job(
             "the recipe's device is cuda and torch finds no GPU here: take device cpu, or a node "
             "with a GPU and a CUDA build of torch"
         )
-    result = job.work.run(job, cache, needs, progress)
+    with reproducible(job.device):
+        result = job.work.run(job, cache, needs, progress)
     seconds = round(time.perf_counter() - start, 4)
     origin = {"kind": job.kind, "needs": list(job.needs), "inputs": job.inputs}
     made = {"seconds": seconds, "label": job.label, "environment": environment(job.device)}

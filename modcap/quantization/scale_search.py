@@ -24,6 +24,7 @@ _ROW_SAMPLE = 1 << 12  # values of each row that a per-channel search looks at
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 _CHUNK = 1 << 18  # values at once, during the search: they stay in the cache
+_GPU_CHUNK = 1 << 24  # on a GPU, where what counts is how many kernels are started
 
 
 def search_scale(x: Tensor, bits: int, p: float = 2.4, grid: Grid = ANY) -> tuple[Tensor, Tensor]:
@@ -55,7 +56,7 @@ def search_scale(x: Tensor, bits: int, p: float = 2.4, grid: Grid = ANY) -> tupl
     limit = _SAMPLE if len(x) == 1 else _ROW_SAMPLE
     sampled = x.shape[1] > limit
     sample = x[:, _spread(x.shape[1], limit).to(x.device)] if sampled else x
-    rows = max(1, _CHUNK // max(1, sample.shape[1]))
+    rows = max(1, _chunk(x) // max(1, sample.shape[1]))
     parts = [
         _search_rows(part, lows, widths, bits, p, grid)
         for part, lows, widths in zip(
@@ -77,6 +78,10 @@ def search_scale(x: Tensor, bits: int, p: float = 2.4, grid: Grid = ANY) -> tupl
     return scale, zero
 
 
+def _chunk(x: Tensor) -> int:
+    return _GPU_CHUNK if x.is_cuda else _CHUNK
+
+
 def _with_rare(sample: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     """A ``sample`` (values,) and all of ``row`` beyond it, as one row (1, n), and how many values
     of the row each stands for (n,)."""
@@ -89,7 +94,7 @@ def _left_out(x: Tensor, scale: Tensor, zero: Tensor, bits: int, p: float) -> Te
     """sum |error|^p of each row (rows, values), over the values outside of its range."""
     low, high = (-zero * scale)[:, None], ((levels(bits) - zero) * scale)[:, None]
     total = torch.zeros_like(scale)
-    for part in x.split(max(1, _CHUNK // len(x)), 1):
+    for part in x.split(max(1, _chunk(x) // len(x)), 1):
         away = part - torch.clamp(part, low, high)
         row, place = away.nonzero(as_tuple=True)
         total.index_add_(0, row, away[row, place].abs().pow(p))

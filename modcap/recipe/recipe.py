@@ -80,10 +80,12 @@ class Schedule(str, Enum):
 
 
 class Device(str, Enum):
-    """Where jobs compute; another device rounds sums otherwise, and gives other bytes."""
+    """Where jobs compute; another device rounds sums otherwise, and gives other bytes. ``auto`` is
+    a GPU where there is one: :meth:`Recipe.on` says which, before anything is planned."""
 
     CPU = "cpu"
     CUDA = "cuda"
+    AUTO = "auto"
 
 
 class Recipe(BitFields):
@@ -198,7 +200,11 @@ class Recipe(BitFields):
     calibration: int = Field(1024, ge=1, description="calibration images")
     seed: int = Field(0, ge=0, lt=2**32, description="of calibration images, batches, drops")
     threads: int = Field(1, ge=1, description="CPU threads per job; another number, other bytes")
-    device: Device = Field(Device.CPU, description="where jobs compute; another one, other bytes")
+    device: Device = Field(
+        Device.AUTO,
+        description="where jobs compute; auto takes a GPU where the cluster, or this process, has "
+        "one; another one, other bytes",
+    )
     gpus: float | None = Field(
         None,
         gt=0,
@@ -217,7 +223,7 @@ class Recipe(BitFields):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.activation_memory is not None and self.device is not Device.CPU:
+        if self.activation_memory is not None and self.device is Device.CUDA:
             raise ValueError("activation_memory is for device cpu: leave it out")
         coarse = self.optimiser.precision is Precision.BFLOAT16
         widths = [8 if self.w_bits == "auto" else self.w_bits]
@@ -242,6 +248,19 @@ class Recipe(BitFields):
                 "calibration images"
             )
         return self
+
+    def on(self, gpu: bool) -> Recipe:
+        """The same with a device that is known, by whether there is a GPU."""
+        if self.device is not Device.AUTO:
+            return self
+        if not gpu:
+            return self.model_copy(update={"device": Device.CPU})
+        return self.model_copy(update={"device": Device.CUDA, "activation_memory": None})
+
+    @property
+    def place(self) -> str:
+        """Where jobs compute: cpu or cuda; cpu where nobody has said :meth:`on` what."""
+        return "cuda" if self.device is Device.CUDA else "cpu"
 
     @property
     def optimises(self) -> bool:
@@ -271,7 +290,7 @@ class Recipe(BitFields):
     @property
     def activation_bytes(self) -> int | None:
         """``activation_memory`` in bytes; None is no bound."""
-        if self.device is not Device.CPU:
+        if self.place != "cpu":
             return None
         bound = _ACTIVATIONS if self.activation_memory is None else self.activation_memory
         return int(bound * 2**30)
@@ -329,6 +348,7 @@ def _written(recipe: Recipe) -> dict[str, Any]:
     """The fields of ``recipe`` as digests have always had them."""
     fields = recipe.model_dump(mode="json", exclude={"gpus", "activation_memory"})
     fields["edge_bits"] = fields.pop("first_last_bits")
+    fields["device"] = recipe.place
     optimiser = flat_fields(recipe.optimiser, recipe.method)
     decays = {"rounding_decay": recipe.optimiser.rounding.decays}
     return fields | {"method": recipe.method.name, "optimiser": optimiser | decays}

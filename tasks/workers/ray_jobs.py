@@ -19,6 +19,7 @@ from modcap.jobs.run_job import run_job
 from modcap.jobs.worker_cache import WorkerCache
 from modcap.tasks.storage.objects import cache_folder
 from modcap.tasks.storage.store import Store
+from modcap.tasks.workers.gpus import keep_to_share
 from modcap.tasks.workers.idle import Idle
 
 __all__ = [
@@ -33,7 +34,11 @@ __all__ = [
 _KEPT_RESULTS = 96 << 20  # bytes of results kept: part of the base of every estimate of memory
 _IDLE_SECONDS = 5.0  # after which a worker gives up activations, which only its own jobs count
 _TRANSFERS = 8  # requests to the store at once, for one batch of jobs
-_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch has no error class for it
+_NO_MEMORY = (  # torch has no error class for these
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 _REPORT_SECONDS = 0.3  # least time between two reports of one job
 
 
@@ -134,12 +139,14 @@ def _run_jobs(jobs: Sequence[Job], store: Store, board: Any) -> list[dict[str, A
     """
     try:
         worker = _worker(store)
+        if jobs[0].device == "cuda":
+            keep_to_share(ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0))
         with worker.idle.busy():
             return _compute(jobs, worker, board)
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         raise OutOfMemory(str(error) or type(error).__name__) from None
     except RuntimeError as error:
-        if _NO_MEMORY not in str(error):
+        if not any(said in str(error) for said in _NO_MEMORY):
             raise
         raise OutOfMemory(str(error).splitlines()[0]) from None
 

@@ -13,6 +13,7 @@ from modcap.core.serialization import Result
 from modcap.data.image_set import ImageSet
 from modcap.export import artifact
 from modcap.export.artifact import QuantizedNetwork
+from modcap.graph.devices import move
 from modcap.graph.network import Network
 from modcap.graph.outputs import named_values, separate
 from modcap.jobs.cost_model import ModuleTimes, evaluation_memory
@@ -69,7 +70,7 @@ class EvaluateQuantized(Arithmetic, Work):
         network = cache.network(job.inputs["network"], self.device)
         images = cache.images(job.inputs["evaluation"])
         packed = needs[0].tensors["artifact"].numpy().tobytes()
-        quantized = artifact.unpack_network(packed).to(self.device)
+        quantized = move(artifact.unpack_network(packed), torch.device(self.device))
         x = cache.images(job.inputs["calibration"]).normalized(0, _LOSSES).to(self.device)
         modules = quantized.modules_in_order
         with watching_activations(modules) as seen:

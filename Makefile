@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 CHECKPOINT ?= examples/fashion_mnist/checkpoints/mobilenet_v2_x0_5.safetensors
 ARCH ?= modcap.zoo:mobilenet_v2_x0_5
 
-.PHONY: help env quantize test fuzz faults deployed lint lock clean
+.PHONY: help env quantize test fuzz faults deployed check-gpu lint lock clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z_-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -59,6 +59,9 @@ bench-mixed: ## Bits of layers chosen against uniform ones, at equal bytes; QUIC
 bench-breadth: ## Which networks of torchvision and timm are captured; QUICK=1, too
 bench-%: env
 	$(BIN)/python -m benchmarks.$* $(if $(QUICK),--quick) $(ARGS)
+
+check-gpu: env ## Check the CUDA paths on one GPU, in eight minutes; ARGS='--device cpu --quick' without one
+	$(BIN)/python -m benchmarks.check_gpu $(ARGS)
 
 lint: env ## Check style and types
 	$(BIN)/ruff check .

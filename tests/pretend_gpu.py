@@ -1,7 +1,7 @@
 """A GPU that is not there: tensors that say they lie on ``cuda`` and are computed on the CPU.
 
-Every operation refuses to mix them with tensors of the host, as CUDA does, so code that forgets to
-say where a tensor shall lie fails here as it would there. Values, draws included, are those of the
+Every operation refuses to mix them with tensors of the host, as CUDA does (and with indices of the
+host, which CUDA would fetch), so code that forgets to say where a tensor shall lie fails here. Values, draws included, are those of the
 CPU; so what a job gives on it can be compared to the bit.
 """
 
@@ -68,11 +68,12 @@ class PretendTensor(Tensor):
     ) -> Any:
         kwargs = dict(kwargs or {})
         _check_places(operation, args, kwargs)
+        to_host = str(kwargs.get("device")) == "cpu"
         if kwargs.get("device") is not None:
             kwargs["device"] = _HOST
         plain = tree_map_only(Tensor, _kept, (args, kwargs))
         result = operation(*plain[0], **plain[1])
-        if operation is torch.ops.aten._local_scalar_dense.default:
+        if to_host or operation is torch.ops.aten._local_scalar_dense.default:
             return result
         wrapped = tree_map_only(Tensor, PretendTensor, result)
         return return_and_correct_aliasing(operation, args, kwargs, wrapped)

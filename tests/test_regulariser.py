@@ -12,7 +12,7 @@ from modcap.jobs.job import Cell
 from modcap.jobs.kinds.reconstruct import Reconstruct
 from modcap.jobs.plan import plan
 from modcap.ptq.rounding import SoftRounding
-from modcap.recipe import PRESETS, Recipe
+from modcap.recipe import Recipe
 
 
 def network(kernel: int, groups: int) -> Network:
@@ -41,13 +41,13 @@ def regularisers(of: Network, recipe: Recipe) -> set[float | None]:
 def test_paper_takes_what_was_published_for_such_networks(
     kernel: int, groups: int, published: float
 ) -> None:
-    assert regularisers(network(kernel, groups), PRESETS["paper"]) == {published}
+    assert regularisers(network(kernel, groups), Recipe.preset("paper", k=0)) == {published}
 
 
 def test_what_is_given_stays() -> None:
     depthwise = network(3, 8)
     given = {"optimiser": {"rounding": {"regulariser": 0.05}}}
-    assert regularisers(depthwise, Recipe.preset("paper", **given)) == {0.05}
-    assert regularisers(depthwise, Recipe()) == {0.01}  # of recipes that are stored
+    assert regularisers(depthwise, Recipe.preset("paper", k=0, **given)) == {0.05}
+    assert regularisers(depthwise, Recipe(k=0)) == {0.01}  # of recipes that are stored
     few = {"optimiser": {"iterations": 100}}
-    assert regularisers(depthwise, Recipe.preset("paper", **few)) == {0.1}
+    assert regularisers(depthwise, Recipe.preset("paper", k=0, **few)) == {0.1}

@@ -35,7 +35,8 @@ def measure_capacity(request: Request) -> dict[str, Any]:
             "--w-bits auto: capacity counts bits, and which these are a run chooses: give --w-bits "
             "2 to 8"
         )
-    prepared = prepare_to_look(request.on(torch.cuda.is_available()))
+    request = request.on(torch.cuda.is_available())
+    prepared = prepare_to_look(request)
     cell = prepared.cell
     bench = WorkerCache.holding(
         {cell.network.digest: cell.network, cell.calibration: prepared.calibration}

@@ -1,8 +1,8 @@
 """A GPU that is not there: tensors that say they lie on ``cuda`` and are computed on the CPU.
 
 Every operation refuses to mix them with tensors of the host, as CUDA does (and with indices of the
-host, which CUDA would fetch), so code that forgets to say where a tensor shall lie fails here. Values, draws included, are those of the
-CPU; so what a job gives on it can be compared to the bit.
+host, which CUDA would fetch), so code that forgets to say where a tensor shall lie fails here.
+Values, draws included, are those of the CPU; so what a job gives on it can be compared to the bit.
 """
 
 from __future__ import annotations

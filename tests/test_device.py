@@ -99,6 +99,7 @@ def test_a_cluster_has_a_gpu_if_torch_finds_it_on_each_node_that_has_one(
 def test_a_job_keeps_to_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[float] = []
     card = SimpleNamespace(total_memory=16 * GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
     gpus.keep_to_share(0.5)

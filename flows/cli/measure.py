@@ -149,7 +149,8 @@ def evaluate(
     device: Annotated[
         Device,
         typer.Option(
-            help=r"That measures; auto takes a GPU where torch finds one. \[default: auto]",
+            help="That measures an artifact; auto takes a GPU where torch finds one. ONNX files "
+            r"and pt2 archives stay on the CPU. \[default: auto]",
             show_default=False,
             rich_help_panel=INPUT,
         ),

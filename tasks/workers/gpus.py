@@ -56,6 +56,6 @@ def keep_to_share(share: float) -> None:
     and a job that needs more than its estimate ends, not one beside it."""
     import torch
 
-    if share < 1:
+    if share < 1 and torch.cuda.is_available():  # else the job itself is refused
         own = share - _CONTEXT / torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(max(0.01, own))

@@ -44,8 +44,8 @@ def _renamed(node: fx.Node, device: torch.device) -> bool:
     def there(value: Any) -> Any:
         return device if isinstance(value, torch.device) else value
 
-    node.args = fx.node.map_aggregate(node.args, there)  # type: ignore[assignment]
-    node.kwargs = fx.node.map_aggregate(node.kwargs, there)  # type: ignore[assignment]
+    node.args = fx.node.map_aggregate(node.args, there)
+    node.kwargs = fx.node.map_aggregate(node.kwargs, there)
     if is_device(node.kwargs.get("device")):
         node.kwargs = {**node.kwargs, "device": device}
     if node.op == "call_method" and node.target == "to":

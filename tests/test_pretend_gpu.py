@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import modcap
 from modcap.graph.network import Network, build
+from modcap.quantization import scale_search
 from modcap.recipe import Recipe
 from tests.golden import small_network
 from tests.pretend_gpu import PretendTensor, pretend_gpu
@@ -44,6 +45,12 @@ class Tokens(nn.Module):
         first = torch.zeros(x.shape[0], 1, 4, device=x.device)
         x = torch.cat([first + torch.arange(4, device=x.device), x], 1)
         return self.head((x + self.inner(x)).mean(1))
+
+
+@pytest.fixture(autouse=True)
+def _few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the search for scales: each is many small operations, which take longer here."""
+    monkeypatch.setattr(scale_search, "_SHRINKS", 3)
 
 
 def both(network: Network, x: Tensor, fields: dict[str, Any]) -> tuple[bytes, modcap.Quantized]:

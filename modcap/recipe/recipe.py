@@ -349,6 +349,8 @@ def _written(recipe: Recipe) -> dict[str, Any]:
     fields = recipe.model_dump(mode="json", exclude={"gpus", "activation_memory"})
     fields["edge_bits"] = fields.pop("first_last_bits")
     fields["device"] = recipe.place
-    optimiser = flat_fields(recipe.optimiser, recipe.method)
+    usual = recipe.optimiser.rounding.for_network(0)  # jobs' keys know what the network changes
+    settings = recipe.optimiser.model_copy(update={"rounding": usual})
+    optimiser = flat_fields(settings, recipe.method)
     decays = {"rounding_decay": recipe.optimiser.rounding.decays}
     return fields | {"method": recipe.method.name, "optimiser": optimiser | decays}

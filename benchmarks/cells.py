@@ -94,7 +94,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f}, {len(values)})"
 
 
-_CODE = hashlib.sha256(b"".join(f.read_bytes() for f in sorted((ROOT / "modcap").glob("*.py"))))
+_CODE = hashlib.sha256(b"".join(f.read_bytes() for f in sorted((ROOT / "modcap").rglob("*.py"))))
 KEPT = HOME / "cells" / _CODE.hexdigest()[:16]
 """The results of jobs that this very code computed: they know how long that took."""
 
@@ -185,25 +185,40 @@ def _chosen(meta: dict[str, Any]) -> dict[str, Any]:
 class Setting:
     """One network, method and seed, on one thread; its cells share the jobs they have in common."""
 
-    def __init__(self, network: str, method: str, seed: int, tests: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        network: Network,
+        calibration: ImageSet,
+        evaluation: ImageSet,
+        method: str,
+        seed: int,
+    ) -> None:
         torch.set_num_threads(1)
-        self.name, self.method, self.seed, self.tests = network, method, seed, tests
-        arch = f"modcap.zoo:{network}"
+        self.name, self.method, self.seed, self.tests = name, method, seed, len(evaluation)
+        self.network, self.calibration, self.evaluation = network, calibration, evaluation
+        inputs = (self.network, self.calibration, self.evaluation)
+        self._bench = WorkerCache.holding({x.digest: x for x in inputs})
+        self._results: dict[str, Result] = {}
+        self._seconds: dict[str, float] = {}  # of the processor: others may use the machine too
+
+    @classmethod
+    def shipped(cls, name: str, method: str, seed: int, tests: int) -> Setting:
+        """Of a checkpoint in examples/, on Fashion-MNIST."""
+        torch.set_num_threads(1)
+        arch = f"modcap.zoo:{name}"
         preprocess = published_preprocess(arch)
         pool = data.load("fashion-mnist", split="calibration", preprocess=preprocess)
         images = data.load("fashion-mnist", split="evaluation", preprocess=preprocess)
-        self.calibration, self.evaluation = (
+        calibration, evaluation = (
             ImageSet(
                 torch.tensor(x.images), torch.tensor(x.labels), preprocess.mean, preprocess.std
             )
             for x in (data.calibration(pool, 1024, seed), images.take(range(tests)))
         )
-        model = checkpoint.load(CHECKPOINTS / f"{network}.safetensors", arch).model
-        self.network: Network = build(model, self.calibration.normalized(0, 2))
-        inputs = (self.network, self.calibration, self.evaluation)
-        self._bench = WorkerCache.holding({x.digest: x for x in inputs})
-        self._results: dict[str, Result] = {}
-        self._seconds: dict[str, float] = {}  # of the processor: others may use the machine too
+        model = checkpoint.load(CHECKPOINTS / f"{name}.safetensors", arch).model
+        network = build(model, calibration.normalized(0, 2))
+        return cls(name, network, calibration, evaluation, method, seed)
 
     def module_names(self) -> tuple[str, ...]:
         return self.network.partition.names
@@ -300,8 +315,8 @@ class Setting:
             **(_chosen(results[planned.allocate].meta) if planned.allocate else {}),
             "k": results[planned.select].meta["k"],
             "groups": [list(names[a:b]) for a, b in planned.groups if b - a > 1],
-            "top1": evaluated["top1"],
-            "fp_top1": results[planned.evaluate_full].meta["top1"],
+            "top1": evaluated.get("top1", evaluated.get("value")),
+            "fp_top1": results[planned.evaluate_full].meta.get("top1"),
             "oscillation": evaluated["oscillation"],
             "final_error": evaluated["final_error"],
             "untuned_error": results[planned.tune].meta["error_before"] if planned.tune else None,

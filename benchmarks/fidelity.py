@@ -221,7 +221,7 @@ def variants(batch: Batch, setting: Setting) -> Iterator[Variant]:
 
 def measure(batch: Batch, known: Known) -> list[dict[str, Any]]:
     """The cells of a batch that are not in ``known``."""
-    setting = Setting(batch.network, batch.method, batch.seed, batch.tests)
+    setting = Setting.shipped(batch.network, batch.method, batch.seed, batch.tests)
     return list(setting.rows(variants(batch, setting), known, IDENTITY))
 
 

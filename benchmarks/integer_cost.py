@@ -44,7 +44,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     fields = {"k": 0, **OPTIONS[option]}
     variant = Variant({"option": option}, bits, short(fields) if quick else fields)
-    setting = Setting(network, "qdrop", 0, 1000 if quick else 10_000)
+    setting = Setting.shipped(network, "qdrop", 0, 1000 if quick else 10_000)
     return list(setting.rows([variant], known, IDENTITY))
 
 

@@ -67,7 +67,7 @@ def _bytes(setting: Setting, w_bits: int) -> int:
 def measure(
     network: str, method: str, seed: int, quick: bool, known: Known
 ) -> list[dict[str, Any]]:
-    setting = Setting(network, method, seed, 1000 if quick else 10_000)
+    setting = Setting.shipped(network, method, seed, 1000 if quick else 10_000)
     return list(setting.rows(variants(setting, quick), known, IDENTITY))
 
 

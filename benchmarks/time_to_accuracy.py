@@ -72,7 +72,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def measure(network: str, reference: bool, quick: bool, known: Known) -> list[dict[str, Any]]:
     """The rows of a network that are not known: the reference, or all others."""
-    setting = Setting(network, "qdrop", 0, 1000 if quick else 10_000)
+    setting = Setting.shipped(network, "qdrop", 0, 1000 if quick else 10_000)
     if reference:
         regulariser = {"regulariser": REGULARISER.get(network, 0.01)}
         fields = steps(400) if quick else {"k": 0, "optimiser": regulariser}

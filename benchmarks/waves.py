@@ -102,7 +102,7 @@ def measure(batch: Batch, quick: bool, known: Known) -> list[dict[str, Any]]:
         )
         for name, fields in TABLES[batch.table].items()
     ]
-    setting = Setting(batch.network, "qdrop", batch.seed, batch.tests)
+    setting = Setting.shipped(batch.network, "qdrop", batch.seed, batch.tests)
     return list(setting.rows(variants, known, IDENTITY))
 
 

@@ -7,6 +7,7 @@
                pass * 2.2 live                  a forward pass, and what quantizers hold meanwhile
                step * (1.7 kept + 3 live)       one with gradients, and these
            + 12 * weights + 4 * all weights     rounding, Adam's two moments, gradients, copies
+           + 64 MiB                             where layers are rounded layer-wise
 
 The calibration activations are the group's input, in full precision and behind the quantized
 prefix, the output to reproduce, and the output that it has. Of these, and of what is kept, tensors
@@ -49,6 +50,7 @@ _TEMPORARY = 3  # times the values that are there at once: in sums, in gradients
 _CORRECTED = 4  # the same in a correction, which fits lines to all outputs of a layer
 _QUANTIZERS = 2.2  # the same in a pass without gradients
 _WEIGHTS = 12  # times the weights, of a group that is optimised
+_VECTORS = 64 << 20  # inputs of a layer, laid out as vectors, and their products
 _LOSSES = 256  # images that errors over the depth, and corrections, are measured on
 _BATCH = 32  # images of the step that costs are relative to
 _OVERHEAD = 800.0  # of a step of any module, in units of its cost: Python, Adam, launches
@@ -100,7 +102,12 @@ def footprints(network: Network | Outline) -> tuple[Footprint, ...]:
 
 
 def reconstruction_memory(
-    network: Network | Outline, span: Span, images: int, batch: int, bound: int | None = None
+    network: Network | Outline,
+    span: Span,
+    images: int,
+    batch: int,
+    bound: int | None = None,
+    layer_wise: bool = False,
 ) -> int:
     """Bytes that the reconstruction of a group needs.
 
@@ -110,6 +117,7 @@ def reconstruction_memory(
         images: of calibration.
         batch: images per step; 0 where nothing is optimised.
         bound: bytes of calibration activations that are held in memory, at most.
+        layer_wise: its integers start from :mod:`modcap.ptq.layerwise`.
     """
     modules = footprints(network)
     group = modules[span.start : span.stop]
@@ -117,12 +125,14 @@ def reconstruction_memory(
     held = sum(_in_memory(images * size, bound) for size in (*ends, modules[0].input))
     cached = min(CACHE, images * 2 * sum(module.output for module in modules))
     cached = cached if bound is None else min(cached, bound)
-    weights = sum(module.weights for module in group) * (_WEIGHTS if batch else 3)
+    weights = sum(module.weights for module in group)
+    weights *= _WEIGHTS if batch or layer_wise else 3
     without, with_gradients = _pass(network, modules[: span.stop]), _step(network, span, batch)
     passes = max(without, with_gradients)
     if len(group) == len(modules):  # all images go through it before and after its steps
         passes += min(without, with_gradients) // 2  # gaps that one leaves to the other
-    return _rounded(held + cached + passes + weights + 4 * _all_weights(modules))
+    vectors = _VECTORS if layer_wise else 0
+    return _rounded(held + cached + passes + vectors + weights + 4 * _all_weights(modules))
 
 
 def capacity_memory(network: Network | Outline, images: int, bound: int | None = None) -> int:

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from modcap.graph.forward import Passes, channels_last, run_batched
+from modcap.ptq.layerwise import round_layerwise
 from modcap.ptq.methods import Method
 from modcap.ptq.optimise import Inputs, Progress, optimise, sample_of
 from modcap.ptq.relative_error import relative_error
-from modcap.ptq.settings import Optimiser
+from modcap.ptq.settings import Optimiser, RoundingStart
 from modcap.quantization.insert import layers_of, quantizers
 from modcap.quantization.layers import ActivationQuantizer
 
@@ -96,6 +97,7 @@ def reconstruct(
     seed: int,
     progress: Progress | None = None,
     passes: Passes | None = None,
+    start: RoundingStart = RoundingStart.NEAREST,
 ) -> Outcome:
     """Optimises the calibrated ``modules`` jointly, and freezes them in place.
 
@@ -108,13 +110,17 @@ def reconstruct(
         seed: of batches and drops.
         progress: told of the loss about fifty times.
         passes: how many images go through the group at once; where the output lies.
+        start: which integers the optimisation starts from.
     """
     passes = passes or Passes()
     inputs = Inputs(*map(channels_last, (inputs.quantized, inputs.full, inputs.target)))
     curve = torch.zeros((0, 2), dtype=torch.float64)
-    if method.learns and settings.iterations and layers_of(modules):  # else all stay float
-        for layer in layers_of(modules):
-            layer.learned_integers = settings.rounding.start(layer, layer.weight.detach())
+    weights = {layer: layer.weight.detach() for layer in layers_of(modules)}
+    if start is RoundingStart.LAYER_WISE:
+        weights = round_layerwise(modules, inputs.quantized, passes)
+    if method.learns and settings.iterations and weights:  # else all stay float
+        for layer, weight in weights.items():
+            layer.learned_integers = settings.rounding.start(layer, weight)
         curve = optimise(modules, inputs, method, settings, seed, progress, passes)
     freeze(modules)
     output = run_batched(modules, inputs.quantized, passes)

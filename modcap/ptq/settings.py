@@ -11,7 +11,7 @@ from modcap.core.named import Frozen, key_fields
 from modcap.ptq.methods import Method
 from modcap.ptq.rounding import AnyRounding, SoftRounding
 
-__all__ = ["Optimiser", "Precision", "flat_fields"]
+__all__ = ["Optimiser", "Precision", "RoundingStart", "flat_fields"]
 
 
 class Precision(str, Enum):
@@ -20,6 +20,14 @@ class Precision(str, Enum):
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class RoundingStart(str, Enum):
+    """Which integers a group has before any are learned: those nearest to each weight, or those by
+    which each layer gives most nearly what it gave (:mod:`modcap.ptq.layerwise`)."""
+
+    NEAREST = "nearest"
+    LAYER_WISE = "layer-wise"
 
 
 class Optimiser(Frozen):

@@ -11,7 +11,7 @@ from torch import Tensor
 from modcap.quantization.affine import fake_quantize, levels, middle
 from modcap.quantization.scheme import ANY, Grid
 
-__all__ = ["search_scale"]
+__all__ = ["ranges", "scales", "search_scale", "spread"]
 
 _SHRINKS = 90  # candidate ranges: 100 % down to 11 % of the range seen
 
@@ -46,16 +46,10 @@ def search_scale(x: Tensor, bits: int, p: float = 2.4, grid: Grid = ANY) -> tupl
     Returns:
         (scale, zero_point), each of shape (rows,) and x's dtype; zero points are integral.
     """
-    low = x.amin(1).clamp(max=0.0)
-    high = x.amax(1).clamp(min=0.0)
-    top = levels(bits)
-    if grid.symmetric:
-        high = torch.maximum(high, -low) * top / (top - middle(bits))
-        low = torch.zeros_like(low)
-    width = (high - low).clamp(min=torch.finfo(x.dtype).tiny * 2**12)
+    low, width = ranges(x, bits, grid)
     limit = _SAMPLE if len(x) == 1 else _ROW_SAMPLE
     sampled = x.shape[1] > limit
-    sample = x[:, _spread(x.shape[1], limit).to(x.device)] if sampled else x
+    sample = x[:, spread(x.shape[1], limit).to(x.device)] if sampled else x
     rows = max(1, _chunk(x) // max(1, sample.shape[1]))
     parts = [
         _search_rows(part, lows, widths, bits, p, grid)
@@ -76,6 +70,18 @@ def search_scale(x: Tensor, bits: int, p: float = 2.4, grid: Grid = ANY) -> tupl
                 values, low[one], width[one], bits, p, grid, weights
             )
     return scale, zero
+
+
+def ranges(x: Tensor, bits: int, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The least value of each row (rows, values), and the width of its range, 0 included; where
+    zero points lie in the middle, 0 and the width of a range as wide on both sides."""
+    low = x.amin(1).clamp(max=0.0)
+    high = x.amax(1).clamp(min=0.0)
+    if grid.symmetric:
+        top = levels(bits)
+        high = torch.maximum(high, -low) * top / (top - middle(bits))
+        low = torch.zeros_like(low)
+    return low, (high - low).clamp(min=torch.finfo(x.dtype).tiny * 2**12)
 
 
 def _chunk(x: Tensor) -> int:
@@ -101,7 +107,7 @@ def _left_out(x: Tensor, scale: Tensor, zero: Tensor, bits: int, p: float) -> Te
     return total
 
 
-def _spread(count: int, limit: int) -> Tensor:
+def spread(count: int, limit: int) -> Tensor:
     """``limit`` distinct places of ``count``, by multiples of the golden ratio: even over the whole
     and over every part. A stride that divides width, height or channels would meet the same pixels
     or channels again and again."""
@@ -125,7 +131,7 @@ def _search_rows(
     top = levels(bits)
     best = torch.full_like(low, torch.inf)
     best_scale, best_zero = width / top, torch.zeros_like(low)
-    for shrink, scale in _candidates(width, top, grid.power_of_two):
+    for shrink, scale in scales(width, top, grid.power_of_two):
         implied = torch.round(-low * shrink / scale)
         if grid.symmetric:
             implied = torch.full_like(low, middle(bits))
@@ -143,10 +149,8 @@ def _search_rows(
     return best_scale, best_zero
 
 
-def _candidates(
-    width: Tensor, top: int, power_of_two: bool
-) -> Iterator[tuple[float | Tensor, Tensor]]:
-    """Scales (rows,), and what share of the range (rows,) they cover."""
+def scales(width: Tensor, top: int, power_of_two: bool) -> Iterator[tuple[float | Tensor, Tensor]]:
+    """Scales (rows,) for ranges of ``width``, each after the share of the range that it covers."""
     if not power_of_two:
         for step in range(_SHRINKS):
             shrink = 1 - step / 100

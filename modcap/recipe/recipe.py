@@ -12,7 +12,7 @@ from modcap.core.canonical import canonical, digest
 from modcap.core.errors import InputError
 from modcap.core.messages import parse
 from modcap.ptq.methods import AnyMethod, QDrop
-from modcap.ptq.settings import Optimiser, Precision, flat_fields
+from modcap.ptq.settings import Optimiser, Precision, RoundingStart, flat_fields
 from modcap.quantization.bits import BFLOAT16_BITS
 from modcap.quantization.scheme import Activations, Scales, Scheme, WeightRange
 from modcap.recipe.bit_fields import BitFields
@@ -189,6 +189,12 @@ class Recipe(BitFields):
         "of less than 256 weights slower in proportion; 0 keeps the integers",
     )
     scale_exponent: float = Field(2.4, gt=0, description="p of the scale search, |x - q(x)|^p")
+    rounding_start: RoundingStart = Field(
+        RoundingStart.NEAREST,
+        description="which integers groups have before any are learned: those nearest to each "
+        "weight, or (layer-wise) those by which each layer gives most nearly what it gave, in one "
+        "pass; not with soft rounding, which moves weights by less than an integer",
+    )
     optimiser: Optimiser = Optimiser()
     positions: int | None = Field(
         None,
@@ -242,6 +248,12 @@ class Recipe(BitFields):
         unmeasured = self.selection is Selection.TOP_K and self.capacity is CapacityKind.NONE
         if self.k and unmeasured and self.method.learns:
             raise ValueError("capacity none measures nothing to select by: take k 0, or a capacity")
+        bound = self.method.learns and not self.optimiser.rounding.starts_anywhere
+        if self.rounding_start is RoundingStart.LAYER_WISE and bound:
+            raise ValueError(
+                f"rounding_start layer-wise leaves nothing to learn to rounding "
+                f"{self.optimiser.rounding.name}: take straight-through, or method rtn"
+            )
         if self.optimises and self.optimiser.batch_size > self.calibration:
             raise ValueError(
                 f"batch_size {self.optimiser.batch_size} is more than the {self.calibration} "

@@ -26,7 +26,7 @@ from modcap.ptq.methods import AnyMethod
 from modcap.ptq.optimise import Inputs
 from modcap.ptq.reconstruct import calibrate, reconstruct
 from modcap.ptq.selection import Span
-from modcap.ptq.settings import Optimiser, flat_fields
+from modcap.ptq.settings import Optimiser, RoundingStart, flat_fields
 from modcap.quantization.bits import Bits
 from modcap.quantization.insert import insert_quantizers
 from modcap.quantization.scheme import Scheme
@@ -46,6 +46,7 @@ class Reconstruct(Arithmetic, Work):
         prefix: the first of the modules before it that it sees quantized.
         prefix_bits: of these.
         scheme: what is quantized, and on which grids.
+        rounding_start: which integers the group has before any are learned.
     """
 
     kind: ClassVar[str] = "reconstruct"
@@ -61,6 +62,7 @@ class Reconstruct(Arithmetic, Work):
     prefix: int | None = sparse(None)
     prefix_bits: tuple[tuple[Bits, ...], ...] = sparse(())
     scheme: Scheme = sparse(Scheme())
+    rounding_start: RoundingStart = sparse(RoundingStart.NEAREST)
 
     def run(
         self, job: Job, cache: WorkerCache, needs: Sequence[Result], progress: Progress | None
@@ -76,7 +78,14 @@ class Reconstruct(Arithmetic, Work):
         calibrate(group, full, self.p, job.passes)
         settings = self.optimiser or Optimiser(iterations=0)
         outcome = reconstruct(
-            group, inputs, self.method, settings, self.group_seed, progress, job.passes
+            group,
+            inputs,
+            self.method,
+            settings,
+            self.group_seed,
+            progress,
+            job.passes,
+            self.rounding_start,
         )
         place = self._place(job, (*job.needs, job.key))
         cache.activations.put(place, outcome.output, job.room.activation_bytes)
@@ -128,7 +137,8 @@ class Reconstruct(Arithmetic, Work):
     def seconds(self, times: ModuleTimes) -> float:
         span = slice(self.start, self.stop)
         prefix = sum(times.forward[: self.stop]) * times.images * 2
-        return sum(times.search[span]) + self.steps * sum(times.step[span]) + prefix
+        search = 2 if self.rounding_start is RoundingStart.LAYER_WISE else 1
+        return search * sum(times.search[span]) + self.steps * sum(times.step[span]) + prefix
 
     def key_fields(self) -> dict[str, Any]:
         fields = super().key_fields() | {"method": self.method.name}
@@ -160,11 +170,13 @@ def reconstruct_job(cell: Cell, span: Span, first: int, needs: tuple[str, ...]) 
         method=recipe.method,
         p=recipe.scale_exponent,
         scheme=recipe.scheme,
+        rounding_start=recipe.rounding_start,
         **learns,
         **Arithmetic.fields_of(cell),
     )
     bound = recipe.activation_bytes
-    memory = reconstruction_memory(cell.network, span, recipe.calibration, batch, bound)
+    layer_wise = recipe.rounding_start is RoundingStart.LAYER_WISE
+    memory = reconstruction_memory(cell.network, span, recipe.calibration, batch, bound, layer_wise)
     label = f"{recipe.method.name} {recipe.bits_label} {_title(cell.modules, span)}"
     return Job(work, cell.inputs("calibration"), needs, label, Room.of(recipe, memory))
 

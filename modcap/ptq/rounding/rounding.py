@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from modcap.core.named import Named
 
@@ -21,7 +21,13 @@ class Rounding(Named):
 
     A subclass has a field ``rate`` (of learning) and whatever else it needs;
     :mod:`modcap.ptq.rounding` lists it.
+
+    Attributes:
+        starts_anywhere: whether integers may be any before they learn, not only the two beside a
+            weight.
     """
+
+    starts_anywhere: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, layer: QuantLayer, weight: Tensor) -> LearnedIntegers:

@@ -6,7 +6,7 @@ Gradients pass through the rounding as if it were the identity (Bengio et al., 2
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ _MANY_WEIGHTS = 256  # of a channel; where there are fewer, each weighs more, an
 
 class StraightThroughRounding(Rounding):
     """To any integer; the learning rate falls to 0 by a cosine."""
+
+    starts_anywhere: ClassVar[bool] = True
 
     name: Literal["straight-through"] = "straight-through"
     rate: float = Field(

@@ -1,0 +1,1 @@
+"""Networks with their ImageNet weights, on images cut from photographs of free packages."""

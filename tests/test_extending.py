@@ -12,13 +12,16 @@ import torch
 from pydantic import Field, create_model
 
 from modcap.api import quantize
-from modcap.core.named import reading
+from modcap.core.named import reading, sparse
 from modcap.data import sources
 from modcap.data.image_set import ImageSet
 from modcap.data.preprocess import Preprocess
+from modcap.export import EXPORTERS, Export, save
+from modcap.flows.requests.asked import known_formats
 from modcap.jobs.job import Cell
 from modcap.jobs.run_job import run_job
 from modcap.jobs.worker_cache import WorkerCache
+from modcap.ptq.bit_policy import BitPolicy
 from modcap.ptq.methods import Brecq, Method
 from modcap.ptq.metrics import METRICS
 from modcap.ptq.optimise import Inputs
@@ -26,7 +29,7 @@ from modcap.ptq.reconstruct import calibrate, reconstruct
 from modcap.ptq.rounding import Rounding, SoftRounding, StraightThroughRounding
 from modcap.ptq.settings import Optimiser, flat_fields
 from modcap.quantization.bits import Bits
-from modcap.quantization.insert import insert_quantizers
+from modcap.quantization.insert import insert_quantizers, layers_of
 from modcap.recipe import Recipe
 from tests.golden import small_network
 from tests.rooms import ROOT
@@ -85,6 +88,38 @@ def test_a_kind_of_job(examples: dict[str, Any]) -> None:
         assert job.kind == "module-error"
         errors.append(run_job(job, cache, []).meta["error"])
     assert errors[0] > 10 * errors[1]
+
+
+def test_an_export_format(
+    examples: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EXPORTERS, "integers", examples["INTEGERS"])
+    network, x = small_network()
+    done = quantize(network, x, Recipe(w_bits=3, a_bits=8, method="rtn", k=0))
+    one, other = tmp_path / "one.npz", tmp_path / "other.npz"
+    assert done.export("integers", one)["layers"] == len(layers_of(done.network.chain))
+    save(Export(done.artifact), "integers", other)
+    assert one.read_bytes() == other.read_bytes()
+    with np.load(one) as written:
+        for layer, integers in zip(layers_of(done.network.chain), written.values(), strict=True):
+            assert layer.integers is not None
+            assert np.array_equal(integers, layer.integers.numpy())
+    assert known_formats(("integers",)) == ("integers",)
+
+
+def test_bits_per_layer(examples: dict[str, Any]) -> None:
+    class WithEnds(Recipe):
+        ends: int = sparse(1)
+
+        @property
+        def bit_policy(self) -> BitPolicy:
+            return examples["WideEnds"](**vars(super().bit_policy), ends=self.ends)
+
+    network, x = small_network()
+    done = quantize(network, x, WithEnds(w_bits=3, a_bits=4, method="rtn", k=0, ends=2))
+    bits = [[layer.bits for layer in layers_of([module])] for module in done.network.chain]
+    assert {own for layers in (*bits[:2], *bits[-2:]) for own in layers} == {8}
+    assert {own for layers in bits[2:-2] for own in layers} == {3}
 
 
 def test_a_source_of_data(

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from modcap.infra.local import services as local_services
+from modcap.infra.local.home import Home
 from tests.deployed import compose
 
 INFRA = Path(__file__).parents[1] / "infra"
@@ -31,6 +33,18 @@ def test_ray_cluster_passes_rays_own_validation() -> None:
     worker = config["available_node_types"]["gpu_spot"]
     assert worker["resources"]["GPU"] == 1
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_no_range_of_ports_is_that_of_every_stack_of_a_machine(tmp_path: Path) -> None:
+    """Ray's workers listen at whatever is free; each of the other ports is one that was free."""
+    home, state = Home.at(tmp_path), {"ports": {}}
+    ports = dict(
+        flag.removeprefix("--").split("=")
+        for flag in local_services.service("ray", home, state, {}).command
+        if re.match(r"--[a-z-]*port=", flag)
+    )
+    assert ports.pop("min-worker-port") == ports.pop("max-worker-port") == "0"
+    assert set(map(int, ports.values())) == set(state["ports"].values())
 
 
 def test_compose_keeps_secrets_out_and_ports_on_loopback() -> None:

@@ -248,7 +248,8 @@ def _ray(home: Home, state: dict[str, Any], clients: Mapping[str, str]) -> Servi
     command = (
         *(program("ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
         *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"),
-        *("--min-worker-port=31000", "--max-worker-port=31999", "--log-color=false"),
+        # workers listen at whatever is free: several stacks may run on one machine
+        *("--min-worker-port=0", "--max-worker-port=0", "--log-color=false"),
         *(f"--{part}={port}" for part, port in ports.items()),
         *_gpu_memory(),
     )

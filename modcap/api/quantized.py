@@ -99,7 +99,7 @@ class Quantized:
         """Writes it in another format to a file; see :mod:`modcap.export`.
 
         Args:
-            format: onnx, pt2, encodings or safetensors.
+            format: a name in :data:`modcap.export.EXPORTERS`.
             path: of the file.
             opset: of ONNX files: 25, 21 or 13.
 

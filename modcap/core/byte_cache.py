@@ -1,9 +1,12 @@
-"""Values that a process keeps between two jobs, bounded by their bytes."""
+"""Values that a process keeps between two jobs, bounded by their bytes.
+
+By hand: cachetools would be one more package that the bare library needs, for these lines.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Container, Hashable
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 __all__ = ["ByteCache"]
@@ -33,14 +36,8 @@ class ByteCache(Generic[_Value]):
             self.bytes += size
         self.trim(limit)
 
-    def trim(self, limit: int, spare: Container[Hashable] = ()) -> None:
-        """Lets the oldest go, but for those to ``spare``, until no more than ``limit`` bytes of
-        others are left."""
-        others = [key for key in self._kept if key not in spare]
-        left = sum(self._kept[key][1] for key in others)
-        for key in others:
-            if left <= limit:
-                return
-            size = self._kept.pop(key)[1]
-            left -= size
+    def trim(self, limit: int) -> None:
+        """Lets the oldest go until no more than ``limit`` bytes are left."""
+        while self._kept and self.bytes > limit:
+            _, (_, size) = self._kept.popitem(last=False)
             self.bytes -= size

@@ -1,5 +1,8 @@
 """Reads a directory of image files with one folder per class, as torchvision's ImageFolder does,
-or without such folders, and so without labels."""
+or without such folders, and so without labels.
+
+By hand: the library needs no torchvision, and opens files of others within bounds.
+"""
 
 from __future__ import annotations
 

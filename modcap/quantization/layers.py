@@ -3,6 +3,8 @@
 Every tensor that a weight layer consumes is quantized once, in front of all of its consumers, so
 the shortcut of a residual block sees what its convolution sees. A module owns the quantizers of
 its weights and of the values that it consumes, its input among them: all of its state is local.
+
+Not ``torch.nn.utils.parametrize``: an integer bias takes the scales of weight and input at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Objects at s3:// addresses, and local copies of what lies in S3."""
+"""Objects at s3:// addresses, and local copies of what lies in S3.
+
+With boto3 alone: the store needs its conditional writes, which fsspec does not have.
+"""
 
 from __future__ import annotations
 

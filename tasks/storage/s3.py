@@ -1,4 +1,8 @@
-"""The connection to S3: one client per process, and what is worth trying again."""
+"""The connection to S3: one client per process, and what is worth trying again.
+
+botocore's own attempts count, and are over in seconds: while a server starts again, and for a body
+that breaks off after its answer, which botocore never asks for twice, ``patiently`` goes by time.
+"""
 
 from __future__ import annotations
 

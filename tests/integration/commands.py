@@ -16,6 +16,7 @@ import subprocess
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -66,17 +67,24 @@ def modcap_command(
     None that makes the stack start Ray anew, such as one with another S3: who is connected to Ray
     ends with it.
     """
+    with within(environment | others) as (out, err):
+        code = _exit_code([str(argument) for argument in arguments])
+    return CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def within(environment: dict[str, str]) -> Iterator[tuple[io.StringIO, io.StringIO]]:
+    """What runs within has this environment, and Ray connected; gives what it prints there."""
     out, err = io.StringIO(), io.StringIO()
     with (
-        patch.dict(os.environ, environment | others),
+        patch.dict(os.environ, environment),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
     ):
         warnings.resetwarnings()  # those that pytest makes errors of are lines for who runs it
         connect_ray()
-        code = _exit_code([str(argument) for argument in arguments])
-    return CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+        yield out, err
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -97,13 +105,6 @@ def connect_ray() -> None:
 
     if not ray.is_initialized():
         ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR)
-
-
-def forget_workers() -> None:
-    """Ends Ray's workers, which keep inputs and results; the next command has new ones."""
-    import ray
-
-    ray.shutdown()
 
 
 def sweep_arguments(folder: Path, recipe: dict[str, Any], *flags: str) -> list[str]:

@@ -1,7 +1,4 @@
-"""Runs jobs on the stack whose workers run out of memory below a grant: hungry.py BYTES…
-
-A line for each says what became of it.
-"""
+"""Jobs on the stack whose workers run out of memory below a grant."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from modcap.tasks.storage.store import Store
 
 
 class Hungry(Store):
-    """Defined in the script that runs, and so shipped to the workers as it is."""
+    """Shipped to the workers as it is: they have no tests."""
 
     def fetch_input(self, name: str, folder: Path) -> Path:
         least = int(self.prefix.rpartition("-")[2])
@@ -50,13 +47,12 @@ def body(least: int) -> None:
 
 
 def outcome(least: int) -> str:
+    """What becomes of a job that needs a grant of so many bytes."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         body(least)
     except ModcapError as error:
         return f"refused: {error}"
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     return "done"
-
-
-if __name__ == "__main__":
-    for asked in map(int, sys.argv[1:]):
-        print(f"{asked}: {outcome(asked)}", flush=True)

@@ -13,9 +13,11 @@ from mlflow import MlflowClient
 from modcap.tasks.storage.objects import cache_folder
 from modcap.tasks.storage.s3 import client
 from modcap.tasks.storage.store import Store
-from tests.integration.commands import forget_workers, modcap_command, sweep_arguments
+from tests.integration.commands import modcap_command, sweep_arguments
+from tests.integration.copies import copied
 
 RECIPE: dict[str, Any] = {
+    "scale_exponent": 2.0,  # found in half the time
     "calibration": 48,
     "optimiser": {"iterations": 2, "batch_size": 16},
     "homogeneity": "any",
@@ -46,6 +48,12 @@ def report(stack: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> d
     return sweep(stack, tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture
+def copy(report: dict[str, Any], placed: Store, tmp_path: Path) -> Store:
+    """All that the sweep of ``report`` left, which a test may damage."""
+    return copied(placed, f"damage-{tmp_path.name}")
+
+
 HARM: list[Callable[[bytes], bytes | None]] = [
     lambda data: data[: len(data) // 2],  # an upload that was cut
     lambda data: None,
@@ -60,11 +68,7 @@ HARM: list[Callable[[bytes], bytes | None]] = [
 
 
 def harm(store: Store, kinds: set[str], part: str) -> int:
-    """Damages results of these kinds, each in another way; says of how many jobs.
-
-    Workers that keep good ones go: the next run reads what is in the store.
-    """
-    forget_workers()
+    """Damages results of these kinds, each in another way; says of how many jobs."""
     results = {key: (store.meta(key) or {}).get("kind") for key in list(store.keys())}
     assert set(results.values()) == KINDS
     count = 0
@@ -90,34 +94,33 @@ def harm(store: Store, kinds: set[str], part: str) -> int:
 def test_one_run_mends_whatever_is_damaged(
     stack: dict[str, str],
     report: dict[str, Any],
-    placed: Store,
+    copy: Store,
     tmp_path: Path,
     kinds: set[str],
     part: str,
 ) -> None:
-    harmed = harm(placed, kinds, part)
+    harmed = harm(copy, kinds, part)
     assert harmed >= (0 if part == ".safetensors" and kinds != KINDS else 2)
-    again = sweep(stack, tmp_path)
+    again = sweep(stack, tmp_path, copy.prefix)
     for name in ("artifact_digest", "top1", "losses"):
         assert [cell[name] for cell in again["cells"]] == [cell[name] for cell in report["cells"]]
-    assert list(placed.verify()) == []
-    assert len(set(placed.keys())) == again["jobs"]["planned"]
-    assert sweep(stack, tmp_path)["jobs"]["executed"] == 0
+    assert list(copy.verify()) == []
+    assert len(set(copy.keys())) == again["jobs"]["planned"]
+    assert sweep(stack, tmp_path, copy.prefix)["jobs"]["executed"] == 0
 
 
 def test_damaged_inputs_are_put_there_again(
-    stack: dict[str, str], report: dict[str, Any], placed: Store, tmp_path: Path
+    stack: dict[str, str], report: dict[str, Any], copy: Store, tmp_path: Path
 ) -> None:
     """Of the same size and age, so that the upload before the run sees nothing."""
-    for entry in list(placed.entries("inputs")):
-        found = placed.get_document(entry.name)
+    for entry in list(copy.entries("inputs")):
+        found = copy.get_document(entry.name)
         assert found is not None
-        placed.put_document(entry.name, found[0][:-1] + bytes([found[0][-1] ^ 1]))
+        copy.put_document(entry.name, found[0][:-1] + bytes([found[0][-1] ^ 1]))
         (cache_folder("inputs") / entry.key).unlink(missing_ok=True)
-    placed.remove(list(placed.entries("jobs")))
+    copy.remove(list(copy.entries("jobs")))
     arguments = sweep_arguments(tmp_path, RECIPE, *GRID)
-    forget_workers()
-    done = modcap_command(stack, *arguments, MODCAP_PREFIX="damage")
+    done = modcap_command(stack, *arguments, MODCAP_PREFIX=copy.prefix)
     assert done.returncode == 0, done.stderr
     assert "put there again" in done.stderr
     again = json.loads(done.stdout)

@@ -33,16 +33,18 @@ def inflating(megabytes: int) -> bytes:
 
 
 SMALL = "resize=64,crop=28,mean=0.5,std=0.5"
-BOMB = inflating(300)
-PICTURES = {
-    "long": png(60_000, 1, (b"IDAT", zlib.compress(bytes(60_001)))),
-    "wide": png(2**31 - 1, 2**31 - 1, (b"IDAT", ROW)),
-    "text": png(28, 28, (b"zTXt", b"x\0\0" + BOMB), (b"IDAT", ROW)),
-    "profile": png(28, 28, (b"iCCP", b"x\0\0" + BOMB), (b"IDAT", ROW)),
-    "short": png(28, 28),
-    "script": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n",
-}
-ARRAYS = {"honest": images_bomb(3 << 30), "silent": deflated("images.npy", 1 << 30)}
+
+
+def pictures() -> dict[str, bytes]:
+    bomb = inflating(300)
+    return {
+        "long": png(60_000, 1, (b"IDAT", zlib.compress(bytes(60_001)))),
+        "wide": png(2**31 - 1, 2**31 - 1, (b"IDAT", ROW)),
+        "text": png(28, 28, (b"zTXt", b"x\0\0" + bomb), (b"IDAT", ROW)),
+        "profile": png(28, 28, (b"iCCP", b"x\0\0" + bomb), (b"IDAT", ROW)),
+        "short": png(28, 28),
+        "script": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n",
+    }
 
 
 @pytest.mark.timeout(400)
@@ -66,13 +68,15 @@ def test_images_of_a_rule_cost_the_checkpoints_that_need_them(
             }
         )
 
-    for name, content in PICTURES.items():
+    contents = pictures()
+    for name, content in contents.items():
         folder = tmp_path / name / "bag"
         folder.mkdir(parents=True)
         for number in range(40):  # enough for calibration
             (folder / f"a{number}.png").write_bytes(content)
         put(f"picture-{name}", folder.parent)
-    for name, content in ARRAYS.items():
+    arrays = {"honest": images_bomb(3 << 30), "silent": deflated("images.npy", 1 << 30)}
+    for name, content in arrays.items():
         (tmp_path / f"{name}.npz").write_bytes(content)
         put(f"picture-{name}", tmp_path / f"{name}.npz")
     (tmp_path / "fifo" / "bag").mkdir(parents=True)
@@ -93,7 +97,7 @@ def test_images_of_a_rule_cost_the_checkpoints_that_need_them(
     found = states(report)
     assert found.pop("good.safetensors") == "registered"
     assert set(found.values()) == {"failed"}, reasons
-    for name in (*PICTURES, "fifo"):
+    for name in (*contents, "fifo"):
         reason = reasons[f"picture-{name}.safetensors"]
         assert "\n" not in reason
         assert ".png" in reason, reason

@@ -8,8 +8,10 @@ import os
 import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy
 import pytest
@@ -55,35 +57,57 @@ def huge_npz() -> bytes:
     return buffer.getvalue()
 
 
-def deflated(name: str, size: int) -> bytes:
-    """A zip of one entry of so many zeros, a thousandth of it in bytes."""
+ZEROS = bytes(1 << 20)
+
+
+class Deflated:
+    """Stands in for the compressor of zipfile: what is written again is deflated once."""
+
+    def __init__(self, *settings: object) -> None:
+        self._known: dict[bytes, bytes] = {}
+
+    def compress(self, data: bytes) -> bytes:
+        if data not in self._known:
+            packer = zlib.compressobj(wbits=-15)
+            self._known[data] = packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH)
+        return self._known[data]
+
+    def flush(self) -> bytes:
+        return zlib.compressobj(wbits=-15).flush()
+
+
+def zipped(entries: dict[str, tuple[bytes, int]]) -> bytes:
+    """A zip of entries that begin with some bytes, and go on with so many zeros."""
     buffer = io.BytesIO()
     with (
-        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-        archive.open(name, "w", force_zip64=True) as entry,
+        patch("zipfile._get_compressor", Deflated),
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
-        for _ in range(size >> 20):
-            entry.write(bytes(1 << 20))
+        for name, (start, size) in entries.items():
+            with archive.open(name, "w", force_zip64=True) as entry:
+                entry.write(start)
+                for _ in range(size >> 20):
+                    entry.write(ZEROS)
+                entry.write(bytes(size & 0xFFFFF))
     return buffer.getvalue()
+
+
+def deflated(name: str, size: int) -> bytes:
+    """A zip of one entry of so many zeros, a thousandth of it in bytes."""
+    return zipped({name: (b"", size)})
 
 
 def images_bomb(size: int) -> bytes:
     """An .npz of ``size`` bytes of black images, honestly declared, a thousandth of it in bytes."""
     count = size // 784
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, shape in (("images", (count, 1, 28, 28)), ("labels", (count,))):
-            header = io.BytesIO()
-            numpy.lib.format.write_array_header_1_0(
-                header, {"descr": "|u1", "fortran_order": False, "shape": shape}
-            )
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                entry.write(header.getvalue())
-                left = numpy.prod(shape)
-                while left > 0:
-                    entry.write(bytes(int(min(left, 1 << 20))))
-                    left -= 1 << 20
-    return buffer.getvalue()
+    entries = {}
+    for name, shape in (("images", (count, 1, 28, 28)), ("labels", (count,))):
+        header = io.BytesIO()
+        numpy.lib.format.write_array_header_1_0(
+            header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        )
+        entries[f"{name}.npy"] = (header.getvalue(), int(numpy.prod(shape)))
+    return zipped(entries)
 
 
 def with_header(length: int) -> bytes:

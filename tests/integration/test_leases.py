@@ -166,8 +166,8 @@ def machine_of(store: Store, clock: Clock) -> Callable[[], RuleBasedStateMachine
 
         def __init__(self) -> None:
             super().__init__()
-            name = f"leases/{secrets.token_hex(8)}.json"
-            self.processes = [Lease(store, name) for _ in range(3)]
+            self.name = f"leases/{secrets.token_hex(8)}.json"
+            self.processes = [Lease(store, self.name) for _ in range(3)]
             self.holders: set[int] = set()  # who was told that it holds it, as of its last call
 
         who = st.integers(0, 2)
@@ -189,6 +189,12 @@ def machine_of(store: Store, clock: Clock) -> Callable[[], RuleBasedStateMachine
         @rule(who=who)
         def give_back(self, who: int) -> None:
             self.processes[who].give_back()
+            self.holders -= {who}
+
+        @rule(who=who)
+        def die(self, who: int) -> None:
+            """It gives nothing back; another process is started in its place."""
+            self.processes[who] = Lease(store, self.name)
             self.holders -= {who}
 
         @rule(seconds=st.sampled_from([1.0, 30.0, 61.0]))
@@ -252,6 +258,17 @@ def results_of(store: Store) -> Callable[[], RuleBasedStateMachine]:
                     else:
                         self.store.put_document(entry.name, what)
                     self.first.pop(key, None)
+
+        @rule(key=key)
+        def collect(self, key: str) -> None:
+            """As garbage: with all that was set aside of it."""
+            self.store.remove([e for e in self.store.entries("jobs") if e.key == key])
+            self.first.pop(key, None)
+
+        @rule()
+        def verify(self) -> None:
+            damaged = {name.split("/")[1] for name, _ in self.store.verify()}
+            assert not damaged & self.first.keys()
 
         @invariant()
         def done_is_what_is_there(self) -> None:

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.integration.commands import ROOT
+from tests.integration.commands import within
+from tests.integration.hungry import outcome
 
 FITS, NEVER = 1 << 30, 1 << 40  # bytes below which each job runs out of memory
 
 
 @pytest.fixture(scope="module")
-def hungry(stack: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.integration.hungry", str(FITS), str(NEVER)],
-        cwd=ROOT,
-        env=os.environ | stack,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+def hungry(stack: dict[str, str]) -> tuple[dict[int, str], str]:
+    """What became of each job, and all that was said of both."""
+    with within(stack) as (_, err):
+        outcomes = {least: outcome(least) for least in (FITS, NEVER)}
+    return outcomes, err.getvalue()
 
 
-def test_a_job_out_of_memory_gets_more_and_says_so(
-    hungry: subprocess.CompletedProcess[str],
-) -> None:
-    assert f"{FITS}: done" in hungry.stdout.splitlines()
+def test_a_job_out_of_memory_gets_more_and_says_so(hungry: tuple[dict[int, str], str]) -> None:
+    outcomes, said = hungry
+    assert outcomes[FITS] == "done"
     for times in (2, 4):
         again = f"hungry: out of memory, started again with {times} times"
-        assert hungry.stderr.count(again) == 2  # that of the other job, too
+        assert said.count(again) == 2  # that of the other job, too
 
 
-def test_a_job_that_never_fits_ends_in_one_line(
-    hungry: subprocess.CompletedProcess[str],
-) -> None:
-    (refused,) = [line for line in hungry.stdout.splitlines() if line.startswith(f"{NEVER}: ")]
-    assert "refused: hungry: out of memory with 4 times its estimate, too: lower" in refused
+def test_a_job_that_never_fits_ends_in_one_line(hungry: tuple[dict[int, str], str]) -> None:
+    refused = hungry[0][NEVER]
+    assert refused.startswith(
+        "refused: hungry: out of memory with 4 times its estimate, too: lower"
+    )
+    assert "\n" not in refused

@@ -22,6 +22,7 @@ from tests.integration.commands import ROOT, modcap_command, start
 
 NETWORK = "vgg_tiny"
 WEIGHTS = load_file(ROOT / f"examples/fashion_mnist/checkpoints/{NETWORK}.safetensors")
+FIELDS = {"w_bits": 4, "method": "rtn", "k": 0, "calibration": 32, "scale_exponent": 2.0}
 POLICY: dict[str, Any] = {
     "settle_seconds": 0,
     "factories": [f"modcap.zoo:{NETWORK}", "modcap.zoo:resnet18_narrow"],
@@ -30,7 +31,7 @@ POLICY: dict[str, Any] = {
             "match": "*",
             "data": "fashion-mnist",
             "eval_images": 100,
-            "recipes": [{"fields": {"w_bits": 4, "method": "rtn", "k": 0, "calibration": 32}}],
+            "recipes": [{"fields": FIELDS}],
         }
     ],
 }

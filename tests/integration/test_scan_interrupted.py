@@ -14,7 +14,8 @@ import yaml
 from modcap.core.serialization import digest
 from modcap.tasks.storage.objects import cache_folder
 from modcap.tasks.storage.store import Store
-from tests.integration.commands import modcap_command, modcap_process, start
+from tests.integration.commands import modcap_command, start
+from tests.integration.copies import copied
 from tests.integration.test_scan import POLICY, safetensors, states
 from tests.integration.test_scan import s3 as s3
 
@@ -33,6 +34,7 @@ def test_damaged_inputs_cost_no_pass(stack: dict[str, str], s3: Any, tmp_path: P
     first = modcap_command(stack, *arguments, MODCAP_PREFIX="refill")
     assert first.returncode == 0, first.stderr
 
+    store = copied(store, "refill-again")  # workers hold the inputs of the other one in memory
     inputs = list(store.entries("inputs"))
     assert len(inputs) == 4  # two networks, two sets of images
     for entry in inputs:
@@ -42,8 +44,7 @@ def test_damaged_inputs_cost_no_pass(stack: dict[str, str], s3: Any, tmp_path: P
         (cache_folder("inputs") / entry.key).unlink(missing_ok=True)
     store.remove(list(store.entries("jobs")))
     policy.write_text(yaml.dump(POLICY | {"rules": [POLICY["rules"][0] | {"eval_images": 90}]}))
-    # in a process of its own, since the workers of this one hold the inputs in memory
-    again = modcap_process(stack, *arguments, MODCAP_PREFIX="refill")
+    again = modcap_command(stack, *arguments, MODCAP_PREFIX=store.prefix)
     assert again.returncode == 0, again.stderr
     assert "put there again" in again.stderr
     assert set(states(json.loads(again.stdout)).values()) == {"registered"}

@@ -14,7 +14,7 @@ from modcap.flows.execution.connect import connected
 from modcap.flows.execution.execute import Results, execute
 from modcap.flows.execution.progress import Progress
 from modcap.flows.registry.mlflow_runs import link_of
-from modcap.flows.registry.owner import check_default_name
+from modcap.flows.registry.owner import check_owner
 from modcap.flows.registry.publish import Registered, publish
 from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
 from modcap.flows.reports.link import link_report
@@ -50,7 +50,7 @@ def run_quantize(
     """The body of the flow, on services that are connected already."""
     start = time.monotonic()
     prepared = prepare(request)
-    check_default_name(request, prepared.source)
+    check_owner(request, prepared.source, prepared.cell.network.paths)
     prepared.upload(store)
     variants = _variants(prepared) if compare else {"main": prepared}
     link = link_of(EXPERIMENT, {"recipe_digest": request.recipe.digest})

@@ -22,7 +22,7 @@ from modcap.flows.execution.execute import Counts, Execution
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import Parent, closing_parent, finish_parent, start_parent
-from modcap.flows.registry.owner import check_default_name
+from modcap.flows.registry.owner import check_owner
 from modcap.flows.registry.publish import Published, Registered, publish_cell
 from modcap.flows.reports import plots
 from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
@@ -55,8 +55,8 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
     """
     start = time.monotonic()
     prepared = prepare_sweep(grid)
-    for request, source in {p.request.model_name: (p.request, p.source) for p in prepared}.values():
-        check_default_name(request, source)
+    for own in {p.request.model_name: p for p in prepared}.values():
+        check_owner(own.request, own.source, own.cell.network.paths)
     _upload(prepared, store)
     parent = _start(_name(grid, prepared), _key(grid, [p.cell for p in prepared]))
     with closing_parent(parent):
@@ -65,7 +65,7 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
         execution = Execution(cells, store, progress, parent.url, refill=refill)
         execution.run()
         rows = _rows(prepared, execution)
-        best = {name: _best(grid, rows, name) for name in {row["model_name"] for row in rows}}
+        best = {label: _best(grid, rows, label) for label in {row["label"] for row in rows}}
         _publish_rows(prepared, execution, rows, best, parent, store, progress)
         names = {name: None if row is None else row["name"] for name, row in best.items()}
         summary = _Summary(grid, rows, names, sharing(execution.plan), execution.counts)
@@ -101,7 +101,7 @@ def _publish_rows(
     for index, (prep, row) in enumerate(zip(prepared, rows, strict=True)):
         if row["state"] == "failed":
             continue
-        chosen = best[row["model_name"]] is row
+        chosen = best[row["label"]] is row
         own, cell = execution, execution.plan.cells[index]
         if chosen and prep.request.formats:
             own = _exported(prep, store, progress, parent)
@@ -178,7 +178,8 @@ def _rows(prepared: Sequence[Prepared], execution: Execution) -> list[dict[str, 
     for prep, cell in zip(prepared, execution.plan.cells, strict=True):
         failure = execution.failure(cell)
         row = _failed_row(prep, failure) if failure else _finished_row(prep, cell, execution)
-        named = {"name": prep.cell.name, "model_name": prep.request.model_name}
+        named = {"name": prep.cell.name, "label": prep.request.label}
+        named |= {"model_name": prep.request.model_name}
         rows.append(row | named | {"jobs": jobs_of(execution.counts)})
     return rows
 
@@ -199,12 +200,12 @@ def _failed_row(prepared: Prepared, failure: ModcapError) -> dict[str, Any]:
     }
 
 
-def _best(grid: Sweep, rows: list[dict[str, Any]], model_name: str) -> dict[str, Any] | None:
+def _best(grid: Sweep, rows: list[dict[str, Any]], label: str) -> dict[str, Any] | None:
     """The best cell that fits; where only the drop is bounded, the smallest one."""
     fit = [
         row
         for row in rows
-        if row["model_name"] == model_name
+        if row["label"] == label
         and row["state"] == "finished"
         and (grid.max_drop is None or row["drop"] <= grid.max_drop)
         and (grid.max_bytes is None or row["artifact_bytes"] <= grid.max_bytes)
@@ -290,14 +291,14 @@ class _Summary:
         cells = SweepReport.model_validate(self.report()).cells
         for scale, rows in self.scales:
             points = [
-                (row["artifact_bytes"], scale.value(row), f"{row['model_name']} {row['bits']}")
+                (row["artifact_bytes"], scale.value(row), f"{row['label']} {row['bits']}")
                 for row in rows
             ]
             predicted = [c.predicted for c in cells if c.scale == scale and c.predicted is not None]
             name = "pareto" if scale.metric == TOP1 else f"pareto-{scale.label}"
             pictures[name] = plots.pareto(points, scale, predicted)
-        for model in sorted({row["model_name"] for row in self.finished}):
-            of_model = [row for row in self.finished if row["model_name"] == model]
+        for model in sorted({row["label"] for row in self.finished}):
+            of_model = [row for row in self.finished if row["label"] == model]
             values: dict[tuple[str, str], list[float]] = {}
             scale = Scale.of(of_model[0])
             for row in of_model:

@@ -59,7 +59,8 @@ COMPARED: dict[str, Any] = {
 CELL: dict[str, Any] = {
     "state": "finished",
     "name": "net W4A4 qdrop k=auto seed=0",
-    "model_name": "net",
+    "label": "net",
+    "model_name": "net-w4a4",
     "bits": "W4A4",
     "recipe": {"method": "qdrop", "seed": 0},
     "k_asked": "auto",
@@ -77,7 +78,8 @@ SWEPT: dict[str, Any] = {
         {
             "state": "failed",
             "name": "net W2A4",
-            "model_name": "net",
+            "label": "net",
+            "model_name": "net-w2a4",
             "bits": "W2A4",
             "recipe": {"method": {"name": "qdrop", "quantize_probability": 0.3}, "seed": 1},
             "k_asked": "0",
@@ -156,6 +158,7 @@ failed: net W2A4: diverged
 error: relative error of the logits, on calibration images
 jobs: 60 planned, 50 executed, 10 reused; 200.0 s
 40 distinct reconstructions of 50 that independent runs would make
+registered: net-w4a4 version 1
 MLflow run: http://127.0.0.1:5000/#/experiments/1/runs/2
 """
 PLAN_TABLE = """

@@ -63,7 +63,7 @@ class Sweep(BaseModel):
 
     @model_validator(mode="after")
     def _models_differ(self) -> Sweep:
-        counts = Counter(request.model_name for request in self.requests)
+        counts = Counter(request.label for request in self.requests)
         name, count = counts.most_common(1)[0]
         if count > 1:
             raise ValueError(f"{count} checkpoints are called {name!r}: rename all but one of them")
@@ -108,7 +108,7 @@ def prepare_sweep(grid: Sweep, read: Callable[[Request], Prepared] | None = None
                 first = request.model_copy(update={"recipe": recipe})
                 bases[recipe.seed] = (read or prepare)(first).exporting(())
             name = (
-                f"{request.model_name} {recipe.bits_label} {recipe.method.name} "
+                f"{request.label} {recipe.bits_label} {recipe.method.name} "
                 f"k={recipe.k_asked} seed={recipe.seed}"
             )
             prepared.append(bases[recipe.seed].with_recipe(recipe, name))

@@ -27,9 +27,10 @@ from modcap.flows.execution.connect import connected
 from modcap.flows.execution.examine import Examined
 from modcap.flows.execution.examined import examined
 from modcap.flows.execution.execute import Counts, Results, execute
+from modcap.flows.execution.prefect_page import shown_in_prefect
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
-from modcap.flows.registry.mlflow_runs import link_of
+from modcap.flows.registry.mlflow_runs import runs_url
 from modcap.flows.registry.on_ray import register_on_ray
 from modcap.flows.registry.version_tags import version_of_modcap
 from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
@@ -52,14 +53,14 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".pt2")
 _MANIFESTS = (".modcap.yaml", ".modcap.json")
 
 
-@flow(name="scan", task_runner=THREADS)  # type: ignore[arg-type]
+@flow(name="scan", flow_run_name="{prefix}", task_runner=THREADS)  # type: ignore[arg-type]
 def scan(prefix: str, policy: Policy) -> dict[str, Any]:
     """Quantizes and registers every new or changed checkpoint below ``prefix``; one pass.
 
     Raises:
         ModcapError: at its end, with the report, where any failed.
     """
-    with connected() as store, Progress() as progress:
+    with connected() as store, Progress() as progress, shown_in_prefect(progress):
         report = run_scan(prefix, policy, store, progress)
     failed = [row for row in report["checkpoints"] if row["state"] == "failed"]
     if failed:
@@ -159,7 +160,7 @@ def _computed(
     """The cells of all, computed, and how many jobs ran for it."""
     executed = 0
     try:
-        link = link_of(EXPERIMENT, {})
+        progress.note(f"MLflow runs: {runs_url(EXPERIMENT)}")
     except ModcapError as error:  # without MLflow, nothing could be registered
         return [(each.owner, error) for each in owned], 0
 
@@ -172,7 +173,7 @@ def _computed(
         def refill() -> None:  # whoever examines a candidate puts its inputs into the store
             deque(examined(list(concerned.values()), store, limits, progress), maxlen=0)
 
-        plan, results, counts = execute(cells, store, progress, link, refill=refill)
+        plan, results, counts = execute(cells, store, progress, refill=refill)
         executed += counts.executed
         return plan, results, counts
 

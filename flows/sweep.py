@@ -19,6 +19,7 @@ from modcap.core.messages import first_line
 from modcap.core.serialization import canonical, digest
 from modcap.flows.execution.connect import connected
 from modcap.flows.execution.execute import Counts, Execution
+from modcap.flows.execution.prefect_page import shown_in_prefect
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import Parent, closing_parent, finish_parent, start_parent
@@ -39,10 +40,10 @@ from modcap.tasks.storage.store import Store
 __all__ = ["run_sweep", "sweep"]
 
 
-@flow(name="sweep", task_runner=THREADS)  # type: ignore[arg-type]
+@flow(name="sweep", flow_run_name="{grid.label}", task_runner=THREADS)  # type: ignore[arg-type]
 def sweep(grid: Sweep) -> dict[str, Any]:
     """Quantizes every cell of the grid, compares them and registers the best of each checkpoint."""
-    with connected() as store, Progress() as progress:
+    with connected() as store, Progress() as progress, shown_in_prefect(progress):
         return run_sweep(grid, store, progress)
 
 
@@ -62,7 +63,7 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
     with closing_parent(parent):
         refill = partial(_upload, prepared, store)
         cells = [p.cell for p in prepared]
-        execution = Execution(cells, store, progress, parent.url, refill=refill)
+        execution = Execution(cells, store, progress, refill=refill)
         execution.run()
         rows = _rows(prepared, execution)
         best = {label: _best(grid, rows, label) for label in {row["label"] for row in rows}}
@@ -129,7 +130,7 @@ def _exported(prepared: Prepared, store: Store, progress: Progress, parent: Pare
     """The cell with its exports: all other jobs of it are done."""
     cell = prepared.exporting(prepared.request.formats).cell
     refill = partial(_upload, [prepared], store)
-    execution = Execution([cell], store, progress, parent.url, refill=refill)
+    execution = Execution([cell], store, progress, refill=refill)
     execution.run()
     return execution
 

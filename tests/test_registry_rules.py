@@ -62,7 +62,7 @@ def test_a_name_that_nobody_chose_is_one_files(versions: list[Mapping[str, str]]
     check("x", SOURCE | {"checkpoint": "s3://b/model.pt2"})
     birds = again | {"checkpoint": "birds/model.pt2"}
     with pytest.raises(
-        InputError, match=r"'model-w8a8' belongs to cats/model.pt2: choose .* --name, or say --for"
+        InputError, match=r"'model-w4a4' belongs to cats/model.pt2: choose .* --name, or say --for"
     ):
         check("birds/model.pt2", birds)
     check("birds/model.pt2", birds, name="model")

@@ -18,6 +18,7 @@ __all__ = [
     "LAYERS",
     "PUBLISH_KEY",
     "layers_digest",
+    "run_tags",
     "scale_of",
     "tags_of",
     "version_of_modcap",
@@ -60,6 +61,14 @@ def tags_of(finished: Finished) -> dict[str, str]:
         **({"classes_digest": classes.digest(finished.classes)} if finished.classes else {}),
         **({"warnings": "; ".join(finished.warnings)} if finished.warnings else {}),
     }
+
+
+def run_tags(finished: Finished) -> dict[str, str]:
+    """The same for a run, whose page people read: digests stand apart, below ``digest.``."""
+    found = tags_of(finished)
+    digests = {name for name in found if name.endswith("_digest")}
+    apart = {f"digest.{name.removesuffix('_digest')}": found[name] for name in sorted(digests)}
+    return {name: value for name, value in found.items() if name not in digests} | apart
 
 
 def layers_digest(paths: Iterable[str]) -> str:

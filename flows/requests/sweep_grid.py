@@ -69,6 +69,13 @@ class Sweep(BaseModel):
             raise ValueError(f"{count} checkpoints are called {name!r}: rename all but one of them")
         return self
 
+    @property
+    def label(self) -> str:
+        """What it is called: its checkpoints, and what varies, such as ``net w_bits × k``."""
+        names = [request.label for request in self.requests]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+        return f"{shown} {' × '.join(name for name in AXES if getattr(self, name))}".rstrip()
+
     def recipes(self, base: Recipe) -> list[Recipe]:
         """The recipes of the grid over ``base``, without repetition, in the order of the axes."""
         axes = {name: getattr(self, name) for name in AXES}

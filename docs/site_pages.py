@@ -55,7 +55,7 @@ def options_page() -> str:
         lines += [f"## modcap {name}", "", _plain(command.help or ""), ""]
         lines += [f"    {_usage(name, command)}", ""]
         for panel, params in _panels(command):
-            lines += [f"**{panel}**", "", "| | |", "|---|---|"]
+            lines += [f"**{panel}**", "", "| option | what it does |", "|---|---|"]
             lines += [
                 f"| {_flags(each)} | {_cell(getattr(each, 'help', '') or '')} |" for each in params
             ]
@@ -77,11 +77,8 @@ def recipe_page() -> str:
         "|---|---|---|",
     ]
     for row in recipe_options().rows():
-        said = _cell(row.sentence)
-        lines.append(
-            f"| `{row.field}` | `{row.flag} {row.metavar or ''}".rstrip().replace("|", "\\|")
-            + f"` | {said} |"
-        )
+        flag = _code(f"{row.flag} {row.metavar or ''}")
+        lines.append(f"| {_code(row.field)} | {flag} | {_cell(row.sentence)} |")
     return "\n".join([*lines, ""])
 
 
@@ -115,10 +112,15 @@ def _panels(command: Any) -> Iterable[tuple[str, list[Any]]]:
 
 def _flags(param: Any) -> str:
     if param.param_type_name == "argument":
-        return f"`{_argument(param)}`"
-    shown = ", ".join(f"`{flag}`" for flag in (*param.opts, *param.secondary_opts))
-    metavar = param.metavar
-    return shown if not metavar or param.is_flag else f"{shown} `{metavar}`".replace("|", "\\|")
+        return _code(_argument(param))
+    shown = ", ".join(_code(flag) for flag in (*param.opts, *param.secondary_opts))
+    return shown if param.is_flag or not param.metavar else f"{shown} {_code(param.metavar)}"
+
+
+def _code(text: str) -> str:
+    """Code in a cell of a table, where a bar would end the cell."""
+    safe = text.strip().replace("<", "&lt;").replace("|", "&#124;").replace("[", "&#91;")
+    return f"<code>{safe}</code>"
 
 
 def _plain(text: str) -> str:

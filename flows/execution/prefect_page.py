@@ -35,4 +35,4 @@ def _said(standing: Standing) -> str:
     """Such as ``12 of 84 jobs done, about 95 s left``."""
     said = f"{standing.done} of {standing.total} jobs done"
     left = standing.seconds_left
-    return said if left is None or standing.done == standing.total else f"{said}, {left:.0f} s left"
+    return f"{said}, about {left:.0f} s left" if left else said

@@ -95,7 +95,8 @@ class Progress:
             self._log = before
 
     def _standing(self, losses: Mapping[str, float]) -> Standing:
-        return Standing(self._done, self._total, self._seconds, losses, tuple(self._errors))
+        left = 0.0 if 0 < self._total == self._done else self._seconds
+        return Standing(self._done, self._total, left, losses, tuple(self._errors))
 
     def note(self, text: str) -> None:
         """One line that stays; names in it may be anybody's."""

@@ -42,7 +42,7 @@ def commands(block: str) -> Iterator[list[str]]:
 
 
 def check_modcap(words: list[str]) -> None:
-    """Every option exists, and takes such a value."""
+    """The command and each option exist, and what they need is there."""
     group = typer.main.get_command(cli.app)
     left = [word for word in words if word not in _LEFT_OUT]
     while hasattr(group, "commands"):
@@ -81,15 +81,19 @@ def test_commands_of_pages_are_commands(page: Path) -> None:
 
 
 def test_pages_have_commands() -> None:
-    assert sum(len(list(commands(block))) for page in PAGES for block, _ in blocks(page)) > 80
+    assert (
+        sum(len(list(commands(block))) for page in PAGES for block, why in blocks(page) if not why)
+        > 60
+    )
 
 
 def test_what_is_no_command_is_found() -> None:
-    for words in (["quantize", "x.pt2", "--no-such"], ["quantise"], ["quantize", "--k"]):
-        with pytest.raises((typer.Exit, SystemExit, AssertionError, Exception)):
+    for words in (["quantize", "x.pt2", "--no-such"], ["quantize", "--k"], ["quantize"]):
+        with pytest.raises(cli._UsageError):
             check_modcap(words)
-    with pytest.raises(AssertionError):
-        check_make(["no-such"])
+    for check, words in ((check_modcap, ["quantise"]), (check_make, ["no-such"])):
+        with pytest.raises(AssertionError):
+            check(words)
 
 
 @pytest.mark.parametrize("name", PICTURES)

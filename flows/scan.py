@@ -33,7 +33,13 @@ from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import runs_url
 from modcap.flows.registry.on_ray import register_on_ray
 from modcap.flows.registry.version_tags import version_of_modcap
-from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
+from modcap.flows.reports.cell_record import (
+    Finished,
+    finished,
+    jobs_of,
+    report,
+    warnings_of,
+)
 from modcap.flows.requests.blame import Fault, fault_of, said_of
 from modcap.flows.requests.candidate import Candidate
 from modcap.flows.requests.description import ready
@@ -82,6 +88,7 @@ class Outcome:
     versions: tuple[str, ...] = ()
     top1: tuple[float | None, ...] = ()  # of each version, in percent, where that was measured
     measured: tuple[str, ...] = ()  # of each version, with the metric
+    warnings: tuple[str, ...] = ()  # that a version may be wrong, or why it is no candidate
 
 
 @dataclass(frozen=True)
@@ -232,13 +239,21 @@ def _awaited(computed: Computed[Candidate], task: Any) -> Outcome:
     try:
         if isinstance(task, Exception):
             raise task
-        versions = tuple(ray.get(task))
+        made = tuple(ray.get(task))
     except Exception as error:
         return _outcome(computed.owner, _fault_of_work(getattr(error, "cause", error)))
     metas = [computed.results[plan.evaluate].meta for _, plan in computed.cells]
     top1 = tuple(meta.get(TOP1) for meta in metas)
     said = tuple(_measured(meta) for meta in metas)
-    return Outcome(computed.owner.address, "registered", "", versions, top1, said)
+    versions = tuple(version for version, _ in made)
+    warnings = tuple(dict.fromkeys([*_warnings(computed), *(why for _, why in made if why)]))
+    return Outcome(computed.owner.address, "registered", "", versions, top1, said, warnings)
+
+
+def _warnings(computed: Computed[Candidate]) -> Iterator[str]:
+    """That a version of it may be wrong."""
+    for cell, planned in computed.cells:
+        yield from warnings_of(cell, computed.results[planned.evaluate_full].meta)
 
 
 def _measured(meta: dict[str, Any]) -> str:

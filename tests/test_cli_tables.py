@@ -115,6 +115,7 @@ SCANNED: dict[str, Any] = {
             "reason": "",
             "versions": ["net-w4a4/1", "net-w2a4/1"],
             "top1": [91.5, 88.25],
+            "warnings": ["version 1 stays candidate: version 2 is less accurate"],
         },
         {
             "checkpoint": "s3://bucket/incoming/bad.pt",
@@ -174,6 +175,7 @@ with 64 workers: 61 s (efficiency 3%, 2.50 in all)
 costs of 23 jobs measured, of 13 estimated by a probe
 """
 SCAN_TABLE = """
+WARNING: cats/net.pt2: version 1 stays candidate: version 2 is less accurate
 below s3://bucket/incoming/
 checkpoint   state      versions or reason                               top-1 %
 ────────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -94,6 +95,7 @@ def test_digests_stand_apart_from_what_people_read(monkeypatch: pytest.MonkeyPat
 
 
 def test_links_open_the_page_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_runs, "reaching", nullcontext)
     monkeypatch.setattr(mlflow_runs, "experiment_of", lambda client, name: "7")
     monkeypatch.setattr(mlflow_runs, "_address", lambda: "http://127.0.0.1:5000")
     assert mlflow_runs.runs_url("modcap") == "http://127.0.0.1:5000/#/experiments/7/runs"

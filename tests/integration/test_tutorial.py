@@ -14,7 +14,7 @@ from tests.integration.commands import ROOT, modcap_command
 from tests.test_docs import commands
 
 PAGE = ROOT / "docs/tutorial.md"
-_BLOCK = re.compile(r"(<!-- not run: .* -->\n)?```(python|sh)\n(.*?)```", re.S)
+_BLOCK = re.compile(r"(<!-- not run: [^\n]* -->\n)?```(python|sh)\n(.*?)```", re.S)
 
 
 def python(code: str, folder: Path) -> str:

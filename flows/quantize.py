@@ -34,10 +34,10 @@ EXPERIMENT = "modcap"
 THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MOST_IN_FLIGHT)
 
 
-@flow(  # type: ignore[arg-type]
+@flow(
     name="quantize",
     flow_run_name="{request.label} {request.recipe.bits_label}",
-    task_runner=THREADS,
+    task_runner=THREADS,  # type: ignore[arg-type]
 )
 def quantize(request: Request, compare: bool = True) -> dict[str, Any]:
     """Quantizes one checkpoint, registers the result and returns the report.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import cast
+from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -22,7 +24,7 @@ def shown_in_prefect(progress: Progress) -> Iterator[None]:
     if FlowRunContext.get() is None:
         yield
         return
-    bar = create_progress_artifact(0.0, key="progress", description="jobs done")
+    bar = cast(UUID, create_progress_artifact(0.0, key="progress", description="jobs done"))
 
     def tell(standing: Standing) -> None:
         update_progress_artifact(bar, standing.percent, _said(standing))

@@ -49,5 +49,5 @@ def test_the_tutorial_works_as_written(
     assert "clothes-w4a4 version 1 is champion" in said["promote"]
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     right = int(said["# run.py"].split(" of ")[0])
-    assert 70 <= right <= 100
+    assert 60 <= right <= 100
     assert float(said["# train.py"].split()[1]) > 70

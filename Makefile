@@ -1,4 +1,4 @@
-# make quantize | test | fuzz | faults | bench-… | lint | lock | clean. Needs Python 3.10 or later, and pip.
+# make quantize | test | fuzz | faults | bench-… | lint | docs | lock | clean. Needs Python 3.10 or later, and pip.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 CHECKPOINT ?= examples/fashion_mnist/checkpoints/mobilenet_v2_x0_5.safetensors
 ARCH ?= modcap.zoo:mobilenet_v2_x0_5
 
-.PHONY: help env quantize test fuzz faults deployed check-gpu lint lock clean
+.PHONY: help env quantize test fuzz faults deployed check-gpu lint docs lock clean
 
 help: ## Show the targets
 	@sed -nE 's/^([a-z_-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV): some minutes, 2.5 GB'
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("modcap needs Python 3.10 or later: make PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster,export,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster,docs,export,dev]'
 	@touch $@
 
 quantize: env ## Quantize the shipped MobileNetV2 x0.5 to W2A4, with everything that it needs
@@ -67,6 +67,9 @@ lint: env ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: env ## Build the site of docs/ into build/site, warnings as errors; no network
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --quiet --strict
 
 lock: env ## Write constraints.txt again, for all platforms, from pyproject.toml
 	printf 'torch==2.13.0\ntorchvision==0.28.0\n' | $(BIN)/uv pip compile pyproject.toml - \

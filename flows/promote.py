@@ -30,7 +30,7 @@ GATES = "modcap-gates"
 _KEPT = 20  # moves of an alias that are remembered
 
 
-@flow(name="promote")
+@flow(name="promote", flow_run_name="{gate.name} to {gate.alias}")
 def promote(gate: Gate) -> dict[str, Any]:
     """Moves the alias to the version, or refuses; either is recorded in MLflow.
 
@@ -104,7 +104,7 @@ def _look(client: MlflowClient, gate: Gate) -> _Seen:
     return _Seen(version, rival, _aliased(client, gate.name, gate.alias))
 
 
-@flow(name="rollback")
+@flow(name="rollback", flow_run_name="{name} {alias} back")
 def rollback(name: str, alias: str = "champion") -> dict[str, Any]:
     """Gives the alias back to the version that had it before the last promotion."""
     with reaching() as client, moving_aliases(name) as mine:

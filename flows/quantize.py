@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow, task
@@ -12,15 +13,16 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from modcap.flows.execution.connect import connected
 from modcap.flows.execution.execute import Results, execute
+from modcap.flows.execution.prefect_page import shown_in_prefect
 from modcap.flows.execution.progress import Progress
-from modcap.flows.registry.mlflow_runs import link_of
-from modcap.flows.registry.owner import check_default_name
-from modcap.flows.registry.publish import Registered, publish
+from modcap.flows.registry.opened_run import opened_run
+from modcap.flows.registry.owner import check_owner
+from modcap.flows.registry.publish import Registered, publish, publish_baseline
 from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
 from modcap.flows.reports.link import link_report
 from modcap.flows.requests.asked import Request
 from modcap.flows.requests.request import Prepared, prepare, say
-from modcap.jobs.plan import CellPlan
+from modcap.jobs.plan import CellPlan, Plan
 from modcap.ptq.measured import Scale
 from modcap.recipe import CapacityKind, Recipe
 from modcap.tasks.storage.store import Store
@@ -33,7 +35,11 @@ EXPERIMENT = "modcap"
 THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=MOST_IN_FLIGHT)
 
 
-@flow(name="quantize", task_runner=THREADS)  # type: ignore[arg-type]
+@flow(
+    name="quantize",
+    flow_run_name="{request.label} {request.recipe.bits_label}",
+    task_runner=THREADS,  # type: ignore[arg-type]
+)
 def quantize(request: Request, compare: bool = True) -> dict[str, Any]:
     """Quantizes one checkpoint, registers the result and returns the report.
 
@@ -41,7 +47,7 @@ def quantize(request: Request, compare: bool = True) -> dict[str, Any]:
         request: checkpoint, data and recipe.
         compare: also run rounding to nearest and the same recipe with k = 0, for the report.
     """
-    with connected() as store, Progress() as progress:
+    with connected() as store, Progress() as progress, shown_in_prefect(progress):
         return run_quantize(request, compare, store, progress)
 
 
@@ -52,25 +58,26 @@ def run_quantize(
     start = time.monotonic()
     request = request.on(has_gpu())
     prepared = prepare(request)
-    check_default_name(request, prepared.source)
+    check_owner(request, prepared.source, prepared.cell.network.paths)
     prepared.upload(store)
-    variants = _variants(prepared) if compare else {"main": prepared}
-    link = link_of(EXPERIMENT, {"recipe_digest": request.recipe.digest})
-    plan, results, counts = execute(
-        [p.cell for p in variants.values()],
-        store,
-        progress,
-        link,
-        refill=lambda: prepared.upload(store),
-    )
-    cells = dict(zip(variants, plan.cells, strict=True))
-    main = cells.pop("main")
-    said = report(prepared, main, results) | {"jobs": jobs_of(counts)}
-    said |= details(prepared, main, plan, results) | {"model_name": request.model_name}
-    said["comparison"] = _comparison(main, cells, results)
-    done = finished(prepared, main, plan, results, said, cells)
-    said["artifact"] = store.put_artifact(said["artifact_digest"], done.artifact)
-    published = _publish(done, prepared.request.model_name)
+    with opened_run(EXPERIMENT, prepared, progress) as opened:
+        variants = _variants(prepared) if compare else {"main": prepared}
+        plan, results, counts = execute(
+            [each.cell for each in variants.values()],
+            store,
+            progress,
+            refill=lambda: prepared.upload(store),
+        )
+        cells = dict(zip(variants, plan.cells, strict=True))
+        main = cells.pop("main")
+        said = report(prepared, main, results) | {"jobs": jobs_of(counts)}
+        said |= details(prepared, main, plan, results) | {"model_name": request.model_name}
+        said["comparison"] = _comparison(main, cells, results)
+        done = finished(prepared, main, plan, results, said, cells)
+        said["artifact"] = store.put_artifact(said["artifact_digest"], done.artifact)
+        progress.note("registering the result")
+        others = [_baseline(variants[name], cell, plan, results) for name, cell in cells.items()]
+        published = _publish(done, prepared.request.model_name, opened.run_id, others)
     said |= {
         "mlflow_run_id": published.run_id,
         "mlflow_run_url": published.run_url,
@@ -81,12 +88,24 @@ def run_quantize(
         "candidate_reason": published.candidate.reason,
         "seconds": round(time.monotonic() - start, 1),
     }
-    shown = [{k: v for k, v in row.items() if k != "losses"} for row in said["comparison"]]
-    create_table_artifact(shown, key="comparison", description=main.cell.name)
-    link_report(published.run_url, main.cell.name)
-    if published.candidate.reason:
-        say(published.candidate.reason)
+    _show(said, main.cell.name, progress)
     return said
+
+
+def _show(said: dict[str, Any], name: str, progress: Progress) -> None:
+    """What came of it, on Prefect's page."""
+    shown = [{k: v for k, v in row.items() if k != "losses"} for row in said["comparison"]]
+    create_table_artifact(shown, key="comparison", description=name)
+    link_report(said["mlflow_run_url"], name)
+    progress.note(f"registered: {said['model_name']} version {said['model_version']}")
+    if said["candidate_reason"]:
+        say(said["candidate_reason"])
+
+
+def _baseline(prepared: Prepared, cell: CellPlan, plan: Plan, results: Results) -> Finished:
+    """What the main cell is compared with, as MLflow gets it."""
+    said = report(prepared, cell, results) | details(prepared, cell, plan, results)
+    return finished(prepared, cell, plan, results, said, {})
 
 
 def _placed(row: dict[str, Any], version: Registered) -> dict[str, Any]:
@@ -151,5 +170,10 @@ def _comparison(
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-def _publish(done: Finished, model_name: str) -> Registered:
-    return publish(done, experiment=EXPERIMENT, model_name=model_name)
+def _publish(
+    done: Finished, model_name: str, opened: str | None, baselines: Sequence[Finished]
+) -> Registered:
+    made = publish(done, experiment=EXPERIMENT, model_name=model_name, opened=opened)
+    for baseline in baselines:
+        publish_baseline(baseline, made, done.key, experiment=EXPERIMENT)
+    return made

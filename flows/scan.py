@@ -27,12 +27,19 @@ from modcap.flows.execution.connect import connected
 from modcap.flows.execution.examine import Examined
 from modcap.flows.execution.examined import examined
 from modcap.flows.execution.execute import Counts, Results, execute
+from modcap.flows.execution.prefect_page import shown_in_prefect
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
-from modcap.flows.registry.mlflow_runs import link_of
+from modcap.flows.registry.mlflow_runs import runs_url
 from modcap.flows.registry.on_ray import register_on_ray
 from modcap.flows.registry.version_tags import version_of_modcap
-from modcap.flows.reports.cell_record import Finished, finished, jobs_of, report
+from modcap.flows.reports.cell_record import (
+    Finished,
+    finished,
+    jobs_of,
+    report,
+    warnings_of,
+)
 from modcap.flows.requests.blame import Fault, fault_of, said_of
 from modcap.flows.requests.candidate import Candidate
 from modcap.flows.requests.description import ready
@@ -53,14 +60,14 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".pt2")
 _MANIFESTS = (".modcap.yaml", ".modcap.json")
 
 
-@flow(name="scan", task_runner=THREADS)  # type: ignore[arg-type]
+@flow(name="scan", flow_run_name="{prefix}", task_runner=THREADS)  # type: ignore[arg-type]
 def scan(prefix: str, policy: Policy) -> dict[str, Any]:
     """Quantizes and registers every new or changed checkpoint below ``prefix``; one pass.
 
     Raises:
         ModcapError: at its end, with the report, where any failed.
     """
-    with connected() as store, Progress() as progress:
+    with connected() as store, Progress() as progress, shown_in_prefect(progress):
         report = run_scan(prefix, policy, store, progress)
     failed = [row for row in report["checkpoints"] if row["state"] == "failed"]
     if failed:
@@ -82,6 +89,7 @@ class Outcome:
     versions: tuple[str, ...] = ()
     top1: tuple[float | None, ...] = ()  # of each version, in percent, where that was measured
     measured: tuple[str, ...] = ()  # of each version, with the metric
+    warnings: tuple[str, ...] = ()  # that a version may be wrong, or why it is no candidate
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ def _computed(
     """The cells of all, computed, and how many jobs ran for it."""
     executed = 0
     try:
-        link = link_of(EXPERIMENT, {})
+        progress.note(f"MLflow runs: {runs_url(EXPERIMENT)}")
     except ModcapError as error:  # without MLflow, nothing could be registered
         return [(each.owner, error) for each in owned], 0
 
@@ -173,7 +181,7 @@ def _computed(
         def refill() -> None:  # whoever examines a candidate puts its inputs into the store
             deque(examined(list(concerned.values()), store, limits, progress), maxlen=0)
 
-        plan, results, counts = execute(cells, store, progress, link, refill=refill)
+        plan, results, counts = execute(cells, store, progress, refill=refill)
         executed += counts.executed
         return plan, results, counts
 
@@ -232,13 +240,21 @@ def _awaited(computed: Computed[Candidate], task: Any) -> Outcome:
     try:
         if isinstance(task, Exception):
             raise task
-        versions = tuple(ray.get(task))
+        made = tuple(ray.get(task))
     except Exception as error:
         return _outcome(computed.owner, _fault_of_work(getattr(error, "cause", error)))
     metas = [computed.results[plan.evaluate].meta for _, plan in computed.cells]
     top1 = tuple(meta.get(TOP1) for meta in metas)
     said = tuple(_measured(meta) for meta in metas)
-    return Outcome(computed.owner.address, "registered", "", versions, top1, said)
+    versions = tuple(version for version, _ in made)
+    warnings = tuple(dict.fromkeys([*_warnings(computed), *(why for _, why in made if why)]))
+    return Outcome(computed.owner.address, "registered", "", versions, top1, said, warnings)
+
+
+def _warnings(computed: Computed[Candidate]) -> Iterator[str]:
+    """That a version of it may be wrong."""
+    for cell, planned in computed.cells:
+        yield from warnings_of(cell, computed.results[planned.evaluate_full].meta)
 
 
 def _measured(meta: dict[str, Any]) -> str:

@@ -19,10 +19,11 @@ from modcap.core.messages import first_line
 from modcap.core.serialization import canonical, digest
 from modcap.flows.execution.connect import connected
 from modcap.flows.execution.execute import Counts, Execution
+from modcap.flows.execution.prefect_page import shown_in_prefect
 from modcap.flows.execution.progress import Progress
 from modcap.flows.quantize import EXPERIMENT, THREADS
 from modcap.flows.registry.mlflow_runs import Parent, closing_parent, finish_parent, start_parent
-from modcap.flows.registry.owner import check_default_name
+from modcap.flows.registry.owner import check_owner
 from modcap.flows.registry.publish import Published, Registered, publish_cell
 from modcap.flows.reports import plots
 from modcap.flows.reports.cell_record import Finished, details, finished, jobs_of, report
@@ -40,10 +41,10 @@ from modcap.tasks.workers.gpus import has_gpu
 __all__ = ["run_sweep", "sweep"]
 
 
-@flow(name="sweep", task_runner=THREADS)  # type: ignore[arg-type]
+@flow(name="sweep", flow_run_name="{grid.label}", task_runner=THREADS)  # type: ignore[arg-type]
 def sweep(grid: Sweep) -> dict[str, Any]:
     """Quantizes every cell of the grid, compares them and registers the best of each checkpoint."""
-    with connected() as store, Progress() as progress:
+    with connected() as store, Progress() as progress, shown_in_prefect(progress):
         return run_sweep(grid, store, progress)
 
 
@@ -57,17 +58,17 @@ def run_sweep(grid: Sweep, store: Store, progress: Progress) -> dict[str, Any]:
     start = time.monotonic()
     grid = grid.on(has_gpu())
     prepared = prepare_sweep(grid)
-    for request, source in {p.request.model_name: (p.request, p.source) for p in prepared}.values():
-        check_default_name(request, source)
+    for own in {p.request.model_name: p for p in prepared}.values():
+        check_owner(own.request, own.source, own.cell.network.paths)
     _upload(prepared, store)
     parent = _start(_name(grid, prepared), _key(grid, [p.cell for p in prepared]))
     with closing_parent(parent):
         refill = partial(_upload, prepared, store)
         cells = [p.cell for p in prepared]
-        execution = Execution(cells, store, progress, parent.url, refill=refill)
+        execution = Execution(cells, store, progress, refill=refill)
         execution.run()
         rows = _rows(prepared, execution)
-        best = {name: _best(grid, rows, name) for name in {row["model_name"] for row in rows}}
+        best = {label: _best(grid, rows, label) for label in {row["label"] for row in rows}}
         _publish_rows(prepared, execution, rows, best, parent, store, progress)
         names = {name: None if row is None else row["name"] for name, row in best.items()}
         summary = _Summary(grid, rows, names, sharing(execution.plan), execution.counts)
@@ -103,7 +104,7 @@ def _publish_rows(
     for index, (prep, row) in enumerate(zip(prepared, rows, strict=True)):
         if row["state"] == "failed":
             continue
-        chosen = best[row["model_name"]] is row
+        chosen = best[row["label"]] is row
         own, cell = execution, execution.plan.cells[index]
         if chosen and prep.request.formats:
             own = _exported(prep, store, progress, parent)
@@ -131,7 +132,7 @@ def _exported(prepared: Prepared, store: Store, progress: Progress, parent: Pare
     """The cell with its exports: all other jobs of it are done."""
     cell = prepared.exporting(prepared.request.formats).cell
     refill = partial(_upload, [prepared], store)
-    execution = Execution([cell], store, progress, parent.url, refill=refill)
+    execution = Execution([cell], store, progress, refill=refill)
     execution.run()
     return execution
 
@@ -180,7 +181,8 @@ def _rows(prepared: Sequence[Prepared], execution: Execution) -> list[dict[str, 
     for prep, cell in zip(prepared, execution.plan.cells, strict=True):
         failure = execution.failure(cell)
         row = _failed_row(prep, failure) if failure else _finished_row(prep, cell, execution)
-        named = {"name": prep.cell.name, "model_name": prep.request.model_name}
+        named = {"name": prep.cell.name, "label": prep.request.label}
+        named |= {"model_name": prep.request.model_name}
         rows.append(row | named | {"jobs": jobs_of(execution.counts)})
     return rows
 
@@ -201,12 +203,12 @@ def _failed_row(prepared: Prepared, failure: ModcapError) -> dict[str, Any]:
     }
 
 
-def _best(grid: Sweep, rows: list[dict[str, Any]], model_name: str) -> dict[str, Any] | None:
+def _best(grid: Sweep, rows: list[dict[str, Any]], label: str) -> dict[str, Any] | None:
     """The best cell that fits; where only the drop is bounded, the smallest one."""
     fit = [
         row
         for row in rows
-        if row["model_name"] == model_name
+        if row["label"] == label
         and row["state"] == "finished"
         and (grid.max_drop is None or row["drop"] <= grid.max_drop)
         and (grid.max_bytes is None or row["artifact_bytes"] <= grid.max_bytes)
@@ -292,14 +294,14 @@ class _Summary:
         cells = SweepReport.model_validate(self.report()).cells
         for scale, rows in self.scales:
             points = [
-                (row["artifact_bytes"], scale.value(row), f"{row['model_name']} {row['bits']}")
+                (row["artifact_bytes"], scale.value(row), f"{row['label']} {row['bits']}")
                 for row in rows
             ]
             predicted = [c.predicted for c in cells if c.scale == scale and c.predicted is not None]
             name = "pareto" if scale.metric == TOP1 else f"pareto-{scale.label}"
             pictures[name] = plots.pareto(points, scale, predicted)
-        for model in sorted({row["model_name"] for row in self.finished}):
-            of_model = [row for row in self.finished if row["model_name"] == model]
+        for model in sorted({row["label"] for row in self.finished}):
+            of_model = [row for row in self.finished if row["label"] == model]
             values: dict[tuple[str, str], list[float]] = {}
             scale = Scale.of(of_model[0])
             for row in of_model:

@@ -32,7 +32,7 @@ RECIPE = (
 )
 AXES = "a-bits budget k method w-bits"
 IMAGES = "arch classes data preprocess strict"
-REQUEST = f"{IMAGES} eval-data eval-images export metric name onnx"
+REQUEST = f"{IMAGES} eval-data eval-images export force metric name onnx"
 BOUNDS = "max-bytes max-drop"
 FLAGS = {
     "quantize": f"{RECIPE} {AXES} {BOUNDS} {REQUEST} seed compare no-compare json",

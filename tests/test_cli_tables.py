@@ -59,7 +59,8 @@ COMPARED: dict[str, Any] = {
 CELL: dict[str, Any] = {
     "state": "finished",
     "name": "net W4A4 qdrop k=auto seed=0",
-    "model_name": "net",
+    "label": "net",
+    "model_name": "net-w4a4",
     "bits": "W4A4",
     "recipe": {"method": "qdrop", "seed": 0},
     "k_asked": "auto",
@@ -77,7 +78,8 @@ SWEPT: dict[str, Any] = {
         {
             "state": "failed",
             "name": "net W2A4",
-            "model_name": "net",
+            "label": "net",
+            "model_name": "net-w2a4",
             "bits": "W2A4",
             "recipe": {"method": {"name": "qdrop", "quantize_probability": 0.3}, "seed": 1},
             "k_asked": "0",
@@ -113,6 +115,7 @@ SCANNED: dict[str, Any] = {
             "reason": "",
             "versions": ["net-w4a4/1", "net-w2a4/1"],
             "top1": [91.5, 88.25],
+            "warnings": ["version 1 stays candidate: version 2 is less accurate"],
         },
         {
             "checkpoint": "s3://bucket/incoming/bad.pt",
@@ -156,6 +159,7 @@ failed: net W2A4: diverged
 error: relative error of the logits, on calibration images
 jobs: 60 planned, 50 executed, 10 reused; 200.0 s
 40 distinct reconstructions of 50 that independent runs would make
+registered: net-w4a4 version 1
 MLflow run: http://127.0.0.1:5000/#/experiments/1/runs/2
 """
 PLAN_TABLE = """
@@ -171,6 +175,7 @@ with 64 workers: 61 s (efficiency 3%, 2.50 in all)
 costs of 23 jobs measured, of 13 estimated by a probe
 """
 SCAN_TABLE = """
+WARNING: cats/net.pt2: version 1 stays candidate: version 2 is less accurate
 below s3://bucket/incoming/
 checkpoint   state      versions or reason                               top-1 %
 ────────────────────────────────────────────────────────────────────────────────

@@ -343,3 +343,14 @@ def test_the_page_of_messages_quotes_what_is_said() -> None:
 def test_the_page_of_messages_has_every_one() -> None:
     quotes = quoted()
     assert [t for t in raised() if not any(quote in t for quote in quotes)] == []
+
+
+def test_the_page_of_mistakes_quotes_what_is_said() -> None:
+    page = (ROOT / "docs/howto/mistakes.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 20
+    text = said()
+    for row in rows:
+        quotes = re.findall(r'"([^"]+)"', row[1])
+        assert quotes, row
+        assert [q for q in quotes if q.replace("…", "\n").strip() not in text] == [], row

@@ -204,7 +204,7 @@ def test_the_candidate_is_the_better_one_by_any_metric() -> None:
 
 def test_the_best_cell_by_an_error_is_the_least() -> None:
     scale = Scale("error", "relative error", False).fields
-    base = {"model_name": "net", "state": "finished", "artifact_bytes": 1, **scale}
+    base = {"label": "net", "state": "finished", "artifact_bytes": 1, **scale}
     rows = [base | {"value": value, "drop": value} for value in (0.3, 0.1, 0.2)]
     grid = cast(Any, SimpleNamespace(max_drop=None, max_bytes=None))
     best = _best(grid, cast(Any, rows), "net")

@@ -14,10 +14,11 @@ from modcap.core.serialization import Result
 from modcap.flows import scan, sweep
 from modcap.flows.execution.job_results import Results
 from modcap.flows.registry import owner
+from modcap.flows.registry.version_tags import layers_digest
 from modcap.flows.reports.cell_record import Finished
 from modcap.flows.reports.environments import environments_of, in_words
 from modcap.flows.requests.asked import Request
-from modcap.flows.requests.scan_policy import Rule
+from modcap.flows.requests.scan_policy import Choice, Rule
 from modcap.flows.requests.sweep_grid import Sweep
 from modcap.jobs.environment import environment
 from modcap.jobs.plan import CellPlan
@@ -47,18 +48,62 @@ def request(path: str, **fields: Any) -> Request:
     return Request(checkpoint=path, data="fashion-mnist", **fields)
 
 
+LAYERS = (("conv1",), ("layer1.0", "layer1.1"))
+
+
+def check(path: str, source: Mapping[str, str], layers: Any = LAYERS, **fields: Any) -> None:
+    owner.check_owner(request(path, **fields), source, layers)
+
+
 def test_a_name_that_nobody_chose_is_one_files(versions: list[Mapping[str, str]]) -> None:
     again = SOURCE | {"checkpoint_digest": "cd"}
-    owner.check_default_name(request("cats/model.pt2"), again)
-    owner.check_default_name(request("x"), again | {"checkpoint": "./cats/../cats/model.pt2"})
-    owner.check_default_name(request("x"), SOURCE | {"checkpoint": "s3://b/model.pt2"})
+    check("cats/model.pt2", again)
+    check("x", again | {"checkpoint": "./cats/../cats/model.pt2"})
+    check("x", SOURCE | {"checkpoint": "s3://b/model.pt2"})
     birds = again | {"checkpoint": "birds/model.pt2"}
-    with pytest.raises(InputError, match=r"'model' belongs to cats/model.pt2: choose .* --name"):
-        owner.check_default_name(request("birds/model.pt2"), birds)
-    owner.check_default_name(request("birds/model.pt2", name="model"), birds)
+    with pytest.raises(
+        InputError, match=r"'model-w4a4' belongs to cats/model.pt2: choose .* --name, or say --for"
+    ):
+        check("birds/model.pt2", birds)
+    check("birds/model.pt2", birds, name="model")
+    check("birds/model.pt2", birds, force=True)
     other = again | {"architecture": "timm:vgg"}
     with pytest.raises(InputError, match="holds versions of architecture torchvision:resnet18"):
-        owner.check_default_name(request("cats/model.pt2"), other)
+        check("cats/model.pt2", other)
+
+
+def test_another_architecture_under_an_old_name_wants_force(
+    versions: list[Mapping[str, str]],
+) -> None:
+    birds = SOURCE | {"checkpoint": "birds/model.pt2", "checkpoint_digest": "cd"}
+    other = birds | {"architecture": "timm:vgg"}
+    with pytest.raises(InputError, match=r"architecture torchvision:resnet18.* or say --force"):
+        check("birds/model.pt2", other, name="model")
+    check("birds/model.pt2", other, name="model", force=True)
+
+
+def test_archives_of_other_layers_are_other_networks(versions: list[Mapping[str, str]]) -> None:
+    """Of a .pt2, the architecture says no more than that it is one."""
+    layers = layers_digest(["conv1", "layer1.0", "layer1.1"])
+    versions[:] = [TAGS | {"architecture": "pt2", "layers_digest": layers}]
+    source = SOURCE | {"architecture": "pt2", "checkpoint_digest": "cd"}
+    for name in (None, "model"):
+        check("cats/model.pt2", source, name=name)
+        check("cats/model.pt2", source, [["conv1", "layer1.0"], ["layer1.1"]], name=name)
+        with pytest.raises(InputError, match=r"another network.*cats/model.pt2.*--force"):
+            check("cats/model.pt2", source, [["features.0"]], name=name)
+        check("cats/model.pt2", source, [["features.0"]], name=name, force=True)
+
+
+def test_quantize_sweep_and_scan_call_a_version_alike() -> None:
+    recipe = Recipe(w_bits=3, a_bits=4)
+    assert request("s3://b/in/net.v2.pt2", recipe=recipe).model_name == "net.v2-w3a4"
+    assert request("net.pt2", recipe=recipe, name="mine").model_name == "mine"
+    assert request("net.pt2", recipe=recipe, name="mine").label == "mine"
+    choice = Choice(fields={"w_bits": 3, "a_bits": 4})
+    assert request("net.pt2", recipe=choice.recipe()).model_name == f"net-{choice.suffix()}"
+    mixed = Recipe(w_bits="auto", budget=2.5, a_bits="none")
+    assert request("net.pt2", recipe=mixed).model_name == "net-wauto2.5a32"
 
 
 def finished(recipe: Recipe, **source: str) -> Finished:

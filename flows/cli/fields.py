@@ -19,9 +19,19 @@ from pydantic.fields import FieldInfo
 
 from modcap.flows.cli.kinds import Kind, kind_of, nested
 
-__all__ = ["Options", "sentence", "taking"]
+__all__ = ["Described", "Options", "sentence", "taking"]
 
 Command = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A field as a page of reference says it: its path in a file, its option, and what it does."""
+
+    field: str
+    flag: str
+    metavar: str | None
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,13 @@ class Options:
     def parameters(self) -> list[inspect.Parameter]:
         """Of a command, one for each field, as typer reads them."""
         return [each.parameter() for each in self._fields()]
+
+    def rows(self) -> list[Described]:
+        """Every field, for a page of reference."""
+        return [
+            Described(".".join(f.path), f.flags[0], f.kind.metavar, sentence(f.said, f.default))
+            for f in self._fields()
+        ]
 
     def given(self, typed: Mapping[str, Any]) -> dict[str, Any]:
         """What was typed, nested as in the model; what was not typed is left out.
@@ -102,7 +119,7 @@ class _Field:
         required = self.info.is_required()
         option = typer.Option(
             *self.flags,
-            help=sentence(self._said(), None if required else self.default),
+            help=sentence(self.said, None if required else self.default),
             metavar=self.kind.metavar,
             show_default=False,
             rich_help_panel=self.panel,
@@ -115,7 +132,8 @@ class _Field:
             self.name, keyword, default=default, annotation=Annotated[annotation, option]
         )
 
-    def _said(self) -> str:
+    @property
+    def said(self) -> str:
         bounds = _bounds(self.info)
         return (self.info.description or self.name) + (f" ({bounds})" if bounds else "")
 

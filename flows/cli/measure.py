@@ -35,7 +35,7 @@ __all__ = ["capacity", "evaluate"]
 
 @taking(
     request=request_options(
-        without=("eval_data", "eval_images", "metric", "name", "onnx", "exports")
+        without=("eval_data", "eval_images", "metric", "name", "force", "onnx", "exports")
     ),
     given=recipe_options(),
 )

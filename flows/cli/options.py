@@ -94,7 +94,7 @@ def request_options(*, without: tuple[str, ...] = ()) -> Options:
     return Options(
         Request,
         INPUT,
-        panels={OUTPUT: ("name", "onnx", "exports")},
+        panels={OUTPUT: ("name", "force", "onnx", "exports")},
         without=("checkpoint", "recipe", *without),
         flags={"exports": ("--export",)},
     )

@@ -55,6 +55,12 @@ def show_checkpoints(report: dict[str, Any]) -> None:
         print("another pass over this prefix is under way: nothing to do")
         return
     prefix = report["prefix"].rstrip("/") + "/"
+    print_warnings(
+        f"{row['checkpoint'].removeprefix(prefix)}: {text}"
+        for row in report["checkpoints"]
+        if row["state"] == "registered"
+        for text in row.get("warnings", ())
+    )
     other = any(
         None in row.get("top1", ()) and row.get("measured") for row in report["checkpoints"]
     )

@@ -144,6 +144,9 @@ def show(report: dict[str, Any]) -> None:
         f"{shared['distinct']} distinct reconstructions of {shared['independent']} that "
         f"independent runs would make"
     )
+    for row in report["cells"]:
+        if row["name"] in best and "model_version" in row:
+            print(printable(f"registered: {row['model_name']} version {row['model_version']}"))
     print(f"MLflow run: {report['mlflow_run_url']}")
 
 
@@ -156,7 +159,7 @@ def _measured(report: dict[str, Any]) -> str:
 def _row(row: dict[str, Any], best: set[str | None]) -> tuple[str, ...]:
     method = row["recipe"]["method"]
     method = method if isinstance(method, str) else method["name"]
-    asked = (row["model_name"], row["bits"], method)
+    asked = (row["label"], row["bits"], method)
     seed = str(row["recipe"]["seed"])
     if row["state"] == "failed":
         return *asked, row["k_asked"], seed, "", "", "", "", "failed"

@@ -39,7 +39,6 @@ def execute_jobs(
     todo: Sequence[Job],
     store: Store,
     progress: Progress,
-    link: str = "",
     most: int | None = None,
 ) -> None:
     """Runs the jobs of ``todo``, each once those of ``todo`` that it needs are done.
@@ -48,13 +47,12 @@ def execute_jobs(
         todo: what to do.
         store: where results go.
         progress: told of all that happens.
-        link: address of the metrics; the logs of task runs name it.
         most: batches at once, at most; by default what keeps the cluster busy.
 
     Raises:
         ModcapError: one failed.
     """
-    attempt = attempt_jobs(todo, store, progress, link, most, [{job.key for job in todo}])
+    attempt = attempt_jobs(todo, store, progress, most, [{job.key for job in todo}])
     for error in (*attempt.failures.values(), attempt.unfed):
         if error is not None:
             raise error
@@ -66,7 +64,6 @@ def attempt_jobs(
     todo: Sequence[Job],
     store: Store,
     progress: Progress,
-    link: str,
     most: int | None,
     goals: Sequence[set[str]],
 ) -> Attempt:
@@ -75,7 +72,7 @@ def attempt_jobs(
     refuse_impossible(todo)
     board = Board()
     with ExitStack() as last:
-        shown = last.enter_context(TaskRuns(todo, link))
+        shown = last.enter_context(TaskRuns(todo))
         tasks = RayTasks(store, board.actor, progress)
         last.callback(tasks.cancel)  # whatever ends this early leaves no work behind
         running = _Running(Ready(todo, goals), tasks, shown, progress)
@@ -118,7 +115,7 @@ class _Running:
             return
         for job, meta in zip(batch, outcome, strict=True):
             self._progress.finished(job, meta)
-            self._shown.ended(job)
+            self._shown.ended(job, meta)
             self.attempt.done.add(job.key)
         self._ready.done(batch)
 
@@ -137,4 +134,4 @@ class _Running:
             self.attempt.failures[batch[0].key] = error
             self._ready.give_up(batch[0])
         for job in batch:
-            self._shown.ended(job, error)
+            self._shown.failed(job, error)

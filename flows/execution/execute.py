@@ -44,7 +44,6 @@ class Execution:
         cells: Sequence[Cell],
         store: Store,
         progress: Progress,
-        link: str = "",
         most: int | None = None,
         refill: Callable[[], None] | None = None,
     ) -> None:
@@ -53,12 +52,11 @@ class Execution:
             cells: what to quantize.
             store: where results lie.
             progress: told of all that happens.
-            link: address of the metrics; the logs of task runs name it.
             most: batches of jobs at once, at most; by default what keeps the cluster busy.
             refill: puts the inputs of all cells into the store, where one was lost there.
         """
         self._cells, self._store, self._progress = cells, store, progress
-        self._link, self._most, self._refill = link, most, refill
+        self._most, self._refill = most, refill
         self.results = Results(store, self._again)
         self.counts = Counts()
         self.plan = Plan((), (), open=True)
@@ -77,7 +75,7 @@ class Execution:
         """
         while todo := self._todo():
             goals = [self.plan.needed(cell) for cell in self._alive()]
-            new = attempt_jobs(todo, self._store, self._progress, self._link, self._most, goals)
+            new = attempt_jobs(todo, self._store, self._progress, self._most, goals)
             self._done |= new.done
             self._executed |= new.done
             self.failures |= new.failures
@@ -151,7 +149,6 @@ def execute(
     cells: Sequence[Cell],
     store: Store,
     progress: Progress,
-    link: str = "",
     most: int | None = None,
     refill: Callable[[], None] | None = None,
 ) -> tuple[Plan, Results, Counts]:
@@ -161,7 +158,7 @@ def execute(
         InputError: a job found the user's input wrong, or no node can hold a job.
         ModcapError: a job failed; what else could be done was done, and stays in the store.
     """
-    execution = Execution(cells, store, progress, link, most, refill)
+    execution = Execution(cells, store, progress, most, refill)
     execution.run()
     for error in execution.failures.values():
         raise error

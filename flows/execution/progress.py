@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from modcap.core.errors import printable
 from modcap.flows.execution import terminal
+from modcap.flows.execution.followers import Follower, Standing
 from modcap.flows.execution.time_left import TimeLeft
 from modcap.jobs.job import Job
 from modcap.jobs.plan import Plan
@@ -49,6 +51,9 @@ class Progress:
         self._asked = -math.inf
         self._seconds: float | None = None
         self._said = 0.0
+        self._errors: list[float] = []
+        self._followers: list[Follower] = []
+        self._log: Callable[[str], None] = lambda line: None
 
     def __enter__(self) -> Progress:
         terminal.done()
@@ -69,8 +74,33 @@ class Progress:
             self._live.stop()
             self._live = None
 
+    @contextlib.contextmanager
+    def followed_by(self, tell: Callable[[Standing], None]) -> Iterator[None]:
+        """Calls ``tell`` in a thread, now and then and at the end, with how far the run is."""
+        follower = Follower(tell)
+        self._followers.append(follower)
+        try:
+            yield
+        finally:
+            self._followers.remove(follower)
+            follower.close(self._standing({}))
+
+    @contextlib.contextmanager
+    def logged_by(self, log: Callable[[str], None]) -> Iterator[None]:
+        """Gives every line that stays to ``log``, too."""
+        before, self._log = self._log, log
+        try:
+            yield
+        finally:
+            self._log = before
+
+    def _standing(self, losses: Mapping[str, float]) -> Standing:
+        left = 0.0 if 0 < self._total == self._done else self._seconds
+        return Standing(self._done, self._total, left, losses, tuple(self._errors))
+
     def note(self, text: str) -> None:
         """One line that stays; names in it may be anybody's."""
+        self._log(printable(text))
         self.console.print(printable(text), soft_wrap=True, markup=False)
 
     def planned(self, plan: Plan, done: Iterable[str]) -> None:
@@ -90,6 +120,7 @@ class Progress:
         if meta.get("attempt"):
             self.note(f"{job.label}: its worker was lost, started again {meta['attempt']} time(s)")
         if job.work.steps and "error" in meta:
+            self._errors.append(meta["error"])
             self.note(
                 f"[{self._done}/{self._total}] {job.label}: error {meta['error']:.3g}, "
                 f"{meta['seconds']:.1f} s{self._said_left({})}"
@@ -98,6 +129,8 @@ class Progress:
     def running(self, jobs: Iterable[Job], state: Mapping[str, tuple[int, int, float]]) -> None:
         """These jobs run; ``state`` maps keys to (step, steps, loss)."""
         lines = [(job.label, *state[job.key]) for job in jobs if job.key in state]
+        for follower in self._followers:
+            follower.at(self._standing({label: loss for label, _, _, loss in lines}))
         if self._live:
             table = Table.grid(padding=(0, 2))
             for label, step, steps, loss in lines:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -27,27 +27,37 @@ _LAST_WORDS = 10.0  # seconds that task runs have to tell Prefect how they ended
 class _TaskRun:
     """One on Prefect's page; a thread waits until its jobs are done."""
 
-    def __init__(self, name: str, label: str, jobs: int, link: str) -> None:
+    def __init__(self, name: str, label: str, jobs: int) -> None:
         self._left = self._jobs = jobs
         self._over: Future[Any] = Future()
         self._failure: ModcapError | None = None
+        self._seconds, self._last = 0.0, ""
         over = self._over
 
         # without tags: Prefect asks for a concurrency slot for every tag, up to two seconds each
         @task(name=name, task_run_name=label, persist_result=False, cache_policy=NO_CACHE)
         def run() -> Any:
-            if link:
-                get_run_logger().info("metrics: %s", link)
-            return over.result()
+            get_run_logger().info("%s: given to Ray", label)
+            ended = over.result()
+            get_run_logger().info("%s", self._said())
+            return ended
 
         self._shown: PrefectFuture[Any] = run.submit()
 
-    def ended(self, error: ModcapError | None) -> None:
-        """One of its jobs did."""
+    def ended(self, meta: Mapping[str, Any], error: ModcapError | None) -> None:
+        """One of its jobs did, with this result."""
         self._left -= 1
         self._failure = self._failure or error
+        self._seconds += meta.get("seconds", 0.0)
+        self._last = f", relative error {meta['error']:.3g}" if "error" in meta else ""
         if not self._left:
             self._end(None)
+
+    def _said(self) -> str:
+        """What came of it, such as ``12.3 s on workers, relative error 0.0123``."""
+        if self._left:
+            return f"{self._jobs - self._left} of {self._jobs} jobs done"
+        return f"{self._seconds:.1f} s on workers{self._last if self._jobs == 1 else ''}"
 
     def close(self) -> None:
         """No more of its jobs will end."""
@@ -68,10 +78,8 @@ class _TaskRun:
 class TaskRuns:
     """Those of some jobs. Use it as a context manager: none outlives it."""
 
-    def __init__(self, jobs: Iterable[Job], link: str) -> None:
-        """``link`` is the address of the metrics, which every task run's log names."""
+    def __init__(self, jobs: Iterable[Job]) -> None:
         self._counts = Counter(job.kind for job in jobs if not job.work.steps)
-        self._link = link
         self._runs: dict[str, _TaskRun] = {}
 
     def __enter__(self) -> TaskRuns:
@@ -90,11 +98,15 @@ class TaskRuns:
         if name not in self._runs:
             count = 1 if job.work.steps else self._counts[job.kind]
             label = job.label if count == 1 else f"{count} jobs: {job.kind}"
-            self._runs[name] = _TaskRun(job.kind, label, count, self._link)
+            self._runs[name] = _TaskRun(job.kind, label, count)
 
-    def ended(self, job: Job, error: ModcapError | None = None) -> None:
-        """``job`` is done, or failed."""
-        self._runs[_name(job)].ended(error)
+    def ended(self, job: Job, meta: Mapping[str, Any]) -> None:
+        """``job`` is done, with this result."""
+        self._runs[_name(job)].ended(meta, None)
+
+    def failed(self, job: Job, error: ModcapError) -> None:
+        """``job`` is not done."""
+        self._runs[_name(job)].ended({}, error)
 
 
 def _name(job: Job) -> str:

@@ -6,6 +6,7 @@ Every run carries a key; of finished runs with equal keys the one that finished 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import socket
@@ -14,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import psutil
 
@@ -30,6 +30,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
+from prefect.context import FlowRunContext
 
 __all__ = [
     "PARENT",
@@ -38,13 +39,15 @@ __all__ = [
     "Parent",
     "closing",
     "closing_parent",
+    "discard",
     "experiment_of",
+    "fail_run",
     "finish_parent",
     "finish_run",
     "first_finished",
-    "link_of",
     "reaching",
     "run_url",
+    "runs_url",
     "start_parent",
     "start_run",
 ]
@@ -93,12 +96,10 @@ def reaching() -> Iterator[MlflowClient]:
         ) from None
 
 
-def link_of(experiment: str, tags: Mapping[str, str]) -> str:
-    """The page that shows the runs with these tags, also those that are still to come."""
+def runs_url(experiment: str) -> str:
+    """The page that shows the runs of an experiment, also those that are still to come."""
     with reaching() as client:
-        number = experiment_of(client, experiment)
-    wanted = quote(" and ".join(f"tags.{name} = '{value}'" for name, value in tags.items()))
-    return f"{_address()}/#/experiments/{number}?searchFilter={wanted}"
+        return f"{_address()}/#/experiments/{experiment_of(client, experiment)}/runs"
 
 
 def _address() -> str:
@@ -153,7 +154,7 @@ def finish_parent(
             else:
                 run_id = finish_run(client, number, parent.run_id, parent.key)
         elif run_id != parent.run_id:
-            _delete(client, parent.run_id)  # somebody else was faster
+            discard(client, parent.run_id)  # somebody else was faster
         for cell in nested:
             if client.get_run(cell).data.tags.get(PARENT) != run_id:
                 client.set_tag(cell, PARENT, run_id)
@@ -180,10 +181,37 @@ def experiment_of(client: MlflowClient, name: str) -> str:
 
 
 def start_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-    """A new run, marked with the process that makes it."""
+    """A new run, marked with the process that makes it, and with who asked for it. Those of
+    processes of this host that died are ended."""
+    _end_abandoned(client, experiment_id)
     owner = f"{socket.gethostname()}/{os.getpid()}"
-    run = client.create_run(experiment_id, run_name=name, tags={**tags, OWNER: owner})
+    made = {**_source(), **tags, OWNER: owner}
+    run = client.create_run(experiment_id, run_name=name, tags=made)
     return str(run.info.run_id)
+
+
+def _source() -> dict[str, str]:
+    """What MLflow's page shows as source and user, and the flow run that it is part of."""
+    context = FlowRunContext.get()
+    found = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", "mlflow.source.name": "modcap"}
+    if context is not None and context.flow_run is not None:
+        flow, run = context.flow.name if context.flow else "", context.flow_run
+        found |= {"mlflow.source.name": f"modcap {flow}", "prefect_flow_run": run.name}
+    return found
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's number without a name
+        return str(os.getuid())
+
+
+def _end_abandoned(client: MlflowClient, experiment_id: str) -> None:
+    host = socket.gethostname()
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        if run.data.tags.get(OWNER, "").startswith(f"{host}/") and _abandoned(run):
+            fail_run(client, run.info.run_id, "its process died", "KILLED")
 
 
 @contextlib.contextmanager
@@ -196,27 +224,31 @@ def closing(client: MlflowClient, run_id: str) -> Iterator[None]:
         raise
 
 
-def fail_run(client: MlflowClient, run_id: str, reason: str) -> None:
+def fail_run(client: MlflowClient, run_id: str, reason: str, status: str = "FAILED") -> None:
     """Ends a run as failed, where MLflow is there to be told, and it has not ended already."""
     with contextlib.suppress(MlflowException):
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_tag(run_id, REASON, reason)
-            client.set_terminated(run_id, "FAILED")
+            client.set_terminated(run_id, status)
 
 
-def first_finished(client: MlflowClient, experiment_id: str, key: str) -> str | None:
-    """The run of ``key`` that finished first; deletes what dead processes left half made."""
-    runs = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{key}'")
+def first_finished(
+    client: MlflowClient, experiment_id: str, key: str, tag: str = RUN_KEY
+) -> str | None:
+    """The run with this key, as ``tag``, that finished first; deletes what dead processes left half
+    made."""
+    runs = client.search_runs([experiment_id], f"tags.`{tag}` = '{key}'")
     done = [run for run in runs if run.info.status == "FINISHED"]
     for run in runs:
         if run.info.status != "FINISHED" and _abandoned(run):
-            _delete(client, run.info.run_id)
+            discard(client, run.info.run_id)
     if not done:
         return None
     return str(min(done, key=lambda run: (run.info.end_time, run.info.run_id)).info.run_id)
 
 
-def _delete(client: MlflowClient, run_id: str) -> None:
+def discard(client: MlflowClient, run_id: str) -> None:
+    """Deletes a run, if that was not done yet."""
     if client.get_run(run_id).info.lifecycle_stage == "active":
         client.delete_run(run_id)
 
@@ -240,5 +272,5 @@ def finish_run(client: MlflowClient, experiment_id: str, run_id: str, key: str) 
     client.set_terminated(run_id, "FINISHED")
     first = first_finished(client, experiment_id, key) or run_id
     if first != run_id:
-        _delete(client, run_id)
+        discard(client, run_id)
     return first

@@ -21,7 +21,7 @@ _MEMORY = 512 << 20  # asked of Ray
 
 def register_on_ray(cells: Sequence[tuple[Finished, str]], experiment: str) -> Any:
     """Starts to publish the cells of one checkpoint, each under its name; the task answers with
-    NAME/VERSION of each.
+    NAME/VERSION of each, and with what is to be said of its candidate.
 
     Args:
         cells: what is published, and the name of its registered model.
@@ -37,12 +37,12 @@ def _register(
     cells: Sequence[tuple[Finished, str]],
     experiment: str,
     environment: Mapping[str, str],
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, str], ...]:
     with _environment(environment):
         for done, name in cells:
             check_name(done, name)
         made = [publish(done, experiment=experiment, model_name=name) for done, name in cells]
-    return tuple(f"{each.model_name}/{each.model_version}" for each in made)
+    return tuple((f"{m.model_name}/{m.model_version}", m.candidate.reason) for m in made)
 
 
 @contextlib.contextmanager

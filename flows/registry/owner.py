@@ -6,15 +6,18 @@ the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from modcap.core.errors import InputError
 from modcap.flows.registry.mlflow_runs import reaching
+from modcap.flows.registry.version_tags import LAYERS, layers_digest
 from modcap.flows.reports.cell_record import Finished
 from modcap.flows.requests.asked import Request
 
-__all__ = ["check_default_name", "check_name"]
+__all__ = ["check_name", "check_owner"]
+
+_MEND = "choose another with --name, or say --force"
 
 
 def check_name(finished: Finished, model_name: str) -> None:
@@ -24,32 +27,46 @@ def check_name(finished: Finished, model_name: str) -> None:
         InputError: it is; or somebody made versions without modcap.
         Unavailable: MLflow cannot be reached.
     """
-    source = finished.source
+    source, mend = finished.source, "give it another name"
     for tags in _versions(model_name):
         owner = tags.get("source_uri", "")
         if owner != source["checkpoint"]:
             raise _belongs(model_name, owner, "give this checkpoint another name in its manifest")
-        _check_same(tags, "architecture", source["architecture"], model_name)
-        _check_same(tags, "bits", finished.recipe.bits_label, model_name)
+        _check_same(tags, "architecture", source["architecture"], model_name, mend)
+        _check_same(tags, "bits", finished.recipe.bits_label, model_name, mend)
 
 
-def check_default_name(request: Request, source: Mapping[str, str]) -> None:
-    """Refuses a name that nobody chose, but follows from the file's, where it is another file's:
-    one that is neither of this path, nor of this content. A name that was chosen is not asked.
+def check_owner(
+    request: Request, source: Mapping[str, str], paths: Iterable[Iterable[str]]
+) -> None:
+    """Refuses a name whose versions are another network's: of another architecture, or of other
+    weight layers. Where nobody chose the name, but it follows from the file's, another file's, too:
+    one that is neither of this path, nor of this content. ``force`` takes any.
+
+    Args:
+        request: its name, and whether it was chosen.
+        source: what the version would say of its checkpoint.
+        paths: of the weight layers of each module.
 
     Raises:
         InputError: it is.
         Unavailable: MLflow cannot be reached.
     """
-    if request.name is not None:
+    if request.force:
         return
-    for tags in _versions(request.model_name):
-        owner = tags.get("source_uri", "")
+    name, layers = request.model_name, layers_digest(path for some in paths for path in some)
+    for tags in _versions(name):
         if tags.get("source_digest") == source["checkpoint_digest"]:
             continue
-        if not _same_place(owner, source["checkpoint"]):
-            raise _belongs(request.model_name, owner, "choose one with --name")
-        _check_same(tags, "architecture", source["architecture"], request.model_name)
+        owner = tags.get("source_uri", "")
+        if request.name is None and not _same_place(owner, source["checkpoint"]):
+            raise _belongs(name, owner, _MEND)
+        _check_same(tags, "architecture", source["architecture"], name, _MEND)
+        if tags.get(LAYERS, layers) != layers:
+            raise InputError(
+                f"the registered model {name!r} holds versions of another network, whose weight "
+                f"layers are others (from {owner}): {_MEND}"
+            )
 
 
 def _versions(model_name: str) -> list[Mapping[str, str]]:
@@ -70,10 +87,10 @@ def _belongs(model_name: str, owner: str, mend: str) -> InputError:
     )
 
 
-def _check_same(tags: Mapping[str, str], name: str, value: str, model_name: str) -> None:
+def _check_same(tags: Mapping[str, str], name: str, value: str, model_name: str, mend: str) -> None:
     """Versions from before a tag was set have none."""
     if tags.get(name, value) != value:
         raise InputError(
             f"the registered model {model_name!r} holds versions of {name} {tags[name]}, and this "
-            f"one is of {value}: give it another name"
+            f"one is of {value}: {mend}"
         )

@@ -7,10 +7,9 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -22,6 +21,7 @@ from modcap.flows.registry.mlflow_runs import (
     RUN_KEY,
     Parent,
     closing,
+    discard,
     experiment_of,
     finish_run,
     first_finished,
@@ -30,7 +30,8 @@ from modcap.flows.registry.mlflow_runs import (
     start_run,
 )
 from modcap.flows.registry.model_files import save_model
-from modcap.flows.registry.version_tags import PUBLISH_KEY, tags_of
+from modcap.flows.registry.params import params_of
+from modcap.flows.registry.version_tags import PUBLISH_KEY, run_tags, tags_of
 from modcap.flows.reports import plots
 from modcap.flows.reports.cell_record import Finished
 from modcap.flows.reports.chosen_bits import bits_in_words
@@ -55,6 +56,7 @@ __all__ = [
     "Published",
     "Registered",
     "publish",
+    "publish_baseline",
     "publish_cell",
 ]
 
@@ -80,14 +82,17 @@ class Registered(Published):
     candidate: Move
 
 
-def publish(finished: Finished, *, experiment: str, model_name: str) -> Registered:
-    """Logs ``finished`` and registers its model, unless that was done before.
+def publish(
+    finished: Finished, *, experiment: str, model_name: str, opened: str | None = None
+) -> Registered:
+    """Logs ``finished`` and registers its model, unless that was done before. ``opened`` is a run
+    that waits for it.
 
     Raises:
         InputError: MLflow cannot be reached.
     """
     with reaching() as client:
-        run = _publish_run(client, experiment, finished, with_model=True)
+        run = _publish_run(client, experiment, finished, with_model=True, opened=opened)
         version, move = _register(client, finished, model_name, run.run_id)
     return Registered(run.run_id, run.run_url, model_name, version, move)
 
@@ -104,12 +109,28 @@ def publish_cell(
     return Registered(run.run_id, run.run_url, model_name, version, move)
 
 
+def publish_baseline(finished: Finished, of: Registered, key: str, *, experiment: str) -> None:
+    """Logs what a run is compared with, nested under it: figures and report, no model.
+
+    Args:
+        finished: the baseline.
+        of: the run, and its version.
+        key: of that run.
+        experiment: of both.
+    """
+    parent = Parent(of.run_id, key, of.run_url)
+    with reaching() as client:
+        _publish_run(client, experiment, finished, False, parent, whole=False)
+
+
 def _publish_run(
     client: MlflowClient,
     experiment: str,
     finished: Finished,
     with_model: bool,
     parent: Parent | None = None,
+    opened: str | None = None,
+    whole: bool = True,
 ) -> Published:
     number = experiment_of(client, experiment)
     key = finished.key
@@ -117,25 +138,34 @@ def _publish_run(
         key = digest(canonical([finished.key, parent.key, with_model]))
     run_id = first_finished(client, number, key)
     if run_id is None:
-        tags = {**tags_of(finished), RUN_KEY: key} | ({PARENT: parent.run_id} if parent else {})
-        run_id = start_run(client, number, finished.name, tags)
+        tags = {**run_tags(finished), RUN_KEY: key} | ({PARENT: parent.run_id} if parent else {})
+        run_id = opened or start_run(client, number, finished.name, tags)
         with closing(client, run_id):
-            _log(client, run_id, number, finished, with_model)
+            if opened:
+                client.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
+            _log(client, run_id, number, finished, with_model, whole)
             run_id = finish_run(client, number, run_id, key)
+    elif opened:
+        discard(client, opened)  # somebody else was faster
     return Published(run_id, run_url(number, run_id))
 
 
 def _log(
-    client: MlflowClient, run_id: str, number: str, finished: Finished, with_model: bool
+    client: MlflowClient,
+    run_id: str,
+    number: str,
+    finished: Finished,
+    with_model: bool,
+    whole: bool,
 ) -> None:
-    params = [Param(k, v[:6000]) for k, v in _flat(finished.recipe.model_dump(mode="json"))]
+    params = list(params_of(finished.recipe, sum(finished.selected)))
     params.append(Param("layer_bits", bits_in_words(finished.report["layer_bits"])[:6000]))
     client.log_batch(run_id, params=params)
     metrics = list(_metrics(finished))
     for start in range(0, len(metrics), _BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
     with tempfile.TemporaryDirectory() as folder:
-        _write_files(Path(folder), finished)
+        _write_files(Path(folder), finished, whole)
         client.log_artifacts(run_id, folder)
     _log_inputs(client, run_id, _datasets(finished))
     if with_model:
@@ -157,14 +187,6 @@ def _raced(error: BaseException) -> bool:
 )
 def _log_inputs(client: MlflowClient, run_id: str, datasets: Sequence[DatasetInput]) -> None:
     client.log_inputs(run_id, datasets)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", str(value)
 
 
 def _metrics(finished: Finished) -> Iterator[Metric]:
@@ -197,7 +219,11 @@ def _legal(name: str) -> str:
     return re.sub(r"[^\w.\- /]", "-", name)
 
 
-def _write_files(folder: Path, finished: Finished) -> None:
+def _write_files(folder: Path, finished: Finished, whole: bool) -> None:
+    """The report; where the ``whole`` is wanted, its page and pictures, too."""
+    (folder / "report.json").write_text(json.dumps(finished.report, indent=1))
+    if not whole:
+        return
     lines = {"this run": finished.losses, **finished.baseline_losses}
     pictures = {"oscillation": plots.oscillation(lines, finished.modules, finished.groups)}
     if finished.capacities:
@@ -213,7 +239,6 @@ def _write_files(folder: Path, finished: Finished) -> None:
     (folder / "plots").mkdir()
     for name, figure in pictures.items():
         (folder / "plots" / f"{name}.png").write_bytes(plots.png(figure))
-    (folder / "report.json").write_text(json.dumps(finished.report, indent=1))
     page = page_of(report_of(finished.report, "this run"), finished.artifact)
     (folder / PAGE).write_text(page, encoding="utf-8")
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from modcap.core.serialization import canonical, digest
 from modcap.data import classes
 from modcap.flows.reports.cell_record import Finished
 from modcap.flows.reports.environments import in_words
 from modcap.ptq.measured import TOP1, Scale
 from modcap.ptq.metrics import METRICS
 
-__all__ = ["ARTIFACT", "JOBS", "PUBLISH_KEY", "scale_of", "tags_of", "version_of_modcap"]
+__all__ = [
+    "ARTIFACT",
+    "JOBS",
+    "LAYERS",
+    "PUBLISH_KEY",
+    "layers_digest",
+    "run_tags",
+    "scale_of",
+    "tags_of",
+    "version_of_modcap",
+]
 
 METRIC = "metric"  # by which a version was measured, where that is not top-1
 
@@ -19,6 +30,7 @@ PUBLISH_KEY = "modcap.publish_key"  # of a version: what it is, wherever it was 
 JOBS = "modcap.jobs"  # keys of the last jobs of a cell: all others follow from what they need
 _LONGEST = 5000  # characters of a tag
 ARTIFACT = "artifact_digest"  # sha256 of the packed network
+LAYERS = "layers_digest"  # of a network's weight layers by their paths: of .pt2, all that is known
 
 
 def tags_of(finished: Finished) -> dict[str, str]:
@@ -37,6 +49,7 @@ def tags_of(finished: Finished) -> dict[str, str]:
         "network_digest": finished.network_digest,
         "source_digest": finished.source["checkpoint_digest"],
         "architecture": finished.source["architecture"],
+        LAYERS: layers_digest(row["layer"] for row in finished.report["layer_bits"]),
         "source_uri": finished.source["checkpoint"],
         "data_digest": finished.source["data_digest"],
         "evaluation_digest": finished.report["evaluation_digest"],
@@ -48,6 +61,19 @@ def tags_of(finished: Finished) -> dict[str, str]:
         **({"classes_digest": classes.digest(finished.classes)} if finished.classes else {}),
         **({"warnings": "; ".join(finished.warnings)} if finished.warnings else {}),
     }
+
+
+def run_tags(finished: Finished) -> dict[str, str]:
+    """The same for a run, whose page people read: digests stand apart, below ``digest.``."""
+    found = tags_of(finished)
+    digests = {name for name in found if name.endswith("_digest")}
+    apart = {f"digest.{name.removesuffix('_digest')}": found[name] for name in sorted(digests)}
+    return {name: value for name, value in found.items() if name not in digests} | apart
+
+
+def layers_digest(paths: Iterable[str]) -> str:
+    """Equal for networks whose weight layers have equal paths, whatever their weights are."""
+    return digest(canonical(list(paths)))
 
 
 def _figures(finished: Finished) -> dict[str, str]:

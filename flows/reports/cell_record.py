@@ -22,7 +22,16 @@ from modcap.ptq.measured import TOP1, Scale
 from modcap.ptq.selection import Span
 from modcap.recipe import Recipe
 
-__all__ = ["Exported", "Finished", "below_version", "details", "finished", "jobs_of", "report"]
+__all__ = [
+    "Exported",
+    "Finished",
+    "below_version",
+    "details",
+    "finished",
+    "jobs_of",
+    "report",
+    "warnings_of",
+]
 
 
 @dataclass(frozen=True)
@@ -121,11 +130,11 @@ def report(prepared: Ready, cell: CellPlan, results: Results) -> dict[str, Any]:
         "source": prepared.source,
         "outputs": evaluated.get("outputs", []),
         "classes": None if prepared.classes is None else list(prepared.classes),
-        "warnings": list(_warnings(prepared, results[cell.evaluate_full].meta)),
+        "warnings": list(warnings_of(prepared, results[cell.evaluate_full].meta)),
     }
 
 
-def _warnings(prepared: Ready, full: Mapping[str, Any]) -> Iterator[str]:
+def warnings_of(prepared: Ready, full: Mapping[str, Any]) -> Iterator[str]:
     """What says that the result may be wrong; the worst first."""
     if prepared.chance is not None and TOP1 in full:
         guesses = doubt_of_accuracy(full["top1"], full["images"], prepared.chance)

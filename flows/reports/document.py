@@ -184,6 +184,7 @@ class SweepCell(_Scaled):
     """A cell of a sweep; a failed one has no figures."""
 
     name: _Text
+    label: _Text = ""
     model_name: _Text
     state: _Text
     bits: _Text
@@ -203,6 +204,11 @@ class SweepCell(_Scaled):
     fp_bytes: _Count = 0
     agreement: _Percent | None = None
     warnings: _Texts = []
+
+    @property
+    def of(self) -> str:
+        """Its checkpoint, by name; reports of earlier versions named the model so."""
+        return self.label or self.model_name
 
     @property
     def finished(self) -> bool:

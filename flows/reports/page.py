@@ -177,7 +177,7 @@ def _pictures(
 def sweep_page(sweep: SweepReport) -> str:
     """The page of a sweep."""
     cells = [cell for cell in sweep.cells if cell.finished]
-    models = list(dict.fromkeys(cell.model_name for cell in sweep.cells))
+    models = list(dict.fromkeys(cell.of for cell in sweep.cells))
     best = [cell for cell in cells if cell.name in set(sweep.best.values())]
     return (
         _environment()
@@ -201,7 +201,7 @@ def _overviews(models: Sequence[str], cells: Sequence[SweepCell]) -> dict[str, M
     """Pictures of all cells, by their captions."""
     drawn = {f"Size and {s.words}": _sizes(own, s) for s, own in _by_scale(cells).items()}
     for model in models:
-        own = [cell for cell in cells if cell.model_name == model]
+        own = [cell for cell in cells if cell.of == model]
         if grid := _grid(model, own):
             name = _capital(own[0].scale.words)
             drawn[f"{name} of {model}, mean of its seeds and methods"] = grid
@@ -220,8 +220,8 @@ def _capital(text: str) -> str:
 
 
 def _sizes(cells: Sequence[SweepCell], scale: Scale) -> str:
-    several = len({cell.model_name for cell in cells}) > 1
-    kind = "{0.model_name} {0.bits}" if several else "{0.bits}"
+    several = len({cell.of for cell in cells}) > 1
+    kind = "{0.of} {0.bits}" if several else "{0.bits}"
     predicted = [cell.predicted for cell in cells if cell.predicted is not None]
     points = [(c.artifact_bytes, c.figure, kind.format(c)) for c in cells]
     return charts.sizes(points, scale, predicted)
@@ -252,7 +252,7 @@ class _Depth:
 def _depths(cells: Sequence[SweepCell]) -> Iterator[_Depth]:
     together: dict[tuple[str, str], list[SweepCell]] = defaultdict(list)
     for cell in cells:
-        together[cell.model_name, cell.bits].append(cell)
+        together[cell.of, cell.bits].append(cell)
     for (model, bits), own in together.items():
         lines = {_line(cell): cell.losses for cell in own[:_LINES]}
         modules = own[0].modules

@@ -63,7 +63,14 @@ class Request(BaseModel):
         description="what is measured: top1, agreement, error, or package.module:function; by "
         "default top1 with labels, else agreement with full precision, of maps the relative error",
     )
-    name: str | None = Field(None, description="registered model; by default the file's stem")
+    name: str | None = Field(
+        None,
+        description="registered model; by default the file's stem and the bits, such as net-w4a4",
+    )
+    force: bool = Field(
+        False,
+        description="register under a name whose versions are of another file, or another network",
+    )
     onnx: bool = Field(False, description="the same as exports [onnx]; needs modcap[export]")
     exports: tuple[str, ...] = Field((), description="formats to register too: onnx, pt2, …")
     recipe: Recipe = Recipe()
@@ -73,9 +80,16 @@ class Request(BaseModel):
         return self.model_copy(update={"recipe": self.recipe.on(gpu)})
 
     @property
-    def model_name(self) -> str:
+    def label(self) -> str:
+        """What the network is called: the name that was chosen, or the file's stem."""
         stem = self.checkpoint.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
         return self.name or stem
+
+    @property
+    def model_name(self) -> str:
+        """Of the registered model: the name that was chosen, or ``STEM-w4a4``, as scans give it,
+        whose versions are then of one file and one recipe's bits."""
+        return self.name or f"{self.label}-{self.recipe.bits_label.lower()}"
 
     @property
     def formats(self) -> tuple[str, ...]:

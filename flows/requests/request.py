@@ -355,7 +355,7 @@ def _prepared(
 ) -> Prepared:
     recipe, evaluation = request.recipe, images.evaluation
     check_recipe(network, recipe)
-    name = f"{request.model_name} {recipe.bits_label} {recipe.method.name}"
+    name = f"{request.label} {recipe.bits_label} {recipe.method.name}"
     pixels = evaluation.pixels.nbytes
     return Prepared(
         request=request,

@@ -63,7 +63,7 @@ class Sweep(BaseModel):
 
     @model_validator(mode="after")
     def _models_differ(self) -> Sweep:
-        counts = Counter(request.model_name for request in self.requests)
+        counts = Counter(request.label for request in self.requests)
         name, count = counts.most_common(1)[0]
         if count > 1:
             raise ValueError(f"{count} checkpoints are called {name!r}: rename all but one of them")
@@ -73,6 +73,13 @@ class Sweep(BaseModel):
         """The same with a device that is known; see :meth:`modcap.recipe.Recipe.on`."""
         requests = tuple(request.on(gpu) for request in self.requests)
         return self.model_copy(update={"requests": requests})
+
+    @property
+    def label(self) -> str:
+        """What it is called: its checkpoints, and what varies, such as ``net w_bits × k``."""
+        names = [request.label for request in self.requests]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+        return f"{shown} {' × '.join(name for name in AXES if getattr(self, name))}".rstrip()
 
     def recipes(self, base: Recipe) -> list[Recipe]:
         """The recipes of the grid over ``base``, without repetition, in the order of the axes."""
@@ -113,7 +120,7 @@ def prepare_sweep(grid: Sweep, read: Callable[[Request], Prepared] | None = None
                 first = request.model_copy(update={"recipe": recipe})
                 bases[recipe.seed] = (read or prepare)(first).exporting(())
             name = (
-                f"{request.model_name} {recipe.bits_label} {recipe.method.name} "
+                f"{request.label} {recipe.bits_label} {recipe.method.name} "
                 f"k={recipe.k_asked} seed={recipe.seed}"
             )
             prepared.append(bases[recipe.seed].with_recipe(recipe, name))

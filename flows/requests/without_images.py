@@ -52,7 +52,7 @@ def prepare_to_look(request: Request) -> Prepared:
         (1.0,) * channels,
     )
     metric = MetricName(name=request.metric or "")
-    name = f"{request.model_name} {request.recipe.bits_label} {request.recipe.method.name}"
+    name = f"{request.label} {request.recipe.bits_label} {request.recipe.method.name}"
     return Prepared(
         request=request,
         cell=Cell(network, _UNKNOWN, _UNKNOWN, request.recipe, name, metric=metric),

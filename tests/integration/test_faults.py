@@ -108,7 +108,7 @@ class Faulty:
         )
         assert len(nested) == 2
         assert {run.info.status for run in nested} == {"FINISHED"}
-        versions = client.search_model_versions("name = 'resnet18_narrow'")
+        versions = client.search_model_versions("name like 'resnet18_narrow-w%'")
         keys = [version.tags["modcap.publish_key"] for version in versions]
         assert len(keys) == len(set(keys))
 

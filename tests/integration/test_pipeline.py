@@ -155,6 +155,29 @@ def test_mlflow_holds_one_run_and_one_version(
     assert plots == {f"plots/{n}.png" for n in ("capacity", "oscillation", "reconstruction")}
 
 
+def test_the_run_was_followed_and_its_baselines_are_runs(
+    stack: dict[str, str], report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    for name, value in stack.items():
+        monkeypatch.setenv(name, value)
+    client = MlflowClient()
+    run = client.get_run(report["mlflow_run_id"])
+    assert run.data.metrics["live/percent_done"] == 100
+    assert client.get_metric_history(run.info.run_id, "live/percent_done")[0].value < 100
+    assert (run.data.params["k"], run.data.params["k_asked"]) == ("2", "2")
+    assert "None" not in run.data.params.values()
+    assert run.data.tags["prefect_flow_run"] == "pipeline W2A4"
+    assert run.data.tags["mlflow.source.name"] == "modcap quantize"
+    assert run.data.tags["digest.artifact"] == report["artifact_digest"]
+    mine = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    nested = client.search_runs([run.info.experiment_id], mine)
+    found = {each.info.run_name: each.data.metrics["top1"] for each in nested}
+    rows = {row["variant"]: row["top1"] for row in report["comparison"]}
+    assert found == {"rtn": rows["rtn"], "k=0": rows["qdrop k=0"]}
+
+
 def test_prefect_shows_every_job_in_a_task_run(
     stack: dict[str, str], report: dict[str, Any]
 ) -> None:

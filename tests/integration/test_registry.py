@@ -154,17 +154,17 @@ def test_maps_without_labels_are_registered_served_and_promoted(
     )
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
-    version = MlflowClient().get_model_version("maps", made["model_version"])
+    version = MlflowClient().get_model_version("maps-w8a8", made["model_version"])
     assert (version.tags["metric"], version.tags["fp_error"]) == ("error", "0")
     run = MlflowClient().get_run(made["mlflow_run_id"])
     assert run.data.metrics["error"] == made["value"] > 0
     images = numpy.ones((2, *SIZE), "f4")
-    found = mlflow.pyfunc.load_model("models:/maps@candidate").predict(images)
+    found = mlflow.pyfunc.load_model("models:/maps-w8a8@candidate").predict(images)
     assert {name: value.shape for name, value in found.items()} == {
         "0": (2, 6, 8, 12),
         "1": (2, 6, 4, 6),
     }
-    gate = ("promote", "maps", *data, "--json")
+    gate = ("promote", "maps-w8a8", *data, "--json")
     passed = json.loads(modcap_command(stack, *gate, "--max-drop", "0.01").stdout)
     assert (passed["passed"], passed["metric"]) == (True, "error")
     assert passed["value"] == pytest.approx(made["value"], rel=1e-4)

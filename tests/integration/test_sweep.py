@@ -61,14 +61,14 @@ def test_same_sweep_again_adds_nothing(
     stack: dict[str, str], report: dict[str, Any], tmp_path: Path
 ) -> None:
     client = MlflowClient(stack["MLFLOW_TRACKING_URI"])
-    before = len(client.search_model_versions("name = 'resnet18_narrow'"))
+    before = len(client.search_model_versions("name like 'resnet18_narrow-w%'"))
     arguments = sweep_arguments(tmp_path, SMALL, *GRID, *EXPORTS)
     again = json.loads(modcap_command(stack, *arguments, MODCAP_PREFIX="sweep").stdout)
     assert again["jobs"]["executed"] == 0
     assert again["mlflow_run_id"] == report["mlflow_run_id"]
     runs = [cell["mlflow_run_id"] for cell in again["cells"]]
     assert runs == [cell["mlflow_run_id"] for cell in report["cells"]]
-    assert len(client.search_model_versions("name = 'resnet18_narrow'")) == before
+    assert len(client.search_model_versions("name like 'resnet18_narrow-w%'")) == before
 
 
 def test_cells_are_nested_and_the_best_is_registered(
@@ -81,7 +81,7 @@ def test_cells_are_nested_and_the_best_is_registered(
     assert plots == {"plots/pareto.png", "plots/heat_map-resnet18_narrow.png"}
     best = max(report["cells"], key=lambda cell: (cell["top1"], -cell["artifact_bytes"]))
     assert report["best"] == {"resnet18_narrow": best["name"]}
-    version = client.get_model_version("resnet18_narrow", best["model_version"])
+    version = client.get_model_version(best["model_name"], best["model_version"])
     assert version.run_id == best["mlflow_run_id"]
     assert version.tags["pt2"] == "pt2/network.pt2"
     assert [len(cell["exports"]) for cell in report["cells"]] == [
@@ -130,7 +130,7 @@ def test_two_at_once_make_one(stack: dict[str, str], tmp_path: Path) -> None:
     for name in ("artifact_digest", "mlflow_run_id"):
         assert [c[name] for c in first["cells"]] == [c[name] for c in second["cells"]]
     key = "modcap.publish_key"
-    versions = client.search_model_versions("name = 'resnet18_narrow'")
+    versions = client.search_model_versions("name like 'resnet18_narrow-w%'")
     assert len({v.tags[key] for v in versions}) == len(versions)
 
 

@@ -97,6 +97,7 @@ def _code(arguments: list[str] | None) -> int:
 def _as_a_command() -> Iterator[None]:
     """SIGTERM ends the command with a line, and warnings are lines; both only meanwhile."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_CLIENT_RETRY_EXTRA_CODES", "500")  # its database restarts
     here = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if here else None
     shown = warnings.showwarning

@@ -137,7 +137,7 @@ class Network:
 
     def name_all(self) -> None:
         """Every host that is not running yet learns the names of all."""
-        names = [f"{host.address} {host.name}" for host in self.hosts.values()]
+        names = [" ".join([h.address, h.name, *h.aliases]) for h in self.hosts.values()]
         for host in self.hosts.values():
             host.root.write("etc/hosts", "\n".join(["127.0.0.1 localhost", *names, ""]))
             host.root.write("etc/resolv.conf", "")
@@ -170,6 +170,7 @@ class Host:
         self.name, self.address, self.space, self.root = name, address, space, root
         self.user, self.environment = user, dict(environment)
         self.mounts: dict[str, Path] = {}
+        self.aliases: tuple[str, ...] = ()
         self.folder = "/"
         self._main: subprocess.Popen[bytes] | None = None
 

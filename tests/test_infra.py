@@ -72,7 +72,7 @@ def test_every_server_of_compose_asks_for_a_secret_and_its_clients_have_it() -> 
 
 
 def test_every_kuberay_container_has_the_token() -> None:
-    for name in ("raycluster", "rayjob"):
+    for name in ("base/raycluster", "rayjob"):
         spec = read(f"kubernetes/{name}.yaml")["spec"]
         spec = spec.get("rayClusterSpec", spec)
         for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
@@ -86,7 +86,7 @@ def _lines(name: str) -> list[str]:
     return [line for line in (INFRA / name).read_text().splitlines() if "=" in line]
 
 
-@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+@pytest.mark.parametrize("name", ["base/raycluster", "rayjob"])
 def test_kuberay_manifests_have_what_the_resource_needs(name: str) -> None:
     manifest = read(f"kubernetes/{name}.yaml")
     assert manifest["apiVersion"] == "ray.io/v1"
@@ -141,7 +141,8 @@ def test_kubernetes_work_pool_fills_every_placeholder_and_takes_secrets_by_name(
     pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert container["envFrom"] == [
-        {"secretRef": {"name": name}} for name in ("modcap-s3", "modcap-servers")
+        *({"configMapRef": {"name": name}} for name in ("modcap-store", "modcap-client")),
+        *({"secretRef": {"name": name}} for name in ("modcap-s3", "modcap-servers", "modcap-ray")),
     ]
 
 

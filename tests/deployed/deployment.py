@@ -156,6 +156,20 @@ class Deployment:
         for host in self.hosts[name]:
             host.stop(grace)
 
+    def grow(self, name: str) -> Host:
+        """One more host of a service, which starts at once."""
+        number = 1 + sum(known.startswith(f"{name}-") for known in self.network.hosts)
+        host = self._host(f"{name}-{number}", self.services[name])
+        self.network.name(host)
+        host.start(self._command(self.services[name]))
+        self.hosts[name].append(host)
+        return host
+
+    def shrink(self, name: str, host: Host) -> None:
+        """Takes a host away, as when its power goes."""
+        self.hosts[name].remove(host)
+        host.stop(grace=0)
+
     def wait(self, name: str) -> None:
         """Until its health check says yes."""
         health = self.services[name].health
@@ -181,7 +195,7 @@ class Deployment:
         """restart: unless-stopped."""
         while not self._over.wait(1):
             for name, hosts in self.hosts.items():
-                for host in hosts:
+                for host in [*hosts]:
                     if name not in self._stopped and host.started and not host.running:
                         host.start(self._command(self.services[name]))
 

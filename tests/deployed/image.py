@@ -65,11 +65,11 @@ def postgres(kept: Path) -> Image:
 
 
 def caddy(kept: Path) -> Image:
-    """Caddy, as Debian has it: its files, without what its installation does to a machine."""
+    """Caddy, as Debian has it: its program alone."""
     image = Image((), {"PATH": _PATH})
     text = (
         "command -v caddy >/dev/null || { cd /tmp && apt-get update && apt-get download caddy && "
-        "dpkg --extract caddy_*.deb /; }"
+        "dpkg --extract caddy_*.deb caddy && install caddy/usr/bin/caddy /usr/bin/; }"
     )
     return _layer(image, f"caddy {text}", kept, lambda root: _run(root, image, text))
 

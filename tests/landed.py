@@ -19,8 +19,8 @@ from pathlib import Path
 DATA = Path(__file__).parent / "data"
 OPTIONS = (
     *("--arch", "factory:tiny", "--name", "landed", "--no-compare", "--eval-images", "100"),
-    *("--data", "fashion-mnist", "--calibration", "8", "--method", "brecq", "--k", "1"),
-    *("--iterations", "5", "--batch-size", "4", "--w-bits", "4", "--a-bits", "8"),
+    *("--data", "fashion-mnist", "--calibration", "32", "--method", "brecq", "--k", "1"),
+    *("--iterations", "5", "--w-bits", "4", "--a-bits", "8"),
 )
 FACTORY = """
 import torch

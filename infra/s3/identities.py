@@ -1,4 +1,4 @@
-"""Users of SeaweedFS, for ``-s3.config``: ``python -m modcap.infra.s3.identities > FILE``.
+"""Users of SeaweedFS, for ``-s3.config``: ``python infra/s3/identities.py > FILE``.
 
 A user's access key is its name; its secret key is the variable ``S3_<NAME>_SECRET``. It may do, in
 the bucket ``MODCAP_BUCKET``, what the policy of its name beside this file says: the same policies

@@ -47,14 +47,13 @@ def left(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Left:
 
 def test_nothing_is_computed_again(left: Left) -> None:
     assert list(left.store.verify()) == []
-    recipe = {"method": "brecq", "w_bits": 4, "a_bits": 8, "k": 1, "calibration": 8}
-    optimiser = {"iterations": 5, "batch_size": 4}
+    recipe = {"method": "brecq", "w_bits": 4, "a_bits": 8, "k": 1, "calibration": 32}
     request = Request(
         checkpoint=str(left.checkpoint),
         arch="factory:tiny",
         data="fashion-mnist",
         eval_images=100,
-        recipe=Recipe(**recipe, optimiser=optimiser),
+        recipe=Recipe.preset("quick", **recipe, optimiser={"iterations": 5}),
     )
     found = plan([prepare(request).cell], left.store.get)
     keys = {job.key for job in found.jobs}

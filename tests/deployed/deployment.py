@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -23,7 +24,7 @@ __all__ = ["NAME", "Deployment", "deployed"]
 NAME = "modcap.test"  # by which clients know the machine that tls.yaml publishes
 
 ROOT = Path(__file__).parents[2]
-_PATIENCE = 240.0  # seconds for a service to become healthy
+_PATIENCE = 600.0  # seconds for a service to become healthy
 _POSTGRES = r"""
 bin=$(dirname "$(readlink -f "$(command -v initdb || echo /usr/lib/postgresql/*/bin/initdb)")")
 data=/var/lib/postgresql/data
@@ -188,7 +189,10 @@ class Deployment:
     def _asked(host: Host, command: tuple[str, ...]) -> str | None:
         if not host.running:
             return "it does not run"
-        done = host.run(*command, timeout=60)
+        try:
+            done = host.run(*command, timeout=60)
+        except subprocess.TimeoutExpired:
+            return "no answer in a minute"
         return None if done.returncode == 0 else done.stderr[-500:] or "no"
 
     def _tend(self) -> None:

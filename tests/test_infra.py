@@ -105,7 +105,7 @@ def test_kuberay_manifests_have_what_the_resource_needs(name: str) -> None:
     ("name", "writes"),
     [
         ("driver", {"jobs", "inputs", "artifacts", "scans", "leases", "doctor"}),
-        ("worker", {"jobs"}),
+        ("worker", {"jobs", "inputs"}),
         ("server", {"mlflow"}),
         ("uploader", {"incoming"}),
     ],

@@ -189,7 +189,7 @@ def test_a_client_is_well_in_any_region(stack: Deployment, region: str) -> None:
 @pytest.mark.parametrize(
     ("role", "allowed", "denied"),
     [
-        ("worker", "jobs/x", ["inputs/x", "artifacts/x", "scans/x", "mlflow/x", "incoming/x"]),
+        ("worker", "jobs/x", ["artifacts/x", "leases/x", "scans/x", "mlflow/x", "incoming/x"]),
         ("server", "mlflow/x", ["jobs/x", "inputs/x", "artifacts/x", "incoming/x"]),
         ("uploader", "incoming/x.txt", ["jobs/x", "inputs/x", "mlflow/x", "incoming2/x"]),
         ("driver", "doctor/x", ["mlflow/x", "incoming/x"]),

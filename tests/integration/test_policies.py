@@ -22,7 +22,7 @@ from modcap.infra.s3.identities import ROLES, identities, policy
 from modcap.tasks.storage import s3 as connections
 from modcap.tasks.storage.lease import lease
 from modcap.tasks.storage.objects import fetch, find
-from modcap.tasks.storage.store import Store
+from modcap.tasks.storage.store import MissingInput, Store
 
 REGION, SECRET = "us-east-1", "secret-of-a-role"
 ADMIN = {"accessKey": "admin-for-this-test", "secretKey": "secret-for-this-test"}
@@ -173,7 +173,15 @@ def test_a_worker_reads_inputs_and_writes_results_of_jobs_alone(
         assert store.get("k") is None  # and it may be computed again
     assert store.put("k", Result({}, {"x": 1}))
     refused(s3.delete_object, Bucket="results", Key=tensors)
-    for name in ("inputs/x", "artifacts/x", "scans/x", "leases/x", "mlflow/x", "incoming/x"):
+    name = digest(b"content")  # the network of a scanned checkpoint
+    store.upload_input(name, b"content")
+    assert store.fetch_input(name, tmp_path / "local").read_bytes() == b"content"
+    s3.put_object(Bucket="results", Key=f"inputs/{name}", Body=b"damaged")
+    with pytest.raises(MissingInput):
+        store.fetch_input(name, tmp_path / "other")
+    store.upload_input(name, b"content")  # the damaged one is gone, and this one there
+    assert store.fetch_input(name, tmp_path / "other").read_bytes() == b"content"
+    for name in ("artifacts/x", "scans/x", "leases/x", "mlflow/x", "incoming/x"):
         refused(s3.put_object, Bucket="results", Key=name, Body=b"x")
     refused(s3.get_object, Bucket="results", Key="mlflow/1/model")
     refused(s3.put_object, Bucket="checkpoints", Key="incoming/net.safetensors", Body=b"other")

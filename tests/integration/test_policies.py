@@ -175,12 +175,13 @@ def test_a_worker_reads_inputs_and_writes_results_of_jobs_alone(
     refused(s3.delete_object, Bucket="results", Key=tensors)
     name = digest(b"content")  # the network of a scanned checkpoint
     store.upload_input(name, b"content")
-    assert store.fetch_input(name, tmp_path / "local").read_bytes() == b"content"
+    assert store.fetch_input(name, tmp_path).read_bytes() == b"content"
     s3.put_object(Bucket="results", Key=f"inputs/{name}", Body=b"damaged")
+    (other := tmp_path / "other").mkdir()
     with pytest.raises(MissingInput):
-        store.fetch_input(name, tmp_path / "other")
+        store.fetch_input(name, other)
     store.upload_input(name, b"content")  # the damaged one is gone, and this one there
-    assert store.fetch_input(name, tmp_path / "other").read_bytes() == b"content"
+    assert store.fetch_input(name, other).read_bytes() == b"content"
     for name in ("artifacts/x", "scans/x", "leases/x", "mlflow/x", "incoming/x"):
         refused(s3.put_object, Bucket="results", Key=name, Body=b"x")
     refused(s3.get_object, Bucket="results", Key="mlflow/1/model")

@@ -52,6 +52,7 @@ def test_nothing_is_computed_again(left: Left) -> None:
         checkpoint=str(left.checkpoint),
         arch="factory:tiny",
         data="fashion-mnist",
+        preprocess=landed.PREPROCESS,
         eval_images=100,
         recipe=Recipe.preset("quick", **recipe, optimiser={"iterations": 5}),
     )

@@ -21,7 +21,7 @@ PREPROCESS = "mean=0.286,std=0.353"
 OPTIONS = (
     *("--preprocess", PREPROCESS),
     *("--arch", "factory:tiny", "--name", "landed", "--no-compare", "--eval-images", "100"),
-    *("--data", "fashion-mnist", "--calibration", "32", "--method", "brecq", "--k", "1"),
+    *("--data", "fashion-mnist", "--calibration", "32", "--method", "brecq", "--k", "0"),
     *("--iterations", "5", "--w-bits", "4", "--a-bits", "8"),
 )
 FACTORY = """

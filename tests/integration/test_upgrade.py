@@ -47,7 +47,7 @@ def left(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Left:
 
 def test_nothing_is_computed_again(left: Left) -> None:
     assert list(left.store.verify()) == []
-    recipe = {"method": "brecq", "w_bits": 4, "a_bits": 8, "k": 1, "calibration": 32}
+    recipe = {"method": "brecq", "w_bits": 4, "a_bits": 8, "k": 0, "calibration": 32}
     request = Request(
         checkpoint=str(left.checkpoint),
         arch="factory:tiny",

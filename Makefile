@@ -54,6 +54,7 @@ bench-runtime: ## Latency in onnxruntime beside float and its own quantization; 
 bench-integer_cost: ## What integer-only devices cost in accuracy; QUICK=1, too
 bench-overhead: ## What orchestration costs; QUICK=1, too
 bench-scan: ## A thousand small checkpoints in one scan; QUICK=1, too
+bench-deployed: ## Memory, CPU and growth of the services of Compose; root; QUICK=1, too
 bench-time_to_accuracy: ## Cheap recipes beside the published one, for hours; QUICK=1, too
 bench-mixed: ## Bits of layers chosen against uniform ones, at equal bytes; QUICK=1, too
 bench-breadth: ## Which networks of torchvision and timm are captured; QUICK=1, too

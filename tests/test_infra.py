@@ -12,6 +12,7 @@ import yaml
 
 from modcap.infra.local import services as local_services
 from modcap.infra.local.home import Home
+from modcap.infra.s3.identities import ROLES
 from tests.deployed import compose
 
 INFRA = Path(__file__).parents[1] / "infra"
@@ -61,7 +62,9 @@ def test_compose_keeps_secrets_out_and_ports_on_loopback() -> None:
         assert set(service) <= set(known.split())
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         for variable, value in service.get("environment", {}).items():
-            if any(word in variable for word in ("KEY", "PASSWORD", "TOKEN")):
+            if variable == "AWS_ACCESS_KEY_ID":  # a name; the secret is beside it
+                assert value in ROLES
+            elif any(word in variable for word in ("KEY", "PASSWORD", "TOKEN", "SECRET")):
                 assert value.removeprefix("${").removesuffix(":?}") in named
 
 
@@ -83,7 +86,7 @@ def test_every_server_of_compose_asks_for_a_secret_and_its_clients_have_it() -> 
 
 
 def test_every_kuberay_container_has_the_token() -> None:
-    for name in ("raycluster", "rayjob"):
+    for name in ("base/raycluster", "rayjob"):
         spec = read(f"kubernetes/{name}.yaml")["spec"]
         spec = spec.get("rayClusterSpec", spec)
         for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
@@ -97,7 +100,7 @@ def _lines(name: str) -> list[str]:
     return [line for line in (INFRA / name).read_text().splitlines() if "=" in line]
 
 
-@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+@pytest.mark.parametrize("name", ["base/raycluster", "rayjob"])
 def test_kuberay_manifests_have_what_the_resource_needs(name: str) -> None:
     manifest = read(f"kubernetes/{name}.yaml")
     assert manifest["apiVersion"] == "ray.io/v1"
@@ -112,12 +115,21 @@ def test_kuberay_manifests_have_what_the_resource_needs(name: str) -> None:
         assert worker["groupName"]
 
 
-@pytest.mark.parametrize(("name", "writes"), [("reader", False), ("writer", True)])
-def test_policies_grant_no_more_than_is_used(name: str, writes: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "writes"),
+    [
+        ("driver", {"jobs", "inputs", "artifacts", "scans", "leases", "doctor"}),
+        ("worker", {"jobs", "inputs"}),
+        ("server", {"mlflow"}),
+        ("uploader", {"incoming"}),
+    ],
+)
+def test_policies_grant_no_more_than_is_used(name: str, writes: set[str]) -> None:
     policy = json.loads((INFRA / f"s3/{name}.json").read_text())
     actions = {action for s in policy["Statement"] for action in s["Action"]}
     assert not any("*" in action for action in actions)
-    assert ("s3:PutObject" in actions) is writes
+    put = [s["Resource"] for s in policy["Statement"] if "s3:PutObject" in s["Action"]]
+    assert {place.split("/")[1] for places in put for place in places} == writes
 
 
 def test_deployments_name_flows_that_exist() -> None:
@@ -143,7 +155,8 @@ def test_kubernetes_work_pool_fills_every_placeholder_and_takes_secrets_by_name(
     pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert container["envFrom"] == [
-        {"secretRef": {"name": name}} for name in ("modcap-s3", "modcap-servers")
+        *({"configMapRef": {"name": name}} for name in ("modcap-store", "modcap-client")),
+        *({"secretRef": {"name": name}} for name in ("modcap-s3", "modcap-servers", "modcap-ray")),
     ]
 
 
@@ -151,7 +164,7 @@ def test_compose_is_read_as_docker_compose_reads_it() -> None:
     given = {name: f"${name} 1" for name in compose.variables(INFRA / "compose/example.env")}
     found = compose.services(given)
     assert found["ray-head"].environment["RAY_AUTH_TOKEN"] == "$RAY_TOKEN 1"
-    assert '"$S3_ACCESS_KEY" "$S3_SECRET_KEY"' in found["s3"].command[-1]  # the shell's own
+    assert compose._filled("$$HOME ${A:?}", {"A": "$b"}) == "$HOME $b"  # the shell's own
     assert found["mlflow"].needs == {"postgres": True, "s3": True}
     assert found["postgres"].command == ()
     health = found["postgres"].health
@@ -159,6 +172,25 @@ def test_compose_is_read_as_docker_compose_reads_it() -> None:
     assert (health.command[:2], health.interval, health.retries) == (("/bin/sh", "-c"), 5.0, 24)
     with pytest.raises(KeyError):
         compose.services({})
+
+
+def test_with_tls_clients_speak_https_to_the_proxy_and_nothing_else_is_published() -> None:
+    file = INFRA / "compose/tls.yaml"
+    named = re.findall(r"\${(\w+):\?}", file.read_text())
+    example = (INFRA / "compose/example.env").read_text()
+    assert all(f"#{name}=" in example for name in named)
+    secrets = dict.fromkeys(compose.variables(INFRA / "compose/example.env"), "x")
+    own = {name: f"/{name}" for name in named} | {"TLS_NAME": "modcap.test"}
+    plain, found = compose.services(secrets), compose.services(secrets | own, file)
+    for name in ("ray-head", "ray-worker", "worker"):
+        environment = found[name].environment
+        changed = {k: v for k, v in environment.items() if plain[name].environment.get(k) != v}
+        addresses = {k: v for k, v in changed.items() if v.startswith("https://modcap.test:")}
+        assert {"AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"} == set(addresses)
+        (authority,) = set(changed.values()) - set(addresses.values())
+        assert ("/TLS_AUTHORITY", authority) in found[name].volumes
+    assert found["tls"].aliases == ("modcap.test",)
+    assert {name for name, service in found.items() if service.ports} == {"tls"}
 
 
 def test_nothing_is_installed_when_services_start() -> None:

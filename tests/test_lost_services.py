@@ -8,11 +8,22 @@ import time
 from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
+import httpx
 import pytest
 import ray
 from botocore.exceptions import ClientError, EndpointConnectionError
 from mlflow.exceptions import MlflowException
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
+    PREFECT_CLIENT_RETRY_EXTRA_CODES,
+    PREFECT_CLIENT_RETRY_JITTER_FACTOR,
+    temporary_settings,
+)
 
 from modcap.core.errors import InputError, Lost, Unavailable
 from modcap.flows import cli
@@ -23,6 +34,10 @@ from modcap.tasks.workers.idle import Idle
 
 AWAY = EndpointConnectionError(endpoint_url="http://127.0.0.1:9/b")
 DENIED = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "GetObject")
+_REQUEST = httpx.Request("POST", "http://prefect:4200/api/logs/")
+DATABASE = PrefectHTTPStatusError(  # Prefect's is away
+    "Server error '500'", request=_REQUEST, response=httpx.Response(500, request=_REQUEST)
+)
 NO_MLFLOW = MlflowException("API request to /x failed with Max retries (Caused by refused)")
 
 
@@ -32,6 +47,7 @@ NO_MLFLOW = MlflowException("API request to /x failed with Max retries (Caused b
         (AWAY, "S3: EndpointConnectionError", 1),
         (DENIED, "S3: ClientError", 1),
         (NO_MLFLOW, "MLflow: MlflowException", 1),
+        (DATABASE, "Prefect: PrefectHTTPStatusError: Server error", 1),
         (ray.exceptions.RaySystemError("GCS is gone"), "Ray: RaySystemError", 1),
         (Lost("the lease x is another one's"), "the lease x", 1),
         (Unavailable("s3://b/c: there is none"), "s3://b/c", 2),
@@ -55,6 +71,45 @@ def test_what_ends_a_command_is_one_line(
     assert ended.value.code == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"modcap: {word}")
+
+
+class Restarting(BaseHTTPRequestHandler):
+    """A Prefect server whose database comes back after the first request."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        self.asked.append(self.path)
+        body = b'{"exception_message": "Internal Server Error"}'
+        self.send_response(500 if len(self.asked) == 1 else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_command_asks_again_while_prefects_database_restarts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prefect answers 500 meanwhile, which its client would not try again."""
+    monkeypatch.delenv("PREFECT_CLIENT_RETRY_EXTRA_CODES", raising=False)
+    with cli._as_a_command(), HTTPServer(("127.0.0.1", 0), Restarting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        codes = os.environ["PREFECT_CLIENT_RETRY_EXTRA_CODES"]
+        settings = {
+            PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api",
+            PREFECT_CLIENT_RETRY_EXTRA_CODES: codes,
+            PREFECT_CLIENT_RETRY_JITTER_FACTOR: 0,
+            PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False,
+        }
+        with temporary_settings(settings), get_client(sync_client=True) as client:
+            answer = client._client.post("/flow_runs/")
+        server.shutdown()
+    monkeypatch.setenv("PREFECT_CLIENT_RETRY_EXTRA_CODES", codes)  # and taken back
+    assert answer.status_code == 200
+    assert Restarting.asked == ["/api/flow_runs/"] * 2
 
 
 def test_what_is_nobodys_service_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

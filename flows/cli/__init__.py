@@ -32,7 +32,7 @@ from modcap.flows.execution.ending import AGAIN, end, gone
 
 __all__ = ["app", "main"]
 
-_SERVICES = {"botocore": "S3", "mlflow": "MLflow", "ray": "Ray"}
+_SERVICES = {"botocore": "S3", "httpx": "Prefect", "mlflow": "MLflow", "ray": "Ray"}
 """By the package whose errors tell of them."""
 _UsageError: Any = typer.BadParameter.__base__  # typer may carry a click of its own
 
@@ -97,6 +97,7 @@ def _code(arguments: list[str] | None) -> int:
 def _as_a_command() -> Iterator[None]:
     """SIGTERM ends the command with a line, and warnings are lines; both only meanwhile."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_CLIENT_RETRY_EXTRA_CODES", "500")  # its database restarts
     here = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if here else None
     shown = warnings.showwarning
@@ -113,7 +114,8 @@ def _of_a_service(error: Exception) -> str | None:
     """What is said of a service that failed; None where ``error`` comes from elsewhere."""
     if _prefect_is_gone():
         return f"Prefect at {os.environ['PREFECT_API_URL']} is gone: {AGAIN}"
-    service = _SERVICES.get(type(error).__module__.partition(".")[0])
+    packages = [each.__module__.partition(".")[0] for each in type(error).__mro__]
+    service = next((_SERVICES[name] for name in packages if name in _SERVICES), None)
     return service and f"{service}: {type(error).__name__}: {first_line(error)}: {AGAIN}"
 
 

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from urllib.error import HTTPError
 
+from modcap.core.authorities import trusting
 from modcap.core.errors import ModcapError, Unavailable
 from modcap.core.messages import first_line, without_password
 from modcap.flows.cli.machine_checks import Finding
@@ -84,7 +85,7 @@ def _s3() -> Finding | str:
         if s3.code_of(error) == "NoSuchBucket":
             return f"bucket {store.bucket} is not there yet: the first run makes it"
         said = f"bucket {store.bucket}: objects cannot be {doing} ({first_line(error)})"
-        return Finding("S3", "problem", said, "rights as in infra/s3/writer.json")
+        return Finding("S3", "problem", said, "rights as in infra/s3/driver.json")
     return f"bucket {store.bucket} takes, gives, lists and deletes"
 
 
@@ -93,7 +94,7 @@ def _clock() -> Finding:
     address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     try:
         theirs = parsedate_to_datetime(_date_of(address or "https://s3.amazonaws.com"))
-    except (OSError, TypeError, ValueError) as error:
+    except (ModcapError, OSError, TypeError, ValueError) as error:
         return Finding("clock", "warning", f"S3 does not tell the time ({first_line(error)})")
     skew = abs((datetime.now(timezone.utc) - theirs).total_seconds())
     said = f"{skew:.0f} s from that of S3"
@@ -105,7 +106,7 @@ def _clock() -> Finding:
 
 def _date_of(address: str) -> str:
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
+        with urllib.request.urlopen(address, timeout=5, context=trusting("S3")) as answer:
             return str(answer.headers["Date"])
     except HTTPError as error:  # which has a date as well
         with error:

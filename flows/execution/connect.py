@@ -18,7 +18,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from modcap.core.errors import Unavailable
+from modcap.core.authorities import check_authorities, mend_connection, trusting
+from modcap.core.errors import InputError, Unavailable
 from modcap.flows.execution.ending import ending_well
 from modcap.infra import local
 
@@ -38,7 +39,11 @@ def use_services(*names: str, report: Callable[[str], None] = lambda line: None)
     Args:
         names: the services that are needed; all of them by default.
         report: told of each service that is started.
+
+    Raises:
+        InputError: a file of certificate authorities that the environment names is none.
     """
+    check_authorities()
     os.environ.update(local.up(services=names or local.NAMES, report=report).environment())
     if "prefect" in (names or local.NAMES):
         require_prefect(os.environ["PREFECT_API_URL"])
@@ -47,6 +52,7 @@ def use_services(*names: str, report: Callable[[str], None] = lambda line: None)
 def find_s3() -> None:
     """For commands that start nothing: the local stack's S3, where it runs and the environment
     names no other and no credentials for one."""
+    check_authorities()
     endpoint = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "MODCAP_BUCKET")
     named = (*endpoint, "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
     if any(os.environ.get(name) for name in named):
@@ -72,15 +78,14 @@ def require_prefect(address: str) -> None:
             f"PREFECT_API_AUTH_STRING"
         ) from None
     except OSError as error:
-        raise Unavailable(
-            f"Prefect at {address} cannot be reached ({error}): check PREFECT_API_URL"
-        ) from None
+        mend = mend_connection("Prefect", str(error), "check PREFECT_API_URL")
+        raise Unavailable(f"Prefect at {address} cannot be reached ({error}): {mend}") from None
 
 
 @retry(
     stop=stop_after_attempt(4),
     wait=wait_random_exponential(0.5, 4),
-    retry=retry_if_not_exception_type(HTTPError),
+    retry=retry_if_not_exception_type((HTTPError, InputError)),
     reraise=True,
 )
 def _ask(url: str) -> None:
@@ -89,7 +94,7 @@ def _ask(url: str) -> None:
         request.add_header("Authorization", f"Basic {b64encode(login.encode()).decode()}")
     elif key := os.environ.get("PREFECT_API_KEY"):
         request.add_header("Authorization", f"Bearer {key}")
-    with urllib.request.urlopen(request, timeout=5):
+    with urllib.request.urlopen(request, timeout=5, context=trusting("Prefect")):
         pass
 
 

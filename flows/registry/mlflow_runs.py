@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from modcap.core.authorities import mend_connection
 from modcap.core.errors import Lost, Unavailable
 from modcap.core.messages import first_line, without_password
 
@@ -90,9 +91,10 @@ def reaching() -> Iterator[MlflowClient]:
             raise
         cause = first_line(without_password(reason.rpartition("Caused by ")[2]))
         kind = Lost if _address() in _reached else Unavailable
+        mend = "check MLFLOW_TRACKING_URI, that it runs, and its password where it has one"
         raise kind(
-            f"MLflow at {_address()} cannot be reached ({cause}): check MLFLOW_TRACKING_URI, that "
-            "it runs, and its password where it has one"
+            f"MLflow at {_address()} cannot be reached ({cause}): "
+            + mend_connection("MLflow", reason, mend)
         ) from None
 
 

@@ -18,16 +18,20 @@ __all__ = ["certificates"]
 _VALID = datetime.timedelta(days=365 * 30)
 
 
-def certificates(folder: Path) -> dict[str, Path]:
+def certificates(folder: Path, host: str = "127.0.0.1") -> dict[str, Path]:
     """The files ``ca``, ``cert`` and ``key`` (PEM) below ``folder``, made at first use.
 
     The authority signs this one certificate; its own key is written nowhere.
+
+    Args:
+        folder: where they are.
+        host: the name or address that the certificate is for.
     """
     files = {name: folder / f"{name}.pem" for name in ("ca", "cert", "key")}
     if not all(file.exists() for file in files.values()):
         authority, key = _new_key(), _new_key()
         root = _signed(_name("modcap local authority"), authority.public_key(), authority, None)
-        own = _signed(_name("modcap"), key.public_key(), authority, root)
+        own = _signed(_name("modcap"), key.public_key(), authority, root, host)
         write_private(files["ca"], _pem(root))
         write_private(files["cert"], _pem(own))
         write_private(files["key"], _key_pem(key))
@@ -47,6 +51,7 @@ def _signed(
     key: ec.EllipticCurvePublicKey,
     signer: ec.EllipticCurvePrivateKey,
     issuer: x509.Certificate | None,
+    host: str = "",
 ) -> x509.Certificate:
     """A certificate of ``key``: the authority's own where there is no ``issuer``, else a leaf."""
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -61,11 +66,17 @@ def _signed(
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
     )
     if issuer is not None:
-        loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        builder = builder.add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName([_host(host)]), critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)
     return builder.sign(signer, hashes.SHA256())
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _pem(certificate: x509.Certificate) -> str:

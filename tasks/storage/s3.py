@@ -40,7 +40,6 @@ _CONFIG = Config(
     connect_timeout=5,
     read_timeout=60,
     max_pool_connections=32,
-    s3={"addressing_style": "path"},
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
 )
@@ -57,6 +56,8 @@ def _passing(error: BaseException) -> bool:
     """Whether trying again may help: no connection, or a server that is just (re)starting."""
     if isinstance(error, ClientError):
         return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
+    if isinstance(error, botocore_errors.SSLError):  # an authority is not trusted by waiting
+        return "CERTIFICATE_VERIFY_FAILED" not in str(error)
     return isinstance(error, _PASSING)
 
 

@@ -30,6 +30,7 @@ from typing import IO, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from modcap.core.authorities import mend_connection
 from modcap.core.errors import InputError, Unavailable
 from modcap.core.messages import first_line
 from modcap.core.serialization import DamagedResult, Result, decode, digest, encode, encode_tensors
@@ -107,11 +108,10 @@ class Store:
             self._ensure_bucket()
             answered(self.endpoint)
         except (BotoCoreError, ClientError) as error:
-            where = self.endpoint or "AWS"
-            raise Unavailable(
-                f"S3 at {where}, bucket '{self.bucket}': {str(error).splitlines()[0]}: "
-                "check the endpoint, the credentials and that the server runs"
-            ) from None
+            where, said = self.endpoint or "AWS", str(error).splitlines()[0]
+            mend = "check the endpoint, the credentials and that the server runs"
+            mend = mend_connection("S3", said, mend)
+            raise Unavailable(f"S3 at {where}, bucket '{self.bucket}': {said}: {mend}") from None
 
     @patiently
     def _ensure_bucket(self) -> None:

@@ -39,7 +39,10 @@ class Service:
         image: what it runs in; ``modcap`` is built by infra/image/Dockerfile.
         command: what it runs, entrypoint included; empty: what the image says.
         environment: its variables, beside those of the image.
-        volumes: (name, folder inside) or (file beside compose.yaml, place inside).
+        volumes: (name, folder inside) or (file, place inside); a file's path is absolute, or
+            begins with a dot and is relative to compose.yaml.
+        aliases: names of its host, beside its own.
+        ports: what is published.
         needs: services that must run first, or be healthy where that is True.
     """
 
@@ -50,6 +53,19 @@ class Service:
     volumes: tuple[tuple[str, str], ...]
     needs: Mapping[str, bool]
     health: Health | None
+    aliases: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+
+
+class _Reader(yaml.SafeLoader):
+    """Of Compose's files, which may say ``!reset``."""
+
+
+class _Reset:
+    """Instead of what an earlier file says: nothing."""
+
+
+_Reader.add_constructor("!reset", lambda reader, node: _Reset())
 
 
 def variables(file: Path) -> list[str]:
@@ -58,10 +74,26 @@ def variables(file: Path) -> list[str]:
     return [line.partition("=")[0] for line in lines if line and not line.startswith("#")]
 
 
-def services(given: Mapping[str, str], file: Path = FILE) -> dict[str, Service]:
-    """All services by name; ``given`` are the variables of .env, each of which must be there."""
-    document = _filled(yaml.safe_load(file.read_text()), given)
+def services(given: Mapping[str, str], *more: Path) -> dict[str, Service]:
+    """All services by name; ``given`` are the variables of .env, each of which must be there.
+
+    Args:
+        more: files that say more, or something else, as those after ``docker compose -f``.
+    """
+    document: Any = {}
+    for file in (FILE, *more):
+        document = _merged(document, yaml.load(file.read_text(), _Reader))
+    document = _filled(document, given)
     return {name: _service(name, found) for name, found in document["services"].items()}
+
+
+def _merged(first: Any, second: Any) -> Any:
+    """Mappings are merged, lists joined, and of all else the second holds."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first | {k: _merged(first[k], v) if k in first else v for k, v in second.items()}
+    if isinstance(first, list) and isinstance(second, list):
+        return [*first, *second]
+    return [] if isinstance(second, _Reset) else second
 
 
 def _filled(value: Any, given: Mapping[str, str]) -> Any:
@@ -87,6 +119,8 @@ def _service(name: str, found: dict[str, Any]) -> Service:
         volumes=tuple(_volume(text) for text in found.get("volumes", [])),
         needs={k: v.get("condition") == "service_healthy" for k, v in needs.items()},
         health=_health(found.get("healthcheck")),
+        ports=tuple(found.get("ports", [])),
+        aliases=tuple(found.get("networks", {}).get("default", {}).get("aliases", [])),
     )
 
 

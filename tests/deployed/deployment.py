@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -13,14 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from modcap.infra.local.certificates import certificates
 from tests.deployed.compose import FILE, Service, services, variables
 from tests.deployed.hosts import Host, Network, Root, disk
-from tests.deployed.image import Image, build, postgres
+from tests.deployed.image import Image, build, caddy, postgres
 
-__all__ = ["Deployment", "deployed"]
+__all__ = ["NAME", "Deployment", "deployed"]
+
+NAME = "modcap.test"  # by which clients know the machine that tls.yaml publishes
 
 ROOT = Path(__file__).parents[2]
-_PATIENCE = 240.0  # seconds for a service to become healthy
+_PATIENCE = 600.0  # seconds for a service to become healthy
 _POSTGRES = r"""
 bin=$(dirname "$(readlink -f "$(command -v initdb || echo /usr/lib/postgresql/*/bin/initdb)")")
 data=/var/lib/postgresql/data
@@ -42,7 +46,7 @@ exec "$bin/postgres" -D "$data" -c listen_addresses='*' -k /tmp
 
 
 class Deployment:
-    """Every service that compose.yaml names, and a host for its client.
+    """Every service that compose.yaml and tls.yaml name, and a host for its client.
 
     Attributes:
         services: as in compose.yaml.
@@ -55,10 +59,11 @@ class Deployment:
         self.values = {
             name: secrets.token_hex(16) for name in variables(FILE.parent / "example.env")
         }
-        self.services = services(self.values)
+        self.services = services(self.values | _tls(folder / "tls"), FILE.parent / "tls.yaml")
         self.images = {
             "modcap": build(ROOT / "infra/image/Dockerfile", ROOT, kept),
             "postgres": postgres(kept),
+            "caddy": caddy(kept),
         }
         self.network = Network(f"modcap{os.getpid()}")
         self.hosts = {name: self._hosts_of(service) for name, service in self.services.items()}
@@ -79,7 +84,7 @@ class Deployment:
         home = {"HOME": _account(root, user).home, "USER": user, "LOGNAME": user}
         environment = {**home, **image.environment, **service.environment}
         host = self.network.add(name, root, user, environment)
-        host.folder = image.folder
+        host.folder, host.aliases = image.folder, service.aliases
         for source, place in service.volumes:
             host.mounts[place] = self._volume(host, source, place)
         return host
@@ -90,7 +95,7 @@ class Deployment:
     def _volume(self, host: Host, source: str, place: str) -> Path:
         """A volume is its user's; a file is mounted as it is."""
         inside = host.root.own / place.lstrip("/")
-        if source.startswith("."):
+        if source.startswith((".", "/")):
             inside.parent.mkdir(parents=True, exist_ok=True)
             inside.touch()
             return (FILE.parent / source).resolve()
@@ -105,13 +110,16 @@ class Deployment:
     def _client(self) -> Host:
         image = self.images["modcap"]
         root = Root(self.folder / "hosts/client", image.layers)
-        worker = self.services["worker"].environment  # the variables that docs/deploy.md names
+        worker = self.services["worker"]  # it has the variables that docs/deploy.md names
         account = _account(root, image.user)
         home = {"HOME": account.home, "USER": image.user, "LOGNAME": image.user}
-        host = self.network.add("client", root, image.user, {**home, **image.environment, **worker})
+        environment = {**home, **image.environment, **worker.environment}
+        host = self.network.add("client", root, image.user, environment)
         host.folder = "/work"
-        (root.own / "work").mkdir()
+        (root.own / "work").mkdir(parents=True)
         host.mounts["/work"] = ROOT / "examples"
+        for source, place in worker.volumes:
+            host.mounts[place] = self._volume(host, source, place)
         return host
 
     def up(self) -> None:
@@ -149,6 +157,20 @@ class Deployment:
         for host in self.hosts[name]:
             host.stop(grace)
 
+    def grow(self, name: str) -> Host:
+        """One more host of a service, which starts at once."""
+        number = 1 + sum(known.startswith(f"{name}-") for known in self.network.hosts)
+        host = self._host(f"{name}-{number}", self.services[name])
+        self.network.name(host)
+        host.start(self._command(self.services[name]))
+        self.hosts[name].append(host)
+        return host
+
+    def shrink(self, name: str, host: Host) -> None:
+        """Takes a host away, as when its power goes."""
+        self.hosts[name].remove(host)
+        host.stop(grace=0)
+
     def wait(self, name: str) -> None:
         """Until its health check says yes."""
         health = self.services[name].health
@@ -167,14 +189,17 @@ class Deployment:
     def _asked(host: Host, command: tuple[str, ...]) -> str | None:
         if not host.running:
             return "it does not run"
-        done = host.run(*command, timeout=60)
+        try:
+            done = host.run(*command, timeout=60)
+        except subprocess.TimeoutExpired:
+            return "no answer in a minute"
         return None if done.returncode == 0 else done.stderr[-500:] or "no"
 
     def _tend(self) -> None:
         """restart: unless-stopped."""
         while not self._over.wait(1):
             for name, hosts in self.hosts.items():
-                for host in hosts:
+                for host in [*hosts]:
                     if name not in self._stopped and host.started and not host.running:
                         host.start(self._command(self.services[name]))
 
@@ -183,6 +208,15 @@ class Deployment:
         if self._tender.is_alive():
             self._tender.join()
         self.network.close()
+
+
+def _tls(folder: Path) -> dict[str, str]:
+    """The variables of tls.yaml, with an authority of this deployment's own."""
+    folder.mkdir(parents=True)
+    files = certificates(folder, NAME)
+    names = {"ca": "AUTHORITY", "cert": "CERTIFICATE", "key": "KEY"}
+    files["ca"].chmod(0o644)  # everybody reads it, as the certificate of an authority may be
+    return {"TLS_NAME": NAME, **{f"TLS_{n}": str(files[key]) for key, n in names.items()}}
 
 
 class _Account(NamedTuple):

@@ -137,10 +137,14 @@ class Network:
 
     def name_all(self) -> None:
         """Every host that is not running yet learns the names of all."""
-        names = [f"{host.address} {host.name}" for host in self.hosts.values()]
         for host in self.hosts.values():
-            host.root.write("etc/hosts", "\n".join(["127.0.0.1 localhost", *names, ""]))
-            host.root.write("etc/resolv.conf", "")
+            self.name(host)
+
+    def name(self, host: Host) -> None:
+        """A host that is not running yet learns the names of all."""
+        names = [" ".join([h.address, h.name, *h.aliases]) for h in self.hosts.values()]
+        host.root.write("etc/hosts", "\n".join(["127.0.0.1 localhost", *names, ""]))
+        host.root.write("etc/resolv.conf", "")
 
     def cable(self, host: Host, plugged: bool) -> None:
         """Pulls the network cable of a host, or plugs it in."""
@@ -170,6 +174,7 @@ class Host:
         self.name, self.address, self.space, self.root = name, address, space, root
         self.user, self.environment = user, dict(environment)
         self.mounts: dict[str, Path] = {}
+        self.aliases: tuple[str, ...] = ()
         self.folder = "/"
         self._main: subprocess.Popen[bytes] | None = None
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.deployed.hosts import Root
 
-__all__ = ["Image", "build", "postgres"]
+__all__ = ["Image", "build", "caddy", "postgres"]
 
 _ENVIRONMENT = "/image"
 _PATH = f"{_ENVIRONMENT}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -62,6 +62,16 @@ def postgres(kept: Path) -> Image:
     image = Image((), {"PATH": _PATH})
     text = f"{have} || ({install})"
     return _layer(image, f"postgres {packages}", kept, lambda root: _run(root, image, text))
+
+
+def caddy(kept: Path) -> Image:
+    """Caddy, as Debian has it: its program alone."""
+    image = Image((), {"PATH": _PATH})
+    text = (
+        "command -v caddy >/dev/null || { cd /tmp && apt-get update && apt-get download caddy && "
+        "dpkg --extract caddy_*.deb caddy && install caddy/usr/bin/caddy /usr/bin/; }"
+    )
+    return _layer(image, f"caddy {text}", kept, lambda root: _run(root, image, text))
 
 
 def _steps(text: str) -> Iterator[tuple[str, str]]:

@@ -16,20 +16,14 @@ import ray
 from modcap.infra import local
 from modcap.tasks.storage.store import Store
 
-FIRST = {  # of two processes, the one whose stack these files share: half of the work
-    *("test_classes", "test_damage", "test_leases", "test_memory", "test_other_users"),
-    *("test_policies", "test_store", "test_sweep", "test_web_pages"),
-}
 LOGINS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups, wherever pytest was started
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker(pytest.mark.integration)
-            group = "stack" if item.path.stem in FIRST else "another stack"
-            item.add_marker(pytest.mark.xdist_group(group))  # a stack is used by one process
+            item.add_marker(pytest.mark.xdist_group("stack"))  # one stack, in one process
 
 
 @pytest.fixture(scope="session")

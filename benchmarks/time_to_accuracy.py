@@ -47,6 +47,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "rounding to nearest, corrected, tuned 100": steps(0, tuning=100, **NEAREST),
     "rounding to nearest, corrected, tuned 300": steps(0, tuning=300, **NEAREST),
     "rounding to nearest, corrected, tuned 1000": steps(0, tuning=1000, **NEAREST),
+    "layer-wise, corrected": steps(0, rounding_start="layer-wise", **NEAREST),
+    "layer-wise, corrected, tuned 300, integers too": steps(
+        0, rounding_start="layer-wise", tuning=300, tuning_rounding_rate=2e-3, **NEAREST
+    ),
     "sequential, 100 steps": steps(100),
     "sequential, 100 steps, tuned 100": steps(100, tuning=100),
     "sequential, 100 steps, tuned 300": steps(100, tuning=300),
@@ -64,6 +68,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         0, tuning=1000, tuning_rounding_rate=2e-3, **NEAREST
     ),
     "quick": {"k": 0},
+    "quick, from layer-wise at low rates": {
+        "k": 0,
+        "rounding_start": "layer-wise",
+        "optimiser": {
+            "rounding": {"name": "straight-through", "rate": 1e-2},
+            "weight_scale_rate": 1e-4,
+            "bias_rate": 1e-4,
+            "scale_rate": 1e-2,
+        },
+    },
     "quick, soft rounding": {"k": 0, "optimiser": SOFT},
     "quick, tuned 600": {"k": 0, "tuning": 600},
     "quick, 300 steps": {"k": 0, "optimiser": {"iterations": 300}},

@@ -348,7 +348,7 @@ class Recipe(BitFields):
 
     @classmethod
     def preset(cls, name: str, /, **values: Any) -> Recipe:
-        """The preset ``name`` (``paper`` or ``quick``) with ``values`` laid over it."""
+        """The preset ``name`` (``paper``, ``quick`` or ``fast``) with ``values`` laid over it."""
         from modcap.recipe.presets import PRESETS
 
         if name not in PRESETS:

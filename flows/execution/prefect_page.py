@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import cast
-from uuid import UUID
 
-from prefect import get_run_logger
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect import get_client, get_run_logger
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import FlowRunContext
 
 from modcap.flows.execution.followers import Standing
@@ -21,13 +19,25 @@ __all__ = ["shown_in_prefect"]
 def shown_in_prefect(progress: Progress) -> Iterator[None]:
     """While a flow run does its work: a bar among its artifacts, and every line that stays on the
     terminal in its log. Outside a flow run, nothing."""
-    if FlowRunContext.get() is None:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
         yield
         return
-    bar = cast(UUID, create_progress_artifact(0.0, key="progress", description="jobs done"))
+    new = ArtifactCreate(
+        type="progress",
+        key="progress",
+        description="jobs done",
+        data=0.0,
+        flow_run_id=context.flow_run.id,
+    )
+    # not by prefect.artifacts, whose functions leave a client with an open connection behind
+    with get_client(sync_client=True) as client:
+        bar = client.create_artifact(new).id
 
     def tell(standing: Standing) -> None:
-        update_progress_artifact(bar, standing.percent, _said(standing))
+        now = ArtifactUpdate(data=standing.percent, description=_said(standing))
+        with get_client(sync_client=True) as client:
+            client.update_artifact(bar, now)
 
     with progress.logged_by(get_run_logger().info), progress.followed_by(tell):
         yield

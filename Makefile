@@ -57,6 +57,7 @@ bench-scan: ## A thousand small checkpoints in one scan; QUICK=1, too
 bench-deployed: ## Memory, CPU and growth of the services of Compose; root; QUICK=1, too
 bench-time_to_accuracy: ## Cheap recipes beside the published one, for hours; QUICK=1, too
 bench-mixed: ## Bits of layers chosen against uniform ones, at equal bytes; QUICK=1, too
+bench-natural: ## Networks with ImageNet weights on photographs of 224 pixels; QUICK=1, too
 bench-breadth: ## Which networks of torchvision and timm are captured; QUICK=1, too
 bench-%: env
 	$(BIN)/python -m benchmarks.$* $(if $(QUICK),--quick) $(ARGS)

@@ -27,7 +27,7 @@ RECIPE = (
     "capacity-scale correction device first-last-bits float gpus groups homogeneity iterations "
     "iterations-per k-search "
     "path-share positions precision preset recipe relative-scale-rate rounding scale-exponent "
-    "scale-rate scales schedule selection sensitivity-images shared-prefix stride-coefficient "
+    "rounding-start scale-rate scales schedule selection sensitivity-images shared-prefix stride-coefficient "
     "threads tuning tuning-rate tuning-rounding-rate weight-scale-rate weights"
 )
 AXES = "a-bits budget k method w-bits"
@@ -37,7 +37,7 @@ BOUNDS = "max-bytes max-drop"
 FLAGS = {
     "quantize": f"{RECIPE} {AXES} {BOUNDS} {REQUEST} seed compare no-compare json",
     "capacity": f"{RECIPE} {AXES} {BOUNDS} {IMAGES} seed json",
-    "evaluate": "arch checkpoint classes data eval-images json metric preprocess",
+    "evaluate": "arch checkpoint classes data device eval-images json metric preprocess",
     "export": "format json opset out",
     "plan": (
         f"{RECIPE} {AXES} {BOUNDS} {REQUEST} seed seeds checkpoint json picture price-per-hour "
@@ -48,7 +48,7 @@ FLAGS = {
     "report": "json output",
     "scan": "json policy",
     "promote": (
-        "against alias data eval-images json max-bytes max-drop metric min-top1 rollback version"
+        "against alias data device eval-images json max-bytes max-drop metric min-top1 rollback version"
     ),
     "stack run": "",
     "store gc": "dry-run force json older-than",

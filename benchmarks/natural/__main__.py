@@ -6,7 +6,7 @@
 Downloads packages of photographs and of weights. An answer agrees where the largest logit is that
 of full precision; it is sure where full precision gives it a probability of more than a half. Both
 are of test photographs that calibration did not see. Seconds are of one processor core. Writes
-benchmarks/results/natural.json and the table of docs/speed.md.
+benchmarks/results/natural.json and the table of docs/natural.md.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def main() -> None:
     path = results("natural", args.quick)
     rows = collect_as_asked(args, path, IDENTITY, tasks(args.quick))
     if not args.quick:
-        publish("speed.md", "natural", table(rows))
+        publish("natural.md", "natural", table(rows))
     print(table(rows))
 
 

@@ -27,8 +27,8 @@ RECIPE = (
     "capacity-scale correction device first-last-bits float gpus groups homogeneity iterations "
     "iterations-per k-search "
     "path-share positions precision preset recipe relative-scale-rate rounding scale-exponent "
-    "rounding-start scale-rate scales schedule selection sensitivity-images shared-prefix stride-coefficient "
-    "threads tuning tuning-rate tuning-rounding-rate weight-scale-rate weights"
+    "rounding-start scale-rate scales schedule selection sensitivity-images shared-prefix "
+    "stride-coefficient threads tuning tuning-rate tuning-rounding-rate weight-scale-rate weights"
 )
 AXES = "a-bits budget k method w-bits"
 IMAGES = "arch classes data preprocess strict"
@@ -48,7 +48,8 @@ FLAGS = {
     "report": "json output",
     "scan": "json policy",
     "promote": (
-        "against alias data device eval-images json max-bytes max-drop metric min-top1 rollback version"
+        "against alias data device eval-images json max-bytes max-drop metric min-top1 rollback "
+        "version"
     ),
     "stack run": "",
     "store gc": "dry-run force json older-than",

@@ -25,7 +25,7 @@ from tests.deployed.deployment import Deployment, deployed
 from tests.deployed.hosts import Host
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_NETWORK = "/work/fashion_mnist/checkpoints/resnet18_narrow.safetensors"
+_NETWORK = "fashion_mnist/checkpoints/resnet18_narrow.safetensors"
 _GRID = (
     *("--checkpoint", _NETWORK, "--arch", "modcap.zoo:resnet18_narrow", "--data", "fashion-mnist"),
     *("--calibration", "64", "--iterations", "100", "--batch-size", "16", "--eval-images", "500"),

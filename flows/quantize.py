@@ -24,6 +24,7 @@ from modcap.flows.requests.asked import Request
 from modcap.flows.requests.request import Prepared, prepare, say
 from modcap.jobs.plan import CellPlan, Plan
 from modcap.ptq.measured import Scale
+from modcap.ptq.settings import RoundingStart
 from modcap.recipe import CapacityKind, Recipe
 from modcap.tasks.storage.store import Store
 from modcap.tasks.workers.gpus import has_gpu
@@ -117,17 +118,19 @@ def _variants(prepared: Prepared) -> dict[str, Prepared]:
     """The request beside what it has to beat: nearest rounding, and the same without joining."""
     recipe = prepared.request.recipe
     variants = {"main": prepared}
-    if recipe.method.learns:
-        plain = prepared.exporting(())
+    plain = prepared.exporting(())
+    layer_wise = recipe.rounding_start is RoundingStart.LAYER_WISE
+    if recipe.method.learns or layer_wise:
         variants["rtn"] = plain.with_recipe(rounding_to_nearest(recipe), "rtn")
-        if recipe.k != 0 and not (recipe.capacity is CapacityKind.NONE and recipe.k is None):
-            variants["k=0"] = plain.with_recipe(unjoined(recipe), "k=0")
+    unmeasured = recipe.capacity is CapacityKind.NONE and recipe.k is None
+    if recipe.method.learns and recipe.k != 0 and not unmeasured:
+        variants["k=0"] = plain.with_recipe(unjoined(recipe), "k=0")
     return variants
 
 
 def rounding_to_nearest(recipe: Recipe) -> Recipe:
     """The same bits by plain rounding."""
-    plain = {"correction": False, "tuning": 0}
+    plain = {"correction": False, "tuning": 0, "rounding_start": "nearest"}
     return Recipe.make(unjoined(recipe).model_dump(mode="json") | plain | {"method": "rtn"})
 
 
@@ -148,6 +151,8 @@ def _comparison(
         value = scale.value(found)
         k = results[cell.select].meta["k"]
         method = recipe.method.name
+        if not recipe.method.learns and recipe.rounding_start is RoundingStart.LAYER_WISE:
+            method = recipe.rounding_start.value
         labels = {"rtn": "rtn", "k=0": f"{method} k=0"}
         rows.append(
             {

@@ -274,6 +274,7 @@ def test_the_baselines_of_a_report_are_plain() -> None:
     assert (nearest.method.name, nearest.k, nearest.w_bits) == ("rtn", 0, 2)
     assert (nearest.corrects, nearest.tuning_steps) == (False, 0)
     assert (unjoined(recipe).k, unjoined(recipe).tuning_steps) == (0, 7)
+    assert rounding_to_nearest(make_recipe("fast", None, {})).rounding_start == "nearest"
 
 
 def axes_of(**typed: str) -> dict[str, Any]:

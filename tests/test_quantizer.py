@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modcap.quantization.affine import dequantize, fake_quantize, levels, quantize
-from modcap.quantization.scale_search import _spread, search_scale
+from modcap.quantization.scale_search import spread, search_scale
 
 FINITE = st.floats(-100, 100, width=32)
 
@@ -96,7 +96,7 @@ def test_error_falls_with_bits() -> None:
 )
 def test_the_sample_of_a_search_misses_no_pixel_or_channel(shape: tuple[int, ...]) -> None:
     count = math.prod(shape)
-    places = _spread(count, 1 << 14)
+    places = spread(count, 1 << 14)
     assert len(places.unique()) == 1 << 14
     for size, found in zip(shape, np.unravel_index(places.numpy(), shape), strict=True):
         share = np.bincount(found, minlength=size) * size / len(places)

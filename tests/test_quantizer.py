@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modcap.quantization.affine import dequantize, fake_quantize, levels, quantize
-from modcap.quantization.scale_search import spread, search_scale
+from modcap.quantization.scale_search import search_scale, spread
 
 FINITE = st.floats(-100, 100, width=32)
 

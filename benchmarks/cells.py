@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.places import CHECKPOINTS, HOME, ROOT
+from benchmarks.pages import publish
+from benchmarks.places import CHECKPOINTS, HOME, ROOT, results
 from modcap.checkpoints import checkpoint
 from modcap.checkpoints.published_preprocess import published_preprocess
 from modcap.core.serialization import Result, canonical, decode, digest, encode
@@ -130,6 +131,25 @@ def collect_as_asked(
     if args.fresh:
         forget()
     return collect(path, names, () if args.tables else tasks, args.workers, args.fresh)
+
+
+def collect_and_publish(
+    doc: str | None,
+    name: str,
+    names: Sequence[str],
+    tasks: Callable[[bool], Sequence[Task]],
+    table: Callable[[list[dict[str, Any]]], str],
+    page: str,
+    mark: str,
+) -> None:
+    """The command line of a benchmark whose rows make one table: on the terminal, and, but for the
+    short form, at ``mark`` of docs/``page``."""
+    args = arguments(doc, 1).parse_args()
+    path = results(name, args.quick)
+    rows = collect_as_asked(args, path, names, tasks(args.quick))
+    if not args.quick:
+        publish(page, mark, table(rows))
+    print(table(rows))
 
 
 def identity(row: dict[str, Any], names: Sequence[str]) -> str:

@@ -20,12 +20,9 @@ from benchmarks.cells import (
     Setting,
     Task,
     Variant,
-    arguments,
-    collect_as_asked,
+    collect_and_publish,
     short,
 )
-from benchmarks.pages import publish
-from benchmarks.places import results
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "as usual": {},
@@ -85,14 +82,7 @@ def _difference(found: float | None, usual: float | None) -> str:
     return "" if found is None or usual is None else f"{found - usual:+.2f}"
 
 
-def main() -> None:
-    args = arguments(__doc__, 1).parse_args()
-    path = results("integer_cost", args.quick)
-    rows = collect_as_asked(args, path, IDENTITY, tasks(args.quick))
-    if not args.quick:
-        publish("export.md", "integer cost", table(rows))
-    print(table(rows))
-
-
 if __name__ == "__main__":
-    main()
+    collect_and_publish(
+        __doc__, "integer_cost", IDENTITY, tasks, table, "export.md", "integer cost"
+    )

@@ -25,12 +25,9 @@ from benchmarks.cells import (
     Setting,
     Task,
     Variant,
-    arguments,
-    collect_as_asked,
+    collect_and_publish,
     short,
 )
-from benchmarks.pages import publish
-from benchmarks.places import results
 from modcap.export.artifact_size import artifact_bytes
 from modcap.recipe import Recipe
 
@@ -127,14 +124,5 @@ def _spread(gains: Sequence[float]) -> str:
     return mean if len(gains) == 1 else f"{mean} ({min(gains):+.2f} to {max(gains):+.2f})"
 
 
-def main() -> None:
-    args = arguments(__doc__, 1).parse_args()
-    path = results("mixed", args.quick)
-    rows = collect_as_asked(args, path, IDENTITY, tasks(args.quick))
-    if not args.quick:
-        publish("bits.md", "mixed precision", table(rows))
-    print(table(rows))
-
-
 if __name__ == "__main__":
-    main()
+    collect_and_publish(__doc__, "mixed", IDENTITY, tasks, table, "bits.md", "mixed precision")

@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 import modcap
 from benchmarks import cells
-from benchmarks.cells import Known, Task, arguments, collect_as_asked, identity
-from benchmarks.pages import publish
-from benchmarks.places import CHECKPOINTS, results
+from benchmarks.cells import Known, Task, collect_and_publish, identity
+from benchmarks.places import CHECKPOINTS
 from modcap import zoo
 from modcap.checkpoints import _torchvision, checkpoint
 from modcap.data import sources as data
@@ -200,14 +199,5 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    args = arguments(__doc__, 1).parse_args()
-    path = results("runtime", args.quick)
-    rows = collect_as_asked(args, path, IDENTITY, tasks(args.quick))
-    if not args.quick:
-        publish("export.md", "runtime", table(rows))
-    print(table(rows))
-
-
 if __name__ == "__main__":
-    main()
+    collect_and_publish(__doc__, "runtime", IDENTITY, tasks, table, "export.md", "runtime")

@@ -26,15 +26,13 @@ from benchmarks.cells import (
     Setting,
     Task,
     Variant,
-    arguments,
-    collect_as_asked,
+    collect_and_publish,
     grouped,
     seconds,
     spread,
 )
 from benchmarks.natural import networks, photographs
-from benchmarks.pages import publish
-from benchmarks.places import HOME, results
+from benchmarks.places import HOME
 from modcap.checkpoints import checkpoint
 from modcap.data.image_set import ImageSet
 from modcap.export import artifact
@@ -185,14 +183,5 @@ def _mean(rows: Sequence[dict[str, Any]], name: str) -> str:
     return f"{values[0]:.1f}" if len(values) == 1 else spread(values)
 
 
-def main() -> None:
-    args = arguments(__doc__, 1).parse_args()
-    path = results("natural", args.quick)
-    rows = collect_as_asked(args, path, IDENTITY, tasks(args.quick))
-    if not args.quick:
-        publish("natural.md", "natural", table(rows))
-    print(table(rows))
-
-
 if __name__ == "__main__":
-    main()
+    collect_and_publish(__doc__, "natural", IDENTITY, tasks, table, "natural.md", "natural")

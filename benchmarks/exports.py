@@ -30,7 +30,7 @@ from modcap.checkpoints import checkpoint
 from modcap.data import sources as data
 from modcap.export import Export, save
 from modcap.export.onnx_check import session_of
-from modcap.export.onnx_graph import INPUT, OUTPUT
+from modcap.export.onnx_graph import INPUT
 from modcap.jobs.job import REVISION
 
 WIDTHS = ((8, 8), (4, 8), (4, 4), (3, 3), (2, 4), (2, 2))
@@ -87,7 +87,7 @@ def measure(name: str, widths: tuple[int, int], quick: bool, known: Known) -> li
 
 def onnx_runner(file: bytes) -> Callable[[Tensor], Tensor]:
     session = session_of(file, "the file")
-    return lambda x: torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])
+    return lambda x: torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
 
 
 def pt2_runner(file: bytes) -> Callable[[Tensor], Tensor]:

@@ -30,7 +30,8 @@ from modcap.flows.registry.publish import _metrics
 from modcap.flows.registry.version_tags import scale_of, tags_of
 from modcap.flows.requests.description import Description, describe, ready
 from modcap.flows.requests.gate import Gate
-from modcap.flows.requests.request import BadImages, prepare
+from modcap.flows.requests.request import prepare
+from modcap.flows.requests.request_images import BadImages
 from modcap.flows.requests.scan_policy import Manifest, Rule
 from modcap.flows.sweep import _best
 from modcap.jobs.job import Cell

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from modcap.flows.requests.blame import Fault, fault_of
 from modcap.flows.requests.candidate import Candidate, Claim
 from modcap.flows.requests.description import Description, describe
-from modcap.flows.requests.request import local_path, prepare_all
+from modcap.flows.requests.local_path import local_path
+from modcap.flows.requests.request import prepare_all
 from modcap.flows.requests.scan_policy import Manifest
 from modcap.tasks.storage.store import Store
 from modcap.tasks.workers.child import Tell, serve

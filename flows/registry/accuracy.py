@@ -24,11 +24,11 @@ from modcap.flows.registry.evaluated import Evaluated, evaluated_at
 from modcap.flows.registry.figures import Figures, figures_of, metric_for
 from modcap.flows.registry.placed import device_here, placed
 from modcap.flows.registry.stored_network import stored_network
-from modcap.flows.requests.request import (
+from modcap.flows.requests.local_path import local_path
+from modcap.flows.requests.request_images import (
     classes_of,
     evaluation_images,
     images_of,
-    local_path,
     measured,
     pool_of,
 )

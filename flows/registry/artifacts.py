@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modcap.core.errors import InputError
 from modcap.core.messages import first_line
 from modcap.core.serialization import expect
-from modcap.flows.requests.request import local_path
+from modcap.flows.requests.local_path import local_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -25,7 +25,7 @@ from modcap.export import Known, exporter_of, metadata_of_pt2
 from modcap.export.artifact import unpack_network
 from modcap.flows.registry.artifacts import REGISTRY, artifact_at
 from modcap.flows.registry.placed import placed
-from modcap.flows.requests.request import local_path
+from modcap.flows.requests.local_path import local_path
 from modcap.graph.outputs import join_values
 
 __all__ = ["Evaluated", "evaluated_at"]

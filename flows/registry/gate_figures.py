@@ -24,7 +24,7 @@ from modcap.flows.registry.placed import device_here, placed
 from modcap.flows.registry.stored_network import stored_network
 from modcap.flows.registry.version_artifact import artifact_of_version
 from modcap.flows.requests.gate import Gate
-from modcap.flows.requests.request import evaluation_images, images_of, measured, pool_of
+from modcap.flows.requests.request_images import evaluation_images, images_of, measured, pool_of
 from modcap.graph.outputs import join_values
 from modcap.ptq.measured import Scale
 from modcap.ptq.metrics import Metric

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from modcap.core.errors import InputError, ModcapError, Unavailable
 from modcap.core.messages import first_line
-from modcap.flows.requests.request import BadImages
+from modcap.flows.requests.request_images import BadImages
 from modcap.tasks.storage.objects import Missing
 
 __all__ = ["Fault", "fault_of"]

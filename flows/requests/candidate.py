@@ -13,8 +13,8 @@ from modcap.core.errors import InputError
 from modcap.core.messages import parse
 from modcap.flows.requests.asked import Request
 from modcap.flows.requests.documents import read_mapping
+from modcap.flows.requests.local_path import local_path
 from modcap.flows.requests.permissions import Permissions
-from modcap.flows.requests.request import local_path
 from modcap.flows.requests.scan_policy import Choice, Manifest, Rule
 
 __all__ = ["Candidate", "Claim"]

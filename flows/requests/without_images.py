@@ -14,7 +14,8 @@ from modcap.core.errors import InputError
 from modcap.data import sources
 from modcap.data.image_set import ImageSet
 from modcap.flows.requests.asked import Request
-from modcap.flows.requests.request import Prepared, check_recipe, local_path, prepare
+from modcap.flows.requests.local_path import local_path
+from modcap.flows.requests.request import Prepared, check_recipe, prepare
 from modcap.graph.network import build
 from modcap.jobs.job import Cell
 from modcap.ptq.metric_name import MetricName
